@@ -1,0 +1,223 @@
+//! The configuration as validated types: what every part is told, with the contract's defaults.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limit::Limit;
+
+/// `[queue]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueConfig {
+    /// Queueing and back-off together; no attempt starts after it.
+    pub max_wait: Duration,
+    /// Calls that may wait at once.
+    pub max_waiting: usize,
+    /// Bytes of bodies that may wait at once.
+    pub max_bytes: u64,
+    /// Shares of the room while classes contend, by [`crate::call::Priority::index`].
+    pub priorities: [u32; 3],
+    /// Share of each level left free by lower classes while a higher one was active in the last 10 minutes. 0 to 1.
+    pub reserve: f64,
+    /// Shares between tenants of one class; 1 where not named.
+    pub weights: BTreeMap<Arc<str>, u32>,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            max_wait: Duration::from_secs(240),
+            max_waiting: 10_000,
+            max_bytes: 512 << 20,
+            priorities: [1, 4, 8],
+            reserve: 0.5,
+            weights: BTreeMap::new(),
+        }
+    }
+}
+
+/// How random the delay before a retry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Jitter {
+    /// Exactly the delay.
+    None,
+    /// Anything up to the delay. Source: AWS, "Exponential Backoff and Jitter".
+    #[default]
+    Full,
+    /// Half the delay and up to half on top.
+    Equal,
+    /// Between the base delay and three times the delay before.
+    Decorrelated,
+    /// The delay and up to a quarter on top.
+    Additive,
+}
+
+/// `[retry.strategy.NAME]`: what is different for one error class or code. `None`: as in `[retry]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RetryStrategyConfig {
+    /// Sends, the first included.
+    pub max_attempts: Option<u32>,
+    /// Delay before the first retry.
+    pub base_delay: Option<Duration>,
+    /// Bound of our own delays.
+    pub max_delay: Option<Duration>,
+    /// Growth from retry to retry.
+    pub backoff_multiplier: Option<f64>,
+}
+
+/// `retry.budget`: retries may not exceed this share of calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudgetConfig {
+    /// Retries per call.
+    pub ratio: f64,
+    /// Retries a second that are allowed however few calls there are.
+    pub min_per_second: u32,
+}
+
+/// `[retry]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryConfig {
+    /// Sends, the first included.
+    pub max_attempts: u32,
+    /// How long one attempt may take. `None`: no bound.
+    pub attempt_timeout: Option<Duration>,
+    /// How long a call may take from its arrival. `None`: no bound.
+    pub total_timeout: Option<Duration>,
+    /// Delay before the first retry.
+    pub base_delay: Duration,
+    /// Bound of our own delays; a server's longer wait is honoured up to the deadline.
+    pub max_delay: Duration,
+    /// Growth from retry to retry.
+    pub backoff_multiplier: f64,
+    /// How random delays are.
+    pub jitter: Jitter,
+    /// Statuses worth a retry.
+    pub retryable_status_codes: Vec<u16>,
+    /// Error classes or codes worth a retry.
+    pub retryable_errors: Vec<String>,
+    /// Factor on delays, by [`crate::call::Priority::index`].
+    pub priority_factor: [f64; 3],
+    /// Bound on retries as a share of calls.
+    pub budget: RetryBudgetConfig,
+    /// By error class or code.
+    pub strategies: BTreeMap<String, RetryStrategyConfig>,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            max_attempts: 3,
+            attempt_timeout: None,
+            total_timeout: Some(Duration::from_secs(600)),
+            base_delay: Duration::from_secs(1),
+            max_delay: Duration::from_secs(30),
+            backoff_multiplier: 2.0,
+            jitter: Jitter::Full,
+            retryable_status_codes: vec![408, 409, 429, 500, 502, 503, 504],
+            retryable_errors: [
+                "rate_limit_exceeded",
+                "model_overloaded",
+                "timeout",
+                "connection_error",
+                "temporary_error",
+            ]
+            .map(String::from)
+            .to_vec(),
+            priority_factor: [1.5, 1.0, 0.5],
+            budget: RetryBudgetConfig { ratio: 0.2, min_per_second: 10 },
+            strategies: BTreeMap::from([(
+                "model_overloaded".to_owned(),
+                RetryStrategyConfig {
+                    max_attempts: Some(5),
+                    base_delay: Some(Duration::from_secs(10)),
+                    max_delay: Some(Duration::from_secs(60)),
+                    backoff_multiplier: None,
+                },
+            )]),
+        }
+    }
+}
+
+/// `[breaker]`: one breaker per account and model group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerConfig {
+    /// Consecutive failures that open it.
+    pub failure_threshold: u32,
+    /// Share of failures within `monitoring_period` that opens it.
+    pub failure_rate: f64,
+    /// The window in which calls are counted.
+    pub monitoring_period: Duration,
+    /// Calls in the window before a rate counts.
+    pub minimum_calls: u32,
+    /// Where more than one tenant was active, failures must come from so many.
+    pub min_tenants: u32,
+    /// Calls slower than this to their first byte count as slow. `None`: off.
+    pub slow_call_duration: Option<Duration>,
+    /// Share of slow calls within the window that opens it.
+    pub slow_call_rate: f64,
+    /// How long it stays open the first time.
+    pub recovery_timeout: Duration,
+    /// Probes at once, and successes that close it.
+    pub half_open_max_calls: u32,
+    /// After closing, traffic comes back as a ramp over this, at most as long as it was open.
+    pub expected_recovery_time: Duration,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self {
+            failure_threshold: 5,
+            failure_rate: 0.5,
+            monitoring_period: Duration::from_secs(300),
+            minimum_calls: 10,
+            min_tenants: 2,
+            slow_call_duration: None,
+            slow_call_rate: 0.8,
+            recovery_timeout: Duration::from_secs(60),
+            half_open_max_calls: 3,
+            expected_recovery_time: Duration::from_secs(120),
+        }
+    }
+}
+
+/// How an upstream charges tokens when it admits a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TokenCharge {
+    /// The input.
+    Input,
+    /// Input and the ceiling on output together.
+    InputPlusMax,
+    /// The larger of input and the ceiling on output.
+    Max,
+    /// What the call really used, once it has ended.
+    Usage,
+    /// Found out from its replies.
+    #[default]
+    Learned,
+}
+
+/// What the core must know of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamPolicy {
+    /// As in `upstream.name`; the part of an account before `#`.
+    pub name: Arc<str>,
+    /// Whether an implicit mirror limit per account and model group follows its headers.
+    pub learn_limits: bool,
+    /// How it charges tokens.
+    pub token_charge: TokenCharge,
+}
+
+/// Everything that a `Gate` is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// `[limit.NAME]`, in the file's order.
+    pub limits: Vec<Limit>,
+    /// `[queue]`.
+    pub queue: QueueConfig,
+    /// `[retry]`.
+    pub retry: RetryConfig,
+    /// `[breaker]`.
+    pub breaker: BreakerConfig,
+    /// `[[upstream]]`, as far as the core is concerned; an account of any other upstream learns everything.
+    pub upstreams: Vec<UpstreamPolicy>,
+}

@@ -1,0 +1,15 @@
+//! The decision core of tidegate: one pure state machine that says which call may go, when, and what its end means.
+//!
+//! Nothing here reads a clock, sleeps, locks, draws randomness it was not handed, or does I/O. Every input carries `now`;
+//! everything that follows from it comes out of [`gate::Gate::poll_output`]. The tokio driver in the crate `tidegate`,
+//! the planner and the simulation in the tests all drive the same code.
+
+pub mod call;
+pub mod config;
+pub mod cost;
+pub mod fault;
+pub mod limit;
+pub mod openai;
+pub mod outcome;
+pub mod refusal;
+pub mod time;
