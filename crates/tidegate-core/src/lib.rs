@@ -4,12 +4,19 @@
 //! everything that follows from it comes out of [`gate::Gate::poll_output`]. The tokio driver in the crate `tidegate`,
 //! the planner and the simulation in the tests all drive the same code.
 
+pub mod backoff;
+pub mod breaker;
+pub mod bucket;
 pub mod call;
 pub mod config;
 pub mod cost;
 pub mod fault;
+mod learn;
 pub mod limit;
 pub mod openai;
 pub mod outcome;
 pub mod refusal;
+pub mod retry;
+pub mod retry_budget;
 pub mod time;
+pub mod window;

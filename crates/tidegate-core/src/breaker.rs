@@ -1,0 +1,577 @@
+//! Decides whether calls may go to a service that has been failing: closed, open, half-open.
+//!
+//! Two signals open it, as in linkerd2 (a run of failures, or a rate once enough calls were seen), and slow calls if asked.
+//! Only faults of the service count: rate limits, callers' mistakes, callers' disconnects and their own timeouts never do.
+//! Every permit carries the generation it was given in, so that a late result of an older state counts for nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::config::BreakerConfig;
+use crate::fault::Fault;
+use crate::refusal::BreakerReport;
+use crate::time::{Time, micros_up};
+
+/// Bins of the monitoring period.
+const BINS: usize = 10;
+/// Tenants remembered at once; more than enough to tell one from several.
+const TENANTS: usize = 8;
+/// Reopened again and again, it stays open at most so many times as long as the first time.
+const LONGEST_OPEN: u64 = 10;
+
+/// The state that people and metrics see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BreakerState {
+    /// Calls go.
+    Closed,
+    /// None goes.
+    Open,
+    /// A few go, to try.
+    HalfOpen,
+    /// Closed by an operator: calls go whatever happens.
+    ForcedClosed,
+    /// Opened by an operator: none goes until told otherwise.
+    ForcedOpen,
+}
+
+impl BreakerState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Closed, Self::Open, Self::HalfOpen, Self::ForcedClosed, Self::ForcedOpen];
+
+    /// The word used in status, events and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+            Self::ForcedClosed => "forced_closed",
+            Self::ForcedOpen => "forced_open",
+        }
+    }
+}
+
+/// Leave to make one attempt. Must come back through [`Breaker::record`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerPermit {
+    generation: u32,
+    probe: bool,
+}
+
+impl BreakerPermit {
+    /// True if the attempt is a probe of a half-open breaker.
+    #[must_use]
+    pub const fn is_probe(self) -> bool {
+        self.probe
+    }
+}
+
+/// What the breaker says to one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerSays {
+    /// It may go.
+    Go,
+    /// Not before this instant.
+    NotBefore(Time),
+    /// Not before something changes: a probe ends, or an operator says so.
+    NotUntilChange,
+}
+
+/// How an attempt ended, to the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerResult {
+    /// The service did its part.
+    Good {
+        /// To the first byte.
+        first_byte_after: Option<Duration>,
+    },
+    /// The service failed.
+    Bad,
+    /// It says nothing of the service: a rate limit, a caller's mistake, a caller who left.
+    Ignored,
+}
+
+/// One breaker.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    config: Arc<BreakerConfig>,
+    state: BreakerState,
+    generation: u32,
+    run: u32,
+    run_tenants: SmallVec<[u64; TENANTS]>,
+    bins: [Counts; BINS],
+    bin: u64,
+    active: SmallVec<[(u64, Time); TENANTS]>,
+    failing: SmallVec<[(u64, Time); TENANTS]>,
+    opened_at: Time,
+    open_until: Time,
+    times_opened: u64,
+    last_open_micros: u64,
+    closed_at: Option<Time>,
+    probes: u32,
+    probe_successes: u32,
+    cause: Arc<str>,
+    last_status: Option<u16>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    good: u32,
+    bad: u32,
+    slow: u32,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    #[must_use]
+    pub fn new(config: Arc<BreakerConfig>) -> Self {
+        Self {
+            config,
+            state: BreakerState::Closed,
+            generation: 0,
+            run: 0,
+            run_tenants: SmallVec::new(),
+            bins: [Counts::default(); BINS],
+            bin: 0,
+            active: SmallVec::new(),
+            failing: SmallVec::new(),
+            opened_at: Time::ZERO,
+            open_until: Time::ZERO,
+            times_opened: 0,
+            last_open_micros: 0,
+            closed_at: None,
+            probes: 0,
+            probe_successes: 0,
+            cause: "".into(),
+            last_status: None,
+        }
+    }
+
+    /// The state at `now`; an open breaker whose time is over is still `open` until somebody asks to go.
+    #[must_use]
+    pub const fn state(&self) -> BreakerState {
+        self.state
+    }
+
+    /// Whether an attempt may go at `now`.
+    #[must_use]
+    pub fn says(&self, now: Time) -> BreakerSays {
+        match self.state {
+            BreakerState::Closed | BreakerState::ForcedClosed => BreakerSays::Go,
+            BreakerState::ForcedOpen => BreakerSays::NotUntilChange,
+            BreakerState::Open if now >= self.open_until => BreakerSays::Go,
+            BreakerState::Open => BreakerSays::NotBefore(self.open_until),
+            BreakerState::HalfOpen if self.probes < self.config.half_open_max_calls => BreakerSays::Go,
+            BreakerState::HalfOpen => BreakerSays::NotUntilChange,
+        }
+    }
+
+    /// Takes leave for an attempt after [`Breaker::says`] said go. An open breaker whose time is over becomes half-open.
+    pub fn permit(&mut self, now: Time) -> BreakerPermit {
+        if self.state == BreakerState::Open && now >= self.open_until {
+            self.enter(BreakerState::HalfOpen, now);
+        }
+        let probe = self.state == BreakerState::HalfOpen;
+        if probe {
+            self.probes += 1;
+        }
+        BreakerPermit { generation: self.generation, probe }
+    }
+
+    /// An attempt has ended, in whatever way. Returns the state before, if it changed.
+    pub fn record(
+        &mut self,
+        permit: BreakerPermit,
+        tenant: u64,
+        result: BreakerResult,
+        fault: Option<&Fault>,
+        now: Time,
+    ) -> Option<BreakerState> {
+        if permit.generation != self.generation {
+            return None;
+        }
+        if permit.probe {
+            self.probes = self.probes.saturating_sub(1);
+        }
+        let before = self.state;
+        match (self.state, result) {
+            (BreakerState::Closed, BreakerResult::Good { first_byte_after }) => {
+                self.run = 0;
+                self.run_tenants.clear();
+                let slow = self.is_slow(first_byte_after);
+                self.note_tenant(tenant, now, false);
+                let counts = self.counts(now);
+                counts.good += 1;
+                counts.slow += u32::from(slow);
+                if slow {
+                    self.open_if_too_slow(now);
+                }
+            }
+            (BreakerState::Closed, BreakerResult::Bad) => {
+                self.last_status = fault.and_then(|fault| fault.status);
+                self.note_tenant(tenant, now, true);
+                self.run = self.run.saturating_add(1);
+                if !self.run_tenants.contains(&tenant) && self.run_tenants.len() < TENANTS {
+                    self.run_tenants.push(tenant);
+                }
+                self.counts(now).bad += 1;
+                self.open_if_failing(now);
+            }
+            (BreakerState::HalfOpen, BreakerResult::Good { first_byte_after }) if !self.is_slow(first_byte_after) => {
+                self.probe_successes += 1;
+                if self.probe_successes >= self.config.half_open_max_calls {
+                    self.enter(BreakerState::Closed, now);
+                }
+            }
+            (BreakerState::HalfOpen, BreakerResult::Good { .. } | BreakerResult::Bad) => {
+                self.last_status = fault.and_then(|fault| fault.status).or(self.last_status);
+                self.cause = match self.last_status {
+                    Some(status) => format!("a probe failed, last {status}").into(),
+                    None => "a probe failed".into(),
+                };
+                self.enter(BreakerState::Open, now);
+            }
+            (_, BreakerResult::Ignored) | (BreakerState::ForcedClosed | BreakerState::ForcedOpen | BreakerState::Open, _) => {}
+        }
+        (self.state != before).then_some(before)
+    }
+
+    fn is_slow(&self, first_byte_after: Option<Duration>) -> bool {
+        matches!((self.config.slow_call_duration, first_byte_after), (Some(bound), Some(took)) if took > bound)
+    }
+
+    fn counts(&mut self, now: Time) -> &mut Counts {
+        let length = (micros_up(self.config.monitoring_period) / BINS as u64).max(1);
+        let bin = now.as_micros() / length;
+        if bin > self.bin {
+            for passed in 1..=(bin - self.bin).min(BINS as u64) {
+                self.bins[bin_slot(self.bin + passed)] = Counts::default();
+            }
+            if bin - self.bin > BINS as u64 {
+                self.bins = [Counts::default(); BINS];
+            }
+            self.bin = bin;
+        }
+        &mut self.bins[bin_slot(self.bin)]
+    }
+
+    fn totals(&self) -> Counts {
+        self.bins.iter().fold(Counts::default(), |sum, bin| Counts {
+            good: sum.good.saturating_add(bin.good),
+            bad: sum.bad.saturating_add(bin.bad),
+            slow: sum.slow.saturating_add(bin.slow),
+        })
+    }
+
+    fn note_tenant(&mut self, tenant: u64, now: Time, failed: bool) {
+        note(&mut self.active, tenant, now);
+        if failed {
+            note(&mut self.failing, tenant, now);
+        }
+    }
+
+    /// One tenant's poison cannot open it for all: where several were active, several must have failed.
+    fn enough_tenants(&self, failed: usize, now: Time) -> bool {
+        let active = recent(&self.active, now, self.config.monitoring_period);
+        failed >= active.min(self.config.min_tenants as usize)
+    }
+
+    fn open_if_failing(&mut self, now: Time) {
+        let status = self.last_status.map(|status| format!(", last {status}")).unwrap_or_default();
+        if self.run >= self.config.failure_threshold && self.enough_tenants(self.run_tenants.len(), now) {
+            self.cause = format!("{} failures in a row{status}", self.run).into();
+            self.enter(BreakerState::Open, now);
+            return;
+        }
+        let counts = self.totals();
+        let calls = counts.good + counts.bad;
+        let failed = recent(&self.failing, now, self.config.monitoring_period);
+        if calls >= self.config.minimum_calls
+            && f64::from(counts.bad) >= self.config.failure_rate * f64::from(calls)
+            && self.enough_tenants(failed, now)
+        {
+            self.cause = format!("{} of {calls} calls failed{status}", counts.bad).into();
+            self.enter(BreakerState::Open, now);
+        }
+    }
+
+    fn open_if_too_slow(&mut self, now: Time) {
+        let counts = self.totals();
+        let calls = counts.good + counts.bad;
+        if calls >= self.config.minimum_calls && f64::from(counts.slow) >= self.config.slow_call_rate * f64::from(calls) {
+            self.cause = format!("{} of {calls} calls were slow", counts.slow).into();
+            self.enter(BreakerState::Open, now);
+        }
+    }
+
+    fn enter(&mut self, state: BreakerState, now: Time) {
+        if self.state == BreakerState::Closed && state == BreakerState::Open && self.ramp_share(now) >= 1.0 {
+            // It had held for its whole ramp: the next outage is a new one.
+            self.times_opened = 0;
+        }
+        self.state = state;
+        self.generation = self.generation.wrapping_add(1);
+        self.probes = 0;
+        self.probe_successes = 0;
+        self.run = 0;
+        self.run_tenants.clear();
+        match state {
+            BreakerState::Open => {
+                if self.times_opened == 0 {
+                    self.opened_at = now;
+                }
+                let first = micros_up(self.config.recovery_timeout).max(1);
+                let factor = 1_u64.checked_shl(u32::try_from(self.times_opened).unwrap_or(63)).unwrap_or(u64::MAX);
+                self.open_until = now.plus_micros(first.saturating_mul(factor.min(LONGEST_OPEN)));
+                self.times_opened = self.times_opened.saturating_add(1).min(32);
+                self.closed_at = None;
+            }
+            BreakerState::Closed => {
+                self.last_open_micros = now.micros_since(self.opened_at);
+                self.closed_at = Some(now);
+                self.bins = [Counts::default(); BINS];
+                self.failing.clear();
+            }
+            BreakerState::HalfOpen | BreakerState::ForcedClosed | BreakerState::ForcedOpen => {}
+        }
+    }
+
+    /// How much of the traffic may be back at `now`, 0 to 1: after closing it grows along a straight line.
+    #[must_use]
+    pub fn ramp_share(&self, now: Time) -> f64 {
+        let Some(closed_at) = self.closed_at else { return 1.0 };
+        let over = micros_up(self.config.expected_recovery_time).min(self.last_open_micros);
+        let elapsed = now.micros_since(closed_at);
+        if elapsed >= over { 1.0 } else { elapsed as f64 / over as f64 }
+    }
+
+    /// When the next probe may go, while open.
+    #[must_use]
+    pub fn next_probe_at(&self) -> Option<Time> {
+        (self.state == BreakerState::Open).then_some(self.open_until)
+    }
+
+    /// Sets the state by hand. `Closed` also forgets what led to any other state. Returns the state before, if it changed.
+    pub fn force(&mut self, state: BreakerState, now: Time) -> Option<BreakerState> {
+        let before = self.state;
+        if state == BreakerState::Closed {
+            self.times_opened = 0;
+            self.last_open_micros = 0;
+            self.opened_at = now;
+        }
+        self.cause = "forced by an operator".into();
+        self.enter(state, now);
+        (state != before).then_some(before)
+    }
+
+    /// Takes over a new configuration; the state stays.
+    pub fn reconfigure(&mut self, config: Arc<BreakerConfig>) {
+        self.config = config;
+    }
+
+    /// How it stands, for a refusal or a status page.
+    #[must_use]
+    pub fn report(&self, name: Arc<str>) -> BreakerReport {
+        BreakerReport {
+            name,
+            state: self.state.name(),
+            cause: self.cause.clone(),
+            next_probe_at: self.next_probe_at(),
+            probes: (self.probes, self.config.half_open_max_calls),
+        }
+    }
+
+    /// True if forgetting it would lose nothing.
+    #[must_use]
+    pub fn is_idle(&self, now: Time) -> bool {
+        self.state == BreakerState::Closed && self.run == 0 && self.ramp_share(now) >= 1.0
+    }
+}
+
+fn bin_slot(bin: u64) -> usize {
+    usize::try_from(bin % BINS as u64).unwrap_or(0)
+}
+
+fn note(tenants: &mut SmallVec<[(u64, Time); TENANTS]>, tenant: u64, now: Time) {
+    if let Some((_, at)) = tenants.iter_mut().find(|(known, _)| *known == tenant) {
+        *at = now;
+    } else if tenants.len() < TENANTS {
+        tenants.push((tenant, now));
+    } else if let Some(oldest) = tenants.iter_mut().min_by_key(|(_, at)| *at) {
+        *oldest = (tenant, now);
+    }
+}
+
+fn recent(tenants: &[(u64, Time)], now: Time, within: Duration) -> usize {
+    tenants.iter().filter(|(_, at)| now.since(*at) < within).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::FaultKind;
+
+    fn breaker() -> Breaker {
+        Breaker::new(Arc::new(BreakerConfig::default()))
+    }
+
+    fn fault() -> Fault {
+        Fault::new(FaultKind::Server, "500").with_status(500)
+    }
+
+    const GOOD: BreakerResult = BreakerResult::Good { first_byte_after: None };
+
+    fn end(breaker: &mut Breaker, tenant: u64, result: BreakerResult, now: Time) -> Option<BreakerState> {
+        assert_eq!(breaker.says(now), BreakerSays::Go);
+        let permit = breaker.permit(now);
+        breaker.record(permit, tenant, result, Some(&fault()), now)
+    }
+
+    fn opened(at: Time) -> Breaker {
+        let mut breaker = breaker();
+        for _ in 0..5 {
+            end(&mut breaker, 1, BreakerResult::Bad, at);
+        }
+        assert_eq!(breaker.state(), BreakerState::Open);
+        breaker
+    }
+
+    #[test]
+    fn five_failures_in_a_row_open_it_and_four_with_a_success_between_do_not() {
+        let mut breaker = breaker();
+        for _ in 0..4 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        end(&mut breaker, 1, GOOD, Time::ZERO);
+        for _ in 0..4 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        assert_eq!(breaker.state(), BreakerState::Open);
+        assert_eq!(breaker.says(Time::from_secs(59)), BreakerSays::NotBefore(Time::from_secs(60)));
+    }
+
+    #[test]
+    fn one_tenants_failures_do_not_open_it_while_another_was_active() {
+        let mut breaker = breaker();
+        end(&mut breaker, 2, GOOD, Time::ZERO);
+        for _ in 0..20 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        end(&mut breaker, 2, BreakerResult::Bad, Time::ZERO);
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn a_rate_counts_only_after_the_minimum_of_calls() {
+        let mut breaker = breaker();
+        for call in 0..9 {
+            end(&mut breaker, 1, if call % 2 == 0 { BreakerResult::Bad } else { GOOD }, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+        end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn rate_limits_neither_open_nor_heal_it() {
+        let mut breaker = breaker();
+        for _ in 0..4 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        for _ in 0..50 {
+            end(&mut breaker, 1, BreakerResult::Ignored, Time::ZERO);
+        }
+        end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn half_open_lets_three_probes_go_and_as_many_successes_close_it() {
+        let mut breaker = opened(Time::ZERO);
+        let now = Time::from_secs(60);
+        let permits: Vec<_> = (0..3).map(|_| breaker.permit(now)).collect();
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        assert_eq!(breaker.says(now), BreakerSays::NotUntilChange);
+        for (number, permit) in permits.into_iter().enumerate() {
+            assert_eq!(breaker.state(), BreakerState::HalfOpen, "{number}");
+            breaker.record(permit, 1, GOOD, None, now);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_probe_that_is_dropped_gives_its_slot_back_and_decides_nothing() {
+        let mut breaker = opened(Time::ZERO);
+        let now = Time::from_secs(60);
+        for _ in 0..10 {
+            let permit = breaker.permit(now);
+            breaker.record(permit, 1, BreakerResult::Ignored, None, now);
+        }
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        assert_eq!(breaker.says(now), BreakerSays::Go);
+    }
+
+    #[test]
+    fn a_failed_probe_reopens_it_for_twice_as_long_up_to_a_bound() {
+        let mut breaker = opened(Time::ZERO);
+        let mut now = Time::from_secs(60);
+        for expected in [120, 240, 480, 600, 600] {
+            end(&mut breaker, 1, BreakerResult::Bad, now);
+            assert_eq!(breaker.next_probe_at(), Some(now + Duration::from_secs(expected)));
+            now = now + Duration::from_secs(expected);
+        }
+    }
+
+    #[test]
+    fn a_late_result_of_an_older_state_counts_for_nothing() {
+        let mut breaker = breaker();
+        let late = breaker.permit(Time::ZERO);
+        for _ in 0..5 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        let now = Time::from_secs(60);
+        let _probe = breaker.permit(now);
+        assert_eq!(breaker.record(late, 1, BreakerResult::Bad, None, now), None);
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+    }
+
+    #[test]
+    fn slow_calls_open_it_when_asked_to_count() {
+        let config = BreakerConfig { slow_call_duration: Some(Duration::from_secs(1)), ..BreakerConfig::default() };
+        let mut breaker = Breaker::new(Arc::new(config));
+        for _ in 0..10 {
+            let slow = BreakerResult::Good { first_byte_after: Some(Duration::from_secs(2)) };
+            end(&mut breaker, 1, slow, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn forced_states_hold_whatever_happens() {
+        let mut breaker = breaker();
+        breaker.force(BreakerState::ForcedClosed, Time::ZERO);
+        for _ in 0..20 {
+            end(&mut breaker, 1, BreakerResult::Bad, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::ForcedClosed);
+        breaker.force(BreakerState::ForcedOpen, Time::ZERO);
+        assert_eq!(breaker.says(Time::from_secs(1_000_000)), BreakerSays::NotUntilChange);
+    }
+
+    #[test]
+    fn after_closing_traffic_comes_back_as_a_ramp_no_longer_than_it_was_open() {
+        let mut breaker = opened(Time::ZERO);
+        let now = Time::from_secs(60);
+        for _ in 0..3 {
+            end(&mut breaker, 1, GOOD, now);
+        }
+        assert!(breaker.ramp_share(now) < 0.01);
+        assert!((breaker.ramp_share(Time::from_secs(90)) - 0.5).abs() < 0.01);
+        assert!(breaker.ramp_share(Time::from_secs(120)) >= 1.0);
+    }
+}
