@@ -1,4 +1,6 @@
-//! The configuration as validated types: what every part is told, with the contract's defaults.
+//! Decides what the core is told, as validated types with the contract's defaults: limits, queue, retry, breaker.
+//!
+//! Reads no text; the reader beside it fills these in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
