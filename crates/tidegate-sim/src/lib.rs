@@ -1,1 +1,7 @@
-//! tidegate-sim
+//! A strict simulator of the OpenAI API: its limiter, its answers and its faults.
+#![allow(dead_code)]
+
+mod draw;
+pub mod limiter;
+pub mod scenario;
+mod wording;
