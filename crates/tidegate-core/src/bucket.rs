@@ -132,6 +132,11 @@ impl Bucket {
         self.remainder = 0;
     }
 
+    /// Counts refills from `at` on: the level is known to have stood so then.
+    pub fn starts_at(&mut self, at: Time) {
+        self.refilled_at = at;
+    }
+
     /// Changes the limit without resetting what was used: raised, it adds the room; cut, the level stays, within the new capacity.
     pub fn reconfigure(&mut self, limit: u64, capacity: u64) {
         let capacity = as_level(capacity.clamp(1, limit.max(1)));

@@ -32,6 +32,21 @@ pub enum Reason {
     Draining,
 }
 
+impl Reason {
+    /// The word used in the header `x-tidegate-reason`, in events and metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Limit(_) => "limit",
+            Self::TooLarge(_) => "too_large",
+            Self::QueueFull { .. } => "queue_full",
+            Self::Breaker(_) => "breaker",
+            Self::Paused { .. } => "paused",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// Which limit, and how it stood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitReport {

@@ -157,6 +157,16 @@ impl Window {
         }
     }
 
+    /// Forgets everything that was counted.
+    pub fn clear(&mut self, now: Time) {
+        self.advance(now);
+        self.bins.fill(0);
+        self.sum = 0;
+        if let Some(pace) = &mut self.pace {
+            pace.set_level(pace.capacity());
+        }
+    }
+
     /// What is counted, as (bins back from now, units); for keeping across a restart.
     pub fn used(&self) -> impl Iterator<Item = (u64, u64)> {
         (0..BINS as u64).filter_map(|back| {

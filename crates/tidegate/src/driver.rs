@@ -1,69 +1,388 @@
-//! The one loop that sleeps: hands calls to the core, wakes exactly the one that was granted.
+//! The one loop that sleeps: hands calls to the core, and wakes exactly the one that was granted.
+//!
+//! One `Gate` behind one mutex, held for a decision and never across an await. One timer for everything that is due.
+//! Every future here may be dropped at any point: the call is withdrawn and what it held goes back.
 
-use std::time::Duration;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
 
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
+use tidegate_core::event::Event;
+use tidegate_core::gate::{Gate, Output, OwnLevels, Ticket};
 use tidegate_core::outcome::{Outcome, ServerLimits};
-use tidegate_core::refusal::{GiveUp, Refusal};
+use tidegate_core::refusal::{GiveUp, Next, Refusal};
 use tidegate_core::time::Time;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 
-/// A handle on the core; clones share it.
+/// Events kept for a subscriber that is slow; beyond that it misses the oldest and is told so.
+const EVENTS_KEPT: usize = 4096;
+
+/// A handle on the core; clones share it. When the last one and the last permit are gone, its timer ends.
 #[derive(Clone, Debug)]
-pub struct Driver {}
+pub struct Driver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    clock: Clock,
+    /// Wakes the timer when something is due sooner than it knew.
+    sooner: Arc<Notify>,
+    events: broadcast::Sender<Arc<Event>>,
+}
+
+#[derive(Debug)]
+struct State {
+    gate: Gate,
+    /// By ticket index.
+    seats: Vec<Seat>,
+    /// When the timer will come by itself.
+    timer_at: Time,
+    /// Taken out under the lock, woken outside of it.
+    to_wake: Vec<Waker>,
+}
+
+/// Where the decision on one call is left for the task that awaits it.
+#[derive(Debug, Default)]
+enum Seat {
+    #[default]
+    Empty,
+    Waits(Option<Waker>),
+    Granted {
+        attempt: u32,
+        queued_for: Duration,
+    },
+    Refused(Box<Refusal>),
+}
+
+/// Microseconds that go on from run to run, as the wall clock did at the start, and never jump meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    started_micros: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), started_micros: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX) }
+    }
+
+    fn now(&self) -> Time {
+        let elapsed = Instant::now().saturating_duration_since(self.started);
+        Time::from_micros(self.started_micros).plus_micros(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(&self, at: Time) -> Instant {
+        // A bound far away instead of an overflow: the timer looks again then.
+        let ahead = Duration::from_micros(at.as_micros().saturating_sub(self.started_micros)).min(Duration::from_secs(86_400 * 365));
+        self.started + ahead
+    }
+}
 
 impl Driver {
-    /// Starts driving a new core with `policy`. Must be called within a tokio runtime.
+    /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
+    ///
+    /// # Panics
+    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn new(_policy: Policy, _seed: u64) -> Self {
-        Self {}
+    pub fn new(policy: Policy, seed: u64) -> Self {
+        Self::with_gate(Gate::new(policy, seed))
+    }
+
+    /// Starts driving a core that was made elsewhere, for example with a state restored.
+    ///
+    /// # Panics
+    /// If called outside of a tokio runtime with its timer enabled.
+    #[must_use]
+    pub fn with_gate(gate: Gate) -> Self {
+        let sooner = Arc::new(Notify::new());
+        let inner = Arc::new(Inner {
+            state: Mutex::new(State { gate, seats: Vec::new(), timer_at: Time::NEVER, to_wake: Vec::new() }),
+            clock: Clock::start(),
+            sooner: sooner.clone(),
+            events: broadcast::channel(EVENTS_KEPT).0,
+        });
+        tokio::spawn(run_timer(Arc::downgrade(&inner), sooner, inner.clock));
+        Self(inner)
     }
 
     /// The driver's clock: what `Call::start_by` and `Call::end_by` are measured on.
     #[must_use]
     pub fn now(&self) -> Time {
-        Time::ZERO
+        self.0.clock.now()
     }
 
     /// Waits for the call's turn. Dropping the future withdraws the call and gives back what it held.
     ///
     /// # Errors
     /// The refusal, with everything that explains it.
-    pub async fn admit(&self, _call: Call) -> Result<Permit, Box<Refusal>> {
-        Ok(Permit {})
+    pub fn admit(&self, call: Call) -> Admission {
+        Admission { inner: self.0.clone(), call: Some(call), ticket: None }
+    }
+
+    /// Asks or changes the core directly, for what has no method here: status, reload, breakers, saved state.
+    pub fn with<T>(&self, act: impl FnOnce(&mut Gate, Time) -> T) -> T {
+        let now = self.now();
+        let mut state = self.0.lock();
+        let result = act(&mut state.gate, now);
+        self.0.finish(state);
+        result
+    }
+
+    /// Everything that happens from now on. A subscriber that falls behind misses events and is told how many; it never slows a call.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        let receiver = self.0.events.subscribe();
+        self.0.lock().gate.listen(true);
+        receiver
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The core holds no invariant across a panic that another call could trip over: going on beats failing every call.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands out what was decided, lets go of the lock, wakes whom it concerns.
+    fn finish(&self, mut state: MutexGuard<'_, State>) {
+        while let Some(output) = state.gate.poll_output() {
+            match output {
+                Output::Granted { ticket, attempt, queued_for } => state.seat(ticket, Seat::Granted { attempt, queued_for }),
+                Output::Refused { ticket, refusal } => state.seat(ticket, Seat::Refused(refusal)),
+                Output::Event(event) => {
+                    // Nobody listening is no failure; the gate is told to stop making events.
+                    if self.events.send(Arc::new(*event)).is_err() {
+                        state.gate.listen(false);
+                    }
+                }
+            }
+        }
+        let due = state.gate.wake_at().unwrap_or(Time::NEVER);
+        let sooner = due < state.timer_at;
+        if sooner {
+            state.timer_at = due;
+        }
+        if state.to_wake.is_empty() {
+            drop(state);
+        } else {
+            let wakers = std::mem::take(&mut state.to_wake);
+            drop(state);
+            wakers.into_iter().for_each(Waker::wake);
+        }
+        if sooner {
+            self.sooner.notify_one();
+        }
+    }
+
+    fn cancel(&self, ticket: Ticket, sent: bool, seen: Option<Usage>) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        if sent {
+            state.gate.sent(ticket);
+        }
+        if let Some(seen) = seen {
+            state.gate.seen(ticket, seen);
+        }
+        state.gate.cancel(ticket, now);
+        state.seats[ticket.index()] = Seat::Empty;
+        self.finish(state);
+    }
+
+    /// Takes the decision on a call, or leaves the waker for it.
+    fn take(self: &Arc<Self>, state: &mut State, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
+        let seat = &mut state.seats[ticket.index()];
+        match std::mem::take(seat) {
+            Seat::Granted { attempt, queued_for } => Poll::Ready(Ok(Permit {
+                inner: self.clone(),
+                ticket,
+                attempt,
+                queued_for,
+                sent: false,
+                seen: None,
+                ended: false,
+            })),
+            Seat::Refused(refusal) => Poll::Ready(Err(refusal)),
+            Seat::Waits(Some(waker)) if waker.will_wake(context.waker()) => {
+                *seat = Seat::Waits(Some(waker));
+                Poll::Pending
+            }
+            Seat::Empty | Seat::Waits(_) => {
+                *seat = Seat::Waits(Some(context.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl State {
+    fn seat(&mut self, ticket: Ticket, decision: Seat) {
+        if self.seats.len() <= ticket.index() {
+            self.seats.resize_with(ticket.index() + 1, Seat::default);
+        }
+        if let Seat::Waits(Some(waker)) = std::mem::replace(&mut self.seats[ticket.index()], decision) {
+            self.to_wake.push(waker);
+        }
+    }
+}
+
+async fn run_timer(inner: Weak<Inner>, sooner: Arc<Notify>, clock: Clock) {
+    loop {
+        let due = {
+            let Some(inner) = inner.upgrade() else { return };
+            let mut state = inner.lock();
+            let now = clock.now();
+            state.gate.advance(now);
+            // From here on the timer knows what is due; `finish` tells it only of what is due sooner.
+            state.timer_at = state.gate.wake_at().unwrap_or(Time::NEVER);
+            let due = state.timer_at;
+            inner.finish(state);
+            due
+        };
+        let told = sooner.notified();
+        if due == Time::NEVER {
+            told.await;
+        } else {
+            tokio::select! {
+                () = told => {}
+                () = tokio::time::sleep_until(clock.instant(due)) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The timer finds nobody left and ends.
+        self.sooner.notify_one();
+    }
+}
+
+/// A call on its way to its first attempt: await it.
+#[derive(Debug)]
+#[must_use = "a call is admitted only when this is awaited"]
+pub struct Admission {
+    inner: Arc<Inner>,
+    call: Option<Call>,
+    ticket: Option<Ticket>,
+}
+
+impl Future for Admission {
+    type Output = Result<Permit, Box<Refusal>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let inner = self.inner.clone();
+        if let Some(call) = self.call.take() {
+            let now = inner.clock.now();
+            let mut state = inner.lock();
+            let ticket = state.gate.admit(call, now);
+            state.seat(ticket, Seat::Waits(None));
+            inner.finish(state);
+            self.ticket = Some(ticket);
+        }
+        let Some(ticket) = self.ticket else { return Poll::Pending };
+        let decided = inner.take(&mut inner.lock(), ticket, context);
+        if decided.is_ready() {
+            self.ticket = None;
+        }
+        decided
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.inner.cancel(ticket, false, None);
+        }
     }
 }
 
 /// A granted attempt. Dropped before [`Permit::sent`]: refunded in full. Dropped after: charged with what was seen, else whole.
 #[derive(Debug)]
-pub struct Permit {}
+pub struct Permit {
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    attempt: u32,
+    queued_for: Duration,
+    sent: bool,
+    seen: Option<Usage>,
+    ended: bool,
+}
 
 impl Permit {
     /// From now on the upstream may have seen the request.
-    pub fn sent(&mut self) {}
+    pub fn sent(&mut self) {
+        self.sent = true;
+    }
 
     /// 1 for the first send.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        1
+        self.attempt
     }
 
     /// How long the call has waited so far, queueing and back-off together.
     #[must_use]
     pub fn queued_for(&self) -> Duration {
-        Duration::ZERO
+        self.queued_for
     }
 
     /// What the reply's headers told of the server's limiter. Call it as soon as they are there, once per attempt.
-    pub fn observe(&mut self, _limits: &ServerLimits) {}
+    pub fn observe(&mut self, limits: &ServerLimits) {
+        if limits.0.is_empty() {
+            return;
+        }
+        let now = self.inner.clock.now();
+        let mut state = self.inner.lock();
+        state.gate.observe(self.ticket, limits, now);
+        self.inner.finish(state);
+    }
 
     /// What has been seen of a stream so far; the charge if the permit is dropped.
-    pub fn seen(&mut self, _usage: Usage) {}
+    pub fn seen(&mut self, usage: Usage) {
+        self.seen = Some(usage);
+    }
+
+    /// How the tightest own limits of this call stand. `None` where no own limit applies to it.
+    #[must_use]
+    pub fn own_levels(&self) -> Option<OwnLevels> {
+        let now = self.inner.clock.now();
+        self.inner.lock().gate.own_levels(self.ticket, now)
+    }
 
     /// Ends the attempt.
-    pub fn settle(self, _outcome: Outcome) -> Settled {
-        Settled::Done
+    #[must_use = "a failed attempt may be tried again"]
+    pub fn settle(mut self, outcome: Outcome) -> Settled {
+        self.ended = true;
+        let now = self.inner.clock.now();
+        let mut state = self.inner.lock();
+        if let Some(seen) = self.seen {
+            state.gate.seen(self.ticket, seen);
+        }
+        let next = state.gate.settle(self.ticket, &outcome, now);
+        if matches!(next, Next::Retry { .. }) {
+            state.seat(self.ticket, Seat::Waits(None));
+        }
+        self.inner.finish(state);
+        match next {
+            Next::Done => Settled::Done,
+            Next::GiveUp(given_up) => Settled::GiveUp(given_up),
+            Next::Retry { .. } => Settled::Retry(Waiting { inner: self.inner.clone(), ticket: Some(self.ticket) }),
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.inner.cancel(self.ticket, self.sent, self.seen);
+        }
     }
 }
 
@@ -78,16 +397,41 @@ pub enum Settled {
     GiveUp(Box<GiveUp>),
 }
 
-/// A call that waits for its next attempt. Dropping it withdraws the call.
+/// A call that waits for its next attempt: await it. Dropping it withdraws the call.
 #[derive(Debug)]
-pub struct Waiting {}
+#[must_use = "the next attempt is granted only when this is awaited"]
+pub struct Waiting {
+    inner: Arc<Inner>,
+    ticket: Option<Ticket>,
+}
 
 impl Waiting {
-    /// Waits for the call's turn.
+    /// Waits for the call's turn: the same as awaiting it.
     ///
     /// # Errors
     /// The refusal, with everything that explains it.
     pub async fn granted(self) -> Result<Permit, Box<Refusal>> {
-        Ok(Permit {})
+        self.await
+    }
+}
+
+impl Future for Waiting {
+    type Output = Result<Permit, Box<Refusal>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(ticket) = self.ticket else { return Poll::Pending };
+        let decided = self.inner.take(&mut self.inner.lock(), ticket, context);
+        if decided.is_ready() {
+            self.ticket = None;
+        }
+        decided
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.inner.cancel(ticket, false, None);
+        }
     }
 }

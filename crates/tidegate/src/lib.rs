@@ -2,5 +2,5 @@
 
 pub mod driver;
 
-pub use driver::{Driver, Permit, Settled, Waiting};
+pub use driver::{Admission, Driver, Permit, Settled, Waiting};
 pub use tidegate_core as core;

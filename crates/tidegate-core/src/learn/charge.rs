@@ -146,10 +146,25 @@ impl ChargeRule {
             *level = level.saturating_sub(crate::bucket::as_level(usage.output_tokens));
         }
     }
+}
 
-    /// Calls that are alike under every rule teach nothing; this tells them apart from those that do.
-    pub(crate) fn tells_rules_apart(cost: &Cost) -> bool {
-        cost.max_output_tokens.is_some_and(|max| max > cost.input_tokens / 4)
+impl TokenCharge {
+    /// The word used in `token_charge`, status and saved state.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::InputPlusMax => "input_plus_max",
+            Self::Max => "max",
+            Self::Usage => "usage",
+            Self::Learned => "learned",
+        }
+    }
+
+    /// The rule that `word` names.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        RULES.into_iter().chain([Self::Learned]).find(|rule| rule.name() == word)
     }
 }
 

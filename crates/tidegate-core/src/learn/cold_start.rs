@@ -43,11 +43,6 @@ impl ColdStart {
             self.cap = self.cap.saturating_mul(2);
         }
     }
-
-    /// When silence next adds to it.
-    pub(crate) fn grows_at(&self) -> Time {
-        self.counted_at.plus_micros(1_000_000)
-    }
 }
 
 #[cfg(test)]

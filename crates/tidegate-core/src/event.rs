@@ -1,0 +1,116 @@
+//! Everything that happened, typed: what watchers are told.
+//!
+//! Made only while somebody listens, so that nobody pays for events that nobody reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::breaker::BreakerState;
+use crate::fault::FaultKind;
+use crate::limit::Dimension;
+use crate::refusal::GiveUpReason;
+
+/// One thing that happened.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A call began to wait.
+    Queued {
+        /// The call.
+        call: Arc<str>,
+        /// The limit that binds it.
+        limit: Arc<str>,
+        /// The dimension that binds it; `None` while a breaker or a pause does.
+        dimension: Option<Dimension>,
+    },
+    /// A call was let through.
+    Granted {
+        /// The call.
+        call: Arc<str>,
+        /// 1 for the first send.
+        attempt: u32,
+        /// How long it has waited in all.
+        queued_for: Duration,
+    },
+    /// A call was refused.
+    Refused {
+        /// The call.
+        call: Arc<str>,
+        /// `limit`, `too_large`, `queue_full`, `breaker`, `paused` or `draining`.
+        reason: &'static str,
+    },
+    /// An attempt went well.
+    AttemptSuccess {
+        /// The call.
+        call: Arc<str>,
+        /// Which attempt.
+        attempt: u32,
+        /// From its grant to its end.
+        duration: Duration,
+    },
+    /// An attempt failed.
+    AttemptFailed {
+        /// The call.
+        call: Arc<str>,
+        /// Which attempt.
+        attempt: u32,
+        /// How.
+        kind: FaultKind,
+    },
+    /// Another attempt will be made.
+    RetryScheduled {
+        /// The call.
+        call: Arc<str>,
+        /// The attempt that failed.
+        attempt: u32,
+        /// Until the next one, at the earliest.
+        delay: Duration,
+    },
+    /// No further attempt will be made.
+    OperationFailed {
+        /// The call.
+        call: Arc<str>,
+        /// Attempts made.
+        attempts: u32,
+        /// Why no more.
+        reason: GiveUpReason,
+    },
+    /// A call used more than it had reserved, and a level went below zero.
+    DebtIncurred {
+        /// The call.
+        call: Arc<str>,
+        /// The limit.
+        limit: Arc<str>,
+        /// Units below zero.
+        debt: u64,
+    },
+    /// The server's limit became known, or changed.
+    LimitLearned {
+        /// `upstream/model group`.
+        target: Arc<str>,
+        /// Which dimension.
+        dimension: Dimension,
+        /// Units per period.
+        limit: u64,
+    },
+    /// Retries have used up their share of calls.
+    RetryBudgetExhausted,
+    /// A half-open breaker let a probe go.
+    ProbeStarted {
+        /// `upstream/model group`.
+        breaker: Arc<str>,
+    },
+    /// A breaker changed its state.
+    StateChanged {
+        /// `upstream/model group`.
+        breaker: Arc<str>,
+        /// Before.
+        from: BreakerState,
+        /// Now.
+        to: BreakerState,
+    },
+    /// Levels were set back to full.
+    LimitsReset,
+    /// A new configuration is in force.
+    ConfigUpdated,
+}

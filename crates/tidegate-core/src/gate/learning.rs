@@ -1,0 +1,163 @@
+//! Decides what a reply teaches: limits that appear or move, corrections of mirror levels, the charge rule.
+
+use super::{Gate, State, Ticket};
+use crate::event::Event;
+use crate::fault::{Fault, FaultKind};
+use crate::ledger::{LEARNED, Note, Source, learned_spec};
+use crate::limit::Dimension;
+use crate::outcome::{ServerLimit, ServerLimits};
+use crate::target::Learned;
+
+impl Gate {
+    /// The head of a reply told the server's limits.
+    pub(super) fn learn_from(&mut self, ticket: Ticket, limits: &ServerLimits) {
+        if self.entry_mut(ticket, State::InFlight).is_none() {
+            return;
+        }
+        for told in &limits.0 {
+            self.learn_limit(ticket, *told);
+        }
+    }
+
+    fn learn_limit(&mut self, ticket: Ticket, told: ServerLimit) {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let target = self.routes[entry.route].target;
+        if told.dimension == Dimension::TokensPerMinute
+            && let Some(remaining) = told.remaining
+        {
+            let predictions = entry.predictions;
+            self.targets[target].charge_rule.reply(predictions, remaining, told.limit, now);
+        }
+        let notes = entry.notes.clone();
+        let sent_at = entry.granted_at;
+        if let Some(remaining) = told.remaining {
+            // A configured mirror is comparable with the server's numbers only where it has the same size.
+            for note in &notes {
+                if self.is_learned(target, note.meter) {
+                    continue;
+                }
+                let same = self.ledger.charged_meter(note.meter, note.epoch).is_some_and(|meter| {
+                    meter.dimension == told.dimension && meter.limit() == told.limit && meter.capacity() == told.limit
+                });
+                if same {
+                    self.correct(*note, sent_at, remaining, false);
+                }
+            }
+        }
+        if !self.targets[target].learn_limits {
+            return;
+        }
+        let known = self.targets[target].learned.iter().position(|learned| learned.dimension == told.dimension);
+        match known {
+            None => self.learn_new(ticket, target, told),
+            Some(at) => {
+                let learned = &mut self.targets[target].learned[at];
+                learned.told_at = now;
+                let id = learned.meter;
+                let note = notes.iter().find(|note| note.meter == id).copied();
+                if self.ledger.meters[id].limit() != told.limit {
+                    self.follow(target, id, told, note);
+                } else if let (Some(note), Some(remaining)) = (note, told.remaining) {
+                    self.correct(note, sent_at, remaining, false);
+                }
+            }
+        }
+    }
+
+    fn is_learned(&self, target: u32, meter: u32) -> bool {
+        self.targets[target].learned.iter().any(|learned| learned.meter == meter)
+    }
+
+    fn correct(&mut self, note: Note, sent_at: crate::time::Time, remaining: u64, refused: bool) -> i64 {
+        let now = self.clock;
+        let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { return 0 };
+        let change = meter.server_says(note.seen, sent_at, remaining, refused, now);
+        if change > 0 {
+            self.stir(note.meter);
+        }
+        change
+    }
+
+    /// The first word of a limit.
+    fn learn_new(&mut self, ticket: Ticket, target: u32, told: ServerLimit) {
+        let now = self.clock;
+        let (account, model) = (self.targets[target].account.clone(), self.targets[target].model.clone());
+        let key = format!("{LEARNED}|{account}|{model}");
+        let level = match self.ledger.level_of_key(&key) {
+            Some(level) => level,
+            None => {
+                let label = self.targets[target].name.clone();
+                self.ledger.add_level(key.into(), LEARNED.into(), label, Source::Target(target))
+            }
+        };
+        let meter = self.ledger.put_meter(level, learned_spec(told.dimension, told.limit), now);
+        // Calls under way may or may not be in the server's number: taken as not, which errs towards waiting.
+        let entry = &self.entries[ticket.index()];
+        let each = entry.amounts.of(&self.ledger.meters[meter]);
+        let gauge = &self.ledger.meters[self.targets[target].gauge];
+        let others = match gauge.kind {
+            crate::meter::Kind::Gauge { used, .. } => used.saturating_sub(1),
+            _ => 0,
+        };
+        let left = crate::bucket::as_level(told.remaining.unwrap_or(told.limit));
+        let level = left.saturating_sub(crate::bucket::as_level(others.saturating_mul(each)));
+        self.ledger.meters[meter].follow(told.limit, level);
+        let entry = &mut self.targets[target];
+        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now });
+        entry.version = entry.version.wrapping_add(1);
+        entry.cold_start = None;
+        let gauge = entry.gauge;
+        let name = entry.name.clone();
+        self.stir(gauge);
+        self.emit(|| Event::LimitLearned { target: name, dimension: told.dimension, limit: told.limit });
+    }
+
+    /// The server's limit has moved.
+    fn follow(&mut self, target: u32, meter: u32, told: ServerLimit, note: Option<Note>) {
+        let now = self.clock;
+        let found = &mut self.ledger.meters[meter];
+        found.refill(now);
+        let before = found.level();
+        // What was taken since that call was sent is not in the server's number.
+        let since = note.map_or(0, |note| note.seen.level.saturating_sub(before)).max(0);
+        let level = told.remaining.map_or(before, |remaining| crate::bucket::as_level(remaining).saturating_sub(since));
+        found.follow(told.limit, level);
+        self.stir(meter);
+        let name = self.targets[target].name.clone();
+        self.emit(|| Event::LimitLearned { target: name, dimension: told.dimension, limit: told.limit });
+    }
+
+    /// A 429 for a rate: corrects the level that it names, and leaves more room from now on.
+    pub(super) fn learn_from_rate_limit(&mut self, ticket: Ticket, fault: &Fault) {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let target = self.routes[entry.route].target;
+        let (notes, sent_at) = (entry.notes.clone(), entry.granted_at);
+        let mut corrected = false;
+        if let Some(numbers) = fault.numbers.filter(|_| fault.kind == FaultKind::RateLimited)
+            && let Some(dimension) = numbers.dimension
+        {
+            let remaining = numbers.used.map(|used| numbers.limit.saturating_sub(used));
+            for note in notes {
+                let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { continue };
+                if meter.dimension != dimension || meter.limit() != numbers.limit {
+                    continue;
+                }
+                meter.widen_margin(note.seen.own, now);
+                if let Some(remaining) = remaining {
+                    corrected |= self.correct(note, sent_at, remaining, true) < 0;
+                }
+            }
+        } else {
+            for note in notes {
+                if let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) {
+                    meter.widen_margin(note.seen.own, now);
+                }
+            }
+        }
+        if !corrected {
+            self.pause_target(target, fault.wait);
+        }
+    }
+}

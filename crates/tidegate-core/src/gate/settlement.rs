@@ -1,0 +1,291 @@
+//! Decides what the end of an attempt means: what is given back, what is owed, what breaker and retry make of it.
+
+use std::time::Duration;
+
+use super::{Gate, State, Ticket, Timer};
+use crate::breaker::{BreakerResult, BreakerState};
+use crate::call::WhenOpen;
+use crate::config::TokenCharge;
+use crate::cost::Usage;
+use crate::event::Event;
+use crate::fault::{Fault, FaultKind};
+use crate::limit::Dimension;
+use crate::outcome::{Ending, Outcome};
+use crate::refusal::{GiveUp, GiveUpReason, Next};
+use crate::retry::{Decision, History};
+use crate::time::{Time, micros_up};
+
+/// A rate limit that tells no numbers pauses its target for so long, unless it tells a wait.
+const PAUSE_MICROS: u64 = 1_000_000;
+/// … and at most for so long: longer waits are the call's own, not everybody's.
+const PAUSE_MAX_MICROS: u64 = 60_000_000;
+
+/// What becomes of the units that an attempt took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// It never reached the upstream: all back.
+    Nothing,
+    /// Refused at the upstream's door: the request counts there, its tokens do not.
+    Requests,
+    /// The upstream worked on it and failed: mirrors keep all, own limits return the tokens.
+    MirrorTokens,
+    /// What was used, or where that is not known all that was taken.
+    Used(Option<Usage>),
+}
+
+impl Gate {
+    pub(super) fn settle_attempt(&mut self, ticket: Ticket, outcome: &Outcome) -> Next {
+        let now = self.clock;
+        if self.entry_mut(ticket, State::InFlight).is_none() {
+            return Next::Done;
+        }
+        let entry = &self.entries[ticket.index()];
+        let seen = outcome.usage.or(entry.seen);
+        let keep = match &outcome.ending {
+            Ending::Unsent => Keep::Nothing,
+            Ending::Success | Ending::CutShort(_) | Ending::Cancelled => Keep::Used(seen),
+            Ending::Failed(fault) => match fault.kind {
+                FaultKind::Connect | FaultKind::Dns => Keep::Nothing,
+                FaultKind::RateLimited | FaultKind::SlowDown | FaultKind::TooLarge | FaultKind::QuotaExhausted => Keep::Requests,
+                FaultKind::Timeout | FaultKind::Broken => Keep::Used(seen),
+                _ => Keep::MirrorTokens,
+            },
+        };
+        let (attempt, duration) = (entry.attempts, now.since(entry.granted_at));
+        let route = entry.route;
+        let target = self.routes[route].target;
+        if let Ending::Failed(fault) = &outcome.ending
+            && fault.kind.is_rate()
+        {
+            self.learn_from_rate_limit(ticket, fault);
+        }
+        self.give_back(ticket, keep);
+        let result = match &outcome.ending {
+            Ending::Success => BreakerResult::Good { first_byte_after: outcome.first_byte_after },
+            Ending::Failed(fault) | Ending::CutShort(fault) if fault.kind.is_service_fault() => BreakerResult::Bad,
+            _ => BreakerResult::Ignored,
+        };
+        let fault = match &outcome.ending {
+            Ending::Failed(fault) | Ending::CutShort(fault) => Some(fault),
+            _ => None,
+        };
+        self.tell_breaker(ticket, result, fault);
+        if matches!(outcome.ending, Ending::Success) {
+            if let Some(cold_start) = &mut self.targets[target].cold_start {
+                cold_start.good_reply(now);
+                let gauge = self.targets[target].gauge;
+                self.stir(gauge);
+            }
+            if let Some(usage) = outcome.usage {
+                let request_type = self.request_type(route);
+                let target = &mut self.targets[target];
+                target.typical_output.wrote(request_type, usage.output_tokens);
+                target.charge_rule.used(usage);
+            }
+        }
+        let call = self.entries[ticket.index()].id.clone();
+        match &outcome.ending {
+            Ending::Success => self.emit(|| Event::AttemptSuccess { call, attempt, duration }),
+            Ending::Failed(fault) | Ending::CutShort(fault) => {
+                let kind = fault.kind;
+                self.emit(|| Event::AttemptFailed { call, attempt, kind });
+            }
+            Ending::Unsent | Ending::Cancelled => {}
+        }
+        match &outcome.ending {
+            Ending::Failed(fault) => self.after_failure(ticket, fault),
+            _ => {
+                self.close_entry(ticket);
+                Next::Done
+            }
+        }
+    }
+
+    /// Gives back, or debits, the difference between what was taken and what is kept.
+    fn give_back(&mut self, ticket: Ticket, keep: Keep) {
+        let entry = &mut self.entries[ticket.index()];
+        self.in_flight -= 1;
+        entry.state = State::BackingOff;
+        let route = &self.routes[entry.route];
+        let target = &self.targets[route.target];
+        let charges_usage = target.charge_rule.rule() == Some(TokenCharge::Usage);
+        let mut debt = None;
+        let mut corrected_share = 0;
+        for charge in entry.charges.drain(..) {
+            let Some(meter) = self.ledger.meters.get_mut(charge.meter).filter(|meter| meter.epoch == charge.epoch) else { continue };
+            let kept = match (meter.dimension, keep) {
+                (Dimension::MaxInFlight, _) | (_, Keep::Nothing) => 0,
+                (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, _) => charge.amount,
+                (_, Keep::Requests) => 0,
+                (_, Keep::MirrorTokens) if meter.mirror => charge.amount,
+                (_, Keep::MirrorTokens) => 0,
+                (Dimension::TokensPerMinute | Dimension::TokensPerDay, Keep::Used(Some(usage))) => {
+                    // A mirror follows the upstream, which gives nothing back because less was used.
+                    if !meter.mirror || charges_usage { usage.total() } else { charge.amount }
+                }
+                (_, Keep::Used(_)) => charge.amount,
+            };
+            if kept < charge.amount {
+                meter.refund(charge.amount - kept, charge.bin);
+                if !meter.lot.is_empty() {
+                    self.stirred.push(charge.meter);
+                }
+            } else if kept > charge.amount {
+                meter.debit(kept - charge.amount, charge.bin);
+                if meter.level() < 0 {
+                    debt = Some((meter.level, meter.level().unsigned_abs()));
+                }
+            }
+            if meter.shared && kept != charge.amount {
+                let units = crate::bucket::as_level(kept) - crate::bucket::as_level(charge.amount);
+                corrected_share = units.saturating_mul(crate::bucket::as_level(meter.share_per_unit));
+            }
+        }
+        if keep == Keep::Nothing {
+            entry.own_request_charged = false;
+        }
+        let (class, call) = (entry.class, &entry.id);
+        if corrected_share != 0
+            && let Some(lane) = route.lanes[class.index()]
+        {
+            self.queue.tenant_corrected(self.queue.lane(lane).tenant, corrected_share);
+        }
+        if let (true, Some((level, debt))) = (self.events, debt) {
+            let (call, limit) = (call.clone(), self.ledger.levels[level].name.clone());
+            self.emit(|| Event::DebtIncurred { call, limit, debt });
+        }
+    }
+
+    fn tell_breaker(&mut self, ticket: Ticket, result: BreakerResult, fault: Option<&Fault>) {
+        let now = self.clock;
+        let entry = &mut self.entries[ticket.index()];
+        let Some(permit) = entry.permit.take() else { return };
+        let route = &self.routes[entry.route];
+        let target = route.target;
+        let before = self.targets[target].breaker.record(permit, route.tenant_hash, result, fault, now);
+        if permit.is_probe() {
+            let lot = self.targets[target].waits_for_breaker;
+            self.stir(lot);
+        }
+        self.breaker_changed(target, before);
+    }
+
+    /// A breaker may have changed its state: tells of it, and lets go, or refuses, those whom that concerns.
+    pub(super) fn breaker_changed(&mut self, target: u32, before: Option<BreakerState>) {
+        let Some(from) = before else { return };
+        let to = self.targets[target].breaker.state();
+        let breaker = self.targets[target].name.clone();
+        self.emit(|| Event::StateChanged { breaker, from, to });
+        let lot = self.targets[target].waits_for_breaker;
+        match to {
+            BreakerState::Open | BreakerState::ForcedOpen => {
+                // Those who do not want to wait for it are told now, not when their turn would have come.
+                let refused: Vec<Ticket> = self
+                    .entries
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, entry)| {
+                        entry.state == State::Waiting
+                            && entry.when_open == WhenOpen::Refuse
+                            && self.routes[entry.route].target == target
+                    })
+                    .map(|(at, entry)| Ticket { index: at as u32, generation: entry.generation })
+                    .collect();
+                for ticket in refused {
+                    self.refuse_for_breaker(ticket);
+                }
+                if let Some(at) = self.targets[target].breaker.next_probe_at() {
+                    let wait = crate::time::Wait::from_micros(at.micros_since(self.clock));
+                    self.wake_lot(lot, wait);
+                }
+            }
+            BreakerState::Closed | BreakerState::HalfOpen | BreakerState::ForcedClosed => self.stir(lot),
+        }
+    }
+
+    fn after_failure(&mut self, ticket: Ticket, fault: &Fault) -> Next {
+        let now = self.clock;
+        let entry = &mut self.entries[ticket.index()];
+        if fault.kind == FaultKind::RateLimited {
+            entry.rate_limits += 1;
+        } else {
+            entry.counted_attempts += 1;
+        }
+        let history = History {
+            attempts: entry.counted_attempts,
+            rate_limits: entry.rate_limits,
+            previous_delay: entry.previous_delay,
+        };
+        let (class, start_by, end_by) = (entry.class, entry.start_by, entry.end_by);
+        let delay = match self.retry.decide(fault, history, class, &mut self.random) {
+            Decision::GiveUp(reason) => return self.give_up(ticket, fault, reason),
+            Decision::Retry { delay } => delay,
+        };
+        if self.deadline_passed(start_by.min(end_by), delay) {
+            return self.give_up(ticket, fault, GiveUpReason::DeadlineExceeded);
+        }
+        if fault.kind != FaultKind::RateLimited && !self.budget.withdraw(now) {
+            self.emit(|| Event::RetryBudgetExhausted);
+            return self.give_up(ticket, fault, GiveUpReason::BudgetExhausted);
+        }
+        let not_before = now + delay;
+        let entry = &mut self.entries[ticket.index()];
+        entry.state = State::BackingOff;
+        entry.previous_delay = delay;
+        entry.waits_since = now;
+        let (call, attempt) = (entry.id.clone(), entry.attempts);
+        self.set_timer(not_before, Timer::BackOff(ticket));
+        self.emit(|| Event::RetryScheduled { call, attempt, delay });
+        Next::Retry { not_before }
+    }
+
+    fn give_up(&mut self, ticket: Ticket, fault: &Fault, reason: GiveUpReason) -> Next {
+        let entry = &self.entries[ticket.index()];
+        let given_up = GiveUp {
+            reason,
+            attempts: entry.attempts,
+            max_attempts: self.retry.max_attempts(fault).max(entry.attempts),
+            last: fault.clone(),
+            elapsed: self.clock.since(entry.arrived_at),
+            retry_after: fault.wait,
+        };
+        let (call, attempts) = (entry.id.clone(), entry.attempts);
+        self.emit(|| Event::OperationFailed { call, attempts, reason });
+        self.close_entry(ticket);
+        Next::GiveUp(Box::new(given_up))
+    }
+
+    /// Pauses a target whose rate limit told no numbers to correct a level by.
+    pub(super) fn pause_target(&mut self, target: u32, wait: Option<Duration>) {
+        let micros = wait.map_or(PAUSE_MICROS, micros_up).clamp(1, PAUSE_MAX_MICROS);
+        let until: Time = self.clock.plus_micros(micros);
+        let gauge = self.targets[target].gauge;
+        let meter = &mut self.ledger.meters[gauge];
+        meter.paused_until = meter.paused_until.max(until);
+    }
+
+    pub(super) fn withdraw(&mut self, ticket: Ticket) {
+        let Some(entry) = self.entry(ticket) else { return };
+        match entry.state {
+            State::Free => {}
+            State::InFlight => {
+                let ending = if entry.sent { Ending::Cancelled } else { Ending::Unsent };
+                let outcome = Outcome { ending, usage: entry.seen, first_byte_after: None };
+                self.settle_attempt(ticket, &outcome);
+            }
+            State::Waiting => {
+                let (route, class) = (entry.route, entry.class);
+                if let Some(lane) = self.routes[route].lanes[class.index()] {
+                    self.leave_queue(ticket);
+                    self.release_earmarks(lane);
+                    // Its place may have held others up.
+                    if let Some(meter) = self.queue.lane(lane).parked_at {
+                        self.stirred.push(meter);
+                    }
+                }
+                self.close_entry(ticket);
+            }
+            State::BackingOff => self.close_entry(ticket),
+        }
+    }
+}

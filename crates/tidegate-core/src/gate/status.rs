@@ -1,0 +1,214 @@
+//! How everything stands at one instant, for people and metrics.
+
+use serde::Serialize;
+
+use super::{Gate, State};
+use crate::call::Priority;
+use crate::ledger::{LEARNED, Source};
+use crate::time::Time;
+
+/// Everything that a status page shows.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Levels of configured limits, and bounds that hold while an upstream is starting or recovering.
+    pub limits: Vec<LevelStatus>,
+    /// The queue.
+    pub queue: QueueStatus,
+    /// One breaker for each account and model group.
+    pub breakers: Vec<BreakerStatus>,
+    /// What the upstreams' answers told.
+    pub learned: Vec<LearnedStatus>,
+    /// Calls granted and not settled.
+    pub in_flight: usize,
+    /// Retries that the budget still allows.
+    pub retry_budget_remaining: u64,
+    /// What an operator said when pausing; absent while not paused.
+    pub paused: Option<String>,
+}
+
+/// One level of one limit.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelStatus {
+    /// The limit's name.
+    pub limit: String,
+    /// Whose level: the key's parts joined by `/`.
+    pub key: String,
+    /// `mirror` of the upstream's own limit, or `own`.
+    pub kind: &'static str,
+    /// `enforce` or `shadow`.
+    pub mode: &'static str,
+    /// One for each dimension.
+    pub meters: Vec<MeterStatus>,
+}
+
+/// One dimension of a level.
+#[derive(Clone, Debug, Serialize)]
+pub struct MeterStatus {
+    /// `requests_per_minute`, ….
+    pub dimension: &'static str,
+    /// Units per period.
+    pub limit: u64,
+    /// Units left; below zero is debt.
+    pub remaining: i64,
+    /// The most that may go at one instant.
+    pub burst: u64,
+    /// Calls whose turn this dimension holds up, and that are parked here with all behind them.
+    pub binds: bool,
+    /// Calls that shadow mode would have held back.
+    pub would_hold: u64,
+}
+
+/// The queue.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueStatus {
+    /// Calls waiting, by priority.
+    pub waiting: [(&'static str, usize); 3],
+    /// Calls waiting in all.
+    pub depth: usize,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+    /// How long the oldest has waited. 0 when none waits.
+    pub oldest_seconds: f64,
+}
+
+/// One breaker.
+#[derive(Clone, Debug, Serialize)]
+pub struct BreakerStatus {
+    /// `upstream/model group`.
+    pub name: String,
+    /// `closed`, `open`, `half_open`, `forced_open` or `forced_closed`.
+    pub state: &'static str,
+    /// What led to it; empty while closed from the start.
+    pub cause: String,
+    /// Seconds until the next probe, while open.
+    pub next_probe_in_seconds: Option<f64>,
+}
+
+/// What is known of one account and model group.
+#[derive(Clone, Debug, Serialize)]
+pub struct LearnedStatus {
+    /// `upstream/model group`.
+    pub name: String,
+    /// The rule by which it charges tokens; absent while not known.
+    pub token_charge: Option<&'static str>,
+    /// Its limits, as last told.
+    pub limits: Vec<LearnedLimit>,
+    /// Calls that may be in flight while nothing is known, or after an outage. Absent: as many as like.
+    pub in_flight_cap: Option<u64>,
+    /// Calls in flight.
+    pub in_flight: u64,
+}
+
+/// One limit that the server told.
+#[derive(Clone, Debug, Serialize)]
+pub struct LearnedLimit {
+    /// `requests_per_minute`, ….
+    pub dimension: &'static str,
+    /// Units per period.
+    pub limit: u64,
+    /// Units left as far as we know.
+    pub remaining: i64,
+    /// Seconds since a reply last told it.
+    pub age_seconds: f64,
+}
+
+impl Gate {
+    /// How everything stands at `now`.
+    #[must_use]
+    pub fn status(&mut self, now: Time) -> Status {
+        self.tick(now);
+        let clock = self.clock;
+        for (_, meter) in self.ledger.meters.iter_mut() {
+            meter.refill(clock);
+        }
+        let oldest = self.entries.iter().filter(|entry| entry.state == State::Waiting).map(|entry| entry.arrived_at).min();
+        Status {
+            limits: self.level_statuses(),
+            queue: QueueStatus {
+                waiting: Priority::ALL.map(|class| (class.name(), self.queue.waiting[class.index()])),
+                depth: self.queue.total_waiting(),
+                bytes: self.queue.waiting_bytes,
+                oldest_seconds: oldest.map_or(0.0, |at| clock.since(at).as_secs_f64()),
+            },
+            breakers: self
+                .targets
+                .iter()
+                .map(|(_, target)| {
+                    let report = target.breaker.report(target.name.clone());
+                    BreakerStatus {
+                        name: target.name.to_string(),
+                        state: report.state,
+                        cause: report.cause.to_string(),
+                        next_probe_in_seconds: report.next_probe_at.map(|at| at.since(clock).as_secs_f64()),
+                    }
+                })
+                .collect(),
+            learned: self.learned_statuses(),
+            in_flight: self.in_flight,
+            retry_budget_remaining: self.budget.remaining(),
+            paused: self.paused.as_deref().map(str::to_owned),
+        }
+    }
+
+    fn level_statuses(&self) -> Vec<LevelStatus> {
+        self.ledger
+            .levels
+            .iter()
+            .filter(|(_, level)| matches!(level.source, Source::Configured(_)))
+            .map(|(_, level)| {
+                let mut meters = level.meters.iter().map(|meter| &self.ledger.meters[*meter]).peekable();
+                let (mirror, enforce) = meters.peek().map_or((false, true), |meter| (meter.mirror, meter.enforce));
+                LevelStatus {
+                    limit: level.name.to_string(),
+                    key: level.label.to_string(),
+                    kind: if mirror { "mirror" } else { "own" },
+                    mode: if enforce { "enforce" } else { "shadow" },
+                    meters: meters
+                        .filter(|meter| meter.limit() < u64::MAX >> 8)
+                        .map(|meter| MeterStatus {
+                            dimension: meter.dimension.name(),
+                            limit: meter.limit(),
+                            remaining: meter.level(),
+                            burst: meter.capacity(),
+                            binds: !meter.lot.is_empty(),
+                            would_hold: meter.would_hold,
+                        })
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    fn learned_statuses(&mut self) -> Vec<LearnedStatus> {
+        let clock = self.clock;
+        let meters = &self.ledger.meters;
+        self.targets
+            .iter_mut()
+            .map(|(_, target)| LearnedStatus {
+                name: target.name.to_string(),
+                token_charge: target.charge_rule.rule().map(crate::config::TokenCharge::name),
+                limits: target
+                    .learned
+                    .iter()
+                    .map(|learned| LearnedLimit {
+                        dimension: learned.dimension.name(),
+                        limit: meters[learned.meter].limit(),
+                        remaining: meters[learned.meter].level(),
+                        age_seconds: clock.since(learned.told_at).as_secs_f64(),
+                    })
+                    .collect(),
+                in_flight_cap: target.in_flight_cap(clock),
+                in_flight: match meters[target.gauge].kind {
+                    crate::meter::Kind::Gauge { used, .. } => used,
+                    _ => 0,
+                },
+            })
+            .collect()
+    }
+
+    /// The name under which an upstream's own limits appear in refusals.
+    #[must_use]
+    pub const fn learned_name() -> &'static str {
+        LEARNED
+    }
+}

@@ -1,0 +1,202 @@
+//! Timers, forgetting what is idle, and taking over another configuration.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::{Gate, State, Ticket, Timer};
+use crate::config::Policy;
+use crate::event::Event;
+use crate::ledger::Source;
+use crate::time::Time;
+
+/// A route is forgotten after so long without a call.
+const ROUTE_IDLE_MICROS: u64 = 60_000_000;
+/// What was learned of a target is forgotten after so long without a call to it.
+const TARGET_IDLE_MICROS: u64 = 3_600_000_000;
+
+impl Gate {
+    pub(super) fn run_timers(&mut self) {
+        let now = self.clock;
+        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            match timer {
+                Timer::Lot { meter, epoch } => self.lot_is_due(meter, epoch, now),
+                Timer::Deadline(ticket) => {
+                    // Room may have come in this very instant: those who fit now are not refused.
+                    self.serve_stirred();
+                    if self.is_in(ticket, State::Waiting) {
+                        self.refuse_at_deadline(ticket);
+                    }
+                }
+                Timer::BackOff(ticket) => {
+                    if self.is_in(ticket, State::BackingOff) {
+                        self.start(ticket);
+                    }
+                }
+            }
+        }
+        self.drop_stale_timers();
+    }
+
+    fn is_in(&self, ticket: Ticket, state: State) -> bool {
+        self.entry(ticket).is_some_and(|entry| entry.state == state)
+    }
+
+    /// Deadlines of calls that went long ago stay behind in the heap; it must not grow with them.
+    pub(super) fn drop_stale_timers(&mut self) {
+        if self.timers.len() < 1024 || self.timers.len() < 4 * self.queue.total_waiting() {
+            return;
+        }
+        let entries = &self.entries;
+        let meters = &self.ledger.meters;
+        let is_in = |ticket: Ticket, state: State| {
+            entries.get(ticket.index()).is_some_and(|entry| entry.generation == ticket.generation && entry.state == state)
+        };
+        self.timers.retain(|Reverse((at, timer))| match timer {
+            Timer::Deadline(ticket) => is_in(*ticket, State::Waiting),
+            Timer::BackOff(ticket) => is_in(*ticket, State::BackingOff),
+            Timer::Lot { meter, epoch } => {
+                meters.get(*meter).is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at && !meter.lot.is_empty())
+            }
+        });
+    }
+
+    /// Looks at one route, one level and one target, and forgets what is idle: memory follows use, at a constant cost a call.
+    pub(super) fn sweep(&mut self) {
+        let now = self.clock;
+        self.sweep_at = self.sweep_at.wrapping_add(1);
+        let pick = |places: usize| (places > 0).then(|| self.sweep_at % u32::try_from(places).unwrap_or(u32::MAX));
+        let (route, level, target) = (pick(self.routes.places()), pick(self.ledger.levels.places()), pick(self.targets.places()));
+        if let Some(route) = route
+            && self
+                .routes
+                .get(route)
+                .is_some_and(|found| found.entries == 0 && now.micros_since(found.used_at) > ROUTE_IDLE_MICROS)
+        {
+            self.forget_route(route);
+        }
+        if let Some(level) = level
+            && self.ledger.levels.get(level).is_some_and(|found| matches!(found.source, Source::Configured(_)))
+            && self.ledger.is_idle(level, now)
+        {
+            self.ledger.remove_level(level);
+        }
+        if let Some(target) = target
+            && self.target_is_idle(target, now)
+        {
+            self.forget_target(target);
+        }
+        if self.timers.len() > 4096 {
+            self.drop_stale_timers();
+        }
+    }
+
+    fn forget_route(&mut self, id: u32) {
+        let route = self.routes.remove(id);
+        self.route_ids.remove(&route.subject);
+        for level in route.levels {
+            self.ledger.levels[level].routes -= 1;
+        }
+        for lane in route.lanes.into_iter().flatten() {
+            if let Some(meter) = self.queue.lane(lane).parked_at {
+                self.queue.unpark(lane, &mut self.ledger.meters[meter].lot);
+            }
+            self.release_lane_earmarks(lane, &route.meters);
+            self.queue.close_lane(lane);
+        }
+        let target = &mut self.targets[route.target];
+        target.routes -= 1;
+        if target.routes == 0 {
+            target.peak_in_flight = 0;
+        }
+    }
+
+    fn release_lane_earmarks(&mut self, lane: u32, meters: &[u32]) {
+        for id in meters {
+            if let Some(meter) = self.ledger.meters.get_mut(*id)
+                && meter.earmark.is_some_and(|earmark| earmark.lane == lane)
+            {
+                meter.earmark = None;
+                self.stir(*id);
+            }
+        }
+    }
+
+    fn target_is_idle(&self, target: u32, now: Time) -> bool {
+        let Some(found) = self.targets.get(target) else { return false };
+        let told_at = found.learned.iter().map(|learned| learned.told_at).max().unwrap_or(Time::ZERO);
+        found.routes == 0 && found.breaker.is_idle(now) && now.micros_since(told_at) > TARGET_IDLE_MICROS
+    }
+
+    fn forget_target(&mut self, id: u32) {
+        let target = self.targets.remove(id);
+        self.target_ids.remove(&(target.account.clone(), target.model.clone()));
+        let mut levels: Vec<u32> = [target.gauge, target.waits_for_breaker]
+            .into_iter()
+            .chain(target.learned.iter().map(|learned| learned.meter))
+            .map(|meter| self.ledger.meters[meter].level)
+            .collect();
+        levels.sort_unstable();
+        levels.dedup();
+        for level in levels {
+            self.ledger.remove_level(level);
+        }
+    }
+
+    pub(super) fn take_over(&mut self, policy: Policy) {
+        let now = self.clock;
+        self.retry.reconfigure(Arc::new(policy.retry.clone()));
+        self.budget.reconfigure(policy.retry.budget, now);
+        self.breaker_config = Arc::new(policy.breaker.clone());
+        self.reserve_permille = (policy.queue.reserve.clamp(0.0, 1.0) * 1000.0) as u64;
+        self.ledger.limits = policy.limits.clone().into();
+        self.policy = Arc::new(policy);
+        let weights = self.policy.queue.weights.clone();
+        self.queue.reweigh(|tenant| weights.get(tenant).copied().unwrap_or(1));
+        let targets: Vec<u32> = self.targets.iter().map(|(id, _)| id).collect();
+        for id in targets {
+            let config = self.breaker_config.clone();
+            let target = &mut self.targets[id];
+            target.breaker.reconfigure(config);
+            target.version = target.version.wrapping_add(1);
+            let upstream = target.account.split('#').next().unwrap_or("");
+            let policy = self.policy.upstreams.iter().find(|policy| &*policy.name == upstream);
+            target.learn_limits = policy.is_none_or(|policy| policy.learn_limits);
+        }
+        let routes: Vec<u32> = self.routes.iter().map(|(id, _)| id).collect();
+        for id in routes {
+            let subject = self.routes[id].subject.clone();
+            let (configured, levels) = self.ledger.resolve(&subject, now);
+            let has_mirror = configured.iter().any(|meter| self.ledger.meters[*meter].mirror);
+            let route = &mut self.routes[id];
+            route.configured = configured;
+            route.has_mirror = has_mirror;
+            route.target_version = u32::MAX - 1;
+            let old = std::mem::replace(&mut route.levels, levels);
+            for level in old {
+                self.ledger.levels[level].routes -= 1;
+            }
+            self.refresh_route(id);
+        }
+        self.stir_all();
+        self.emit(|| Event::ConfigUpdated);
+    }
+
+    fn stir_all(&mut self) {
+        let lots: Vec<u32> = self.ledger.meters.iter().filter(|(_, meter)| !meter.lot.is_empty()).map(|(id, _)| id).collect();
+        self.stirred.extend(lots);
+    }
+
+    pub(super) fn refill_all(&mut self) {
+        let now = self.clock;
+        let meters: Vec<u32> = self.ledger.meters.iter().map(|(id, _)| id).collect();
+        for id in meters {
+            self.ledger.meters[id].empty_usage(now);
+        }
+        self.stir_all();
+        self.emit(|| Event::LimitsReset);
+    }
+}

@@ -1,0 +1,477 @@
+//! Decides whether one dimension of one level has room for a call, with everything that stands in its way.
+//!
+//! The levels themselves are in `bucket` and `window`; a meter adds what the queue and the server's answers lay on top:
+//! margins, the reserve for higher classes, pauses, earmarks. Never decides who goes first (`queue` does).
+
+use crate::bucket::{Bucket, Fit, as_level};
+use crate::call::Priority;
+use crate::learn::correction::{Correction, Seen};
+use crate::limit::{Algorithm, Allowance, Dimension};
+use crate::queue::{LaneId, Lot};
+use crate::time::{Time, Wait};
+use crate::window::Window;
+
+/// How long a higher class counts as active after its last call.
+const ACTIVE_FOR_MICROS: u64 = 600_000_000;
+/// Grants leave so much of a mirror's refill: 1/4 s, against jitter on the way.
+const MARGIN_DIVISOR: u64 = 4;
+/// How soon to look again where another call's earmark is due already.
+const EARMARK_DUE_MICROS: u64 = 1000;
+
+/// How a meter counts.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    Bucket(Bucket),
+    Window(Window),
+    Gauge { used: u64, limit: u64 },
+}
+
+/// Room that the oldest bypassed call has been promised: others may pass only where they cannot delay it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earmark {
+    pub(crate) lane: LaneId,
+    pub(crate) at: Time,
+    pub(crate) cost: u64,
+}
+
+/// What a meter says to one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MeterSays {
+    Room,
+    /// Not for so long, and why.
+    Wait(Wait, Obstacle),
+    Never,
+}
+
+/// What stands in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// There is not enough left.
+    Shortage,
+    /// There is, but it is kept free for higher classes.
+    Reserve,
+    /// There is, but it has been promised to another.
+    Earmark,
+}
+
+/// One dimension of one level.
+#[derive(Clone, Debug)]
+pub(crate) struct Meter {
+    pub(crate) kind: Kind,
+    pub(crate) dimension: Dimension,
+    /// Tells a reservation whether this is still the meter that it charged.
+    pub(crate) epoch: u64,
+    pub(crate) level: u32,
+    /// False in shadow mode.
+    pub(crate) enforce: bool,
+    pub(crate) blocked: bool,
+    pub(crate) mirror: bool,
+    /// Tenants share it, so that their shares of it can be compared.
+    pub(crate) shared: bool,
+    /// Share of it that one unit takes, in 2^-40.
+    pub(crate) share_per_unit: u64,
+    margin: u64,
+    pub(crate) correction: Option<Box<Correction>>,
+    active_until: [Time; 3],
+    pub(crate) paused_until: Time,
+    /// Calls that shadow mode would have held back.
+    pub(crate) would_hold: u64,
+    pub(crate) lot: Lot,
+    pub(crate) earmark: Option<Earmark>,
+    /// Units asked by calls that wait, by class.
+    pub(crate) backlog: [u64; 3],
+}
+
+/// What a meter is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    pub(crate) dimension: Dimension,
+    pub(crate) allowance: Allowance,
+    /// The most that may go at one instant, in units of the dimension; `None`: the whole limit.
+    pub(crate) burst: Option<u64>,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) enforce: bool,
+    pub(crate) mirror: bool,
+    pub(crate) shared: bool,
+}
+
+impl Meter {
+    pub(crate) fn new(spec: Spec, level: u32, epoch: u64, now: Time) -> Self {
+        let units = units(spec.allowance);
+        let kind = match (spec.dimension.period_micros(), spec.algorithm) {
+            (None, _) => Kind::Gauge { used: 0, limit: units },
+            (Some(period), Algorithm::TokenBucket) => {
+                Kind::Bucket(Bucket::full(units, spec.burst.unwrap_or(units), period, now))
+            }
+            (Some(period), Algorithm::SlidingWindow) => Kind::Window(Window::empty(units, spec.burst, period, now)),
+        };
+        let mut meter = Self {
+            kind,
+            dimension: spec.dimension,
+            epoch,
+            level,
+            enforce: spec.enforce,
+            blocked: false,
+            mirror: spec.mirror,
+            shared: spec.shared,
+            share_per_unit: 0,
+            margin: 0,
+            correction: None,
+            active_until: [Time::ZERO; 3],
+            paused_until: Time::ZERO,
+            would_hold: 0,
+            lot: Lot::default(),
+            earmark: None,
+            backlog: [0; 3],
+        };
+        meter.apply(spec, now);
+        meter
+    }
+
+    /// Takes over other words of the configuration; what was used stays used.
+    pub(crate) fn reconfigure(&mut self, spec: Spec, now: Time) {
+        let units = units(spec.allowance);
+        match (&mut self.kind, spec.algorithm) {
+            (Kind::Gauge { limit, .. }, _) => *limit = units,
+            (Kind::Bucket(bucket), Algorithm::TokenBucket) => bucket.reconfigure(units, spec.burst.unwrap_or(units)),
+            (Kind::Window(window), Algorithm::SlidingWindow) => {
+                window.reconfigure(units, spec.burst, spec.dimension.period_micros().unwrap_or(1), now);
+            }
+            (Kind::Bucket(bucket), Algorithm::SlidingWindow) => {
+                let used = used(bucket.limit(), bucket.level());
+                let mut window = Window::empty(units, spec.burst, spec.dimension.period_micros().unwrap_or(1), now);
+                window.charge(used);
+                self.kind = Kind::Window(window);
+            }
+            (Kind::Window(window), Algorithm::TokenBucket) => {
+                let used = used(window.limit(), window.level());
+                let period = spec.dimension.period_micros().unwrap_or(1);
+                let mut bucket = Bucket::full(units, spec.burst.unwrap_or(units), period, now);
+                bucket.charge(used);
+                self.kind = Kind::Bucket(bucket);
+            }
+        }
+        self.apply(spec, now);
+    }
+
+    fn apply(&mut self, spec: Spec, now: Time) {
+        self.enforce = spec.enforce;
+        self.blocked = spec.allowance == Allowance::Blocked;
+        self.mirror = spec.mirror;
+        self.shared = spec.shared;
+        self.set_share_and_margin();
+        if self.mirror && matches!(self.kind, Kind::Bucket(_)) {
+            self.correction.get_or_insert_with(|| Box::new(Correction::new(now)));
+        }
+    }
+
+    fn set_share_and_margin(&mut self) {
+        self.share_per_unit = (1 << 40) / self.limit().max(1);
+        self.margin = if self.mirror { self.per_second() / MARGIN_DIVISOR } else { 0 };
+    }
+
+    /// Follows a limit that the server announced; `level` is what it says is left.
+    pub(crate) fn follow(&mut self, limit: u64, level: i64) {
+        if let Kind::Bucket(bucket) = &mut self.kind {
+            bucket.reconfigure(limit, limit);
+            bucket.set_level(level);
+            self.set_share_and_margin();
+        }
+    }
+
+    /// Units per period.
+    pub(crate) fn limit(&self) -> u64 {
+        match &self.kind {
+            Kind::Bucket(bucket) => bucket.limit(),
+            Kind::Window(window) => window.limit(),
+            Kind::Gauge { limit, .. } => *limit,
+        }
+    }
+
+    /// The most that may go at one instant.
+    pub(crate) fn capacity(&self) -> u64 {
+        match &self.kind {
+            Kind::Bucket(bucket) => bucket.capacity().unsigned_abs(),
+            Kind::Window(window) => window.limit(),
+            Kind::Gauge { limit, .. } => *limit,
+        }
+    }
+
+    fn per_second(&self) -> u64 {
+        self.dimension.period_micros().map_or(0, |period| self.limit() / (period / 1_000_000))
+    }
+
+    /// Units left; below zero is debt.
+    pub(crate) fn level(&self) -> i64 {
+        match &self.kind {
+            Kind::Bucket(bucket) => bucket.level(),
+            Kind::Window(window) => window.level(),
+            Kind::Gauge { used, limit } => as_level(*limit).saturating_sub(as_level(*used)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn refill(&mut self, now: Time) {
+        match &mut self.kind {
+            Kind::Bucket(bucket) => {
+                bucket.refill(now);
+                if let Some(correction) = &mut self.correction {
+                    let per_second = bucket.limit() * 1_000_000 / self.dimension.period_micros().unwrap_or(60_000_000).max(1);
+                    let taken = correction.others_use(now, per_second);
+                    if taken != 0 {
+                        bucket.set_level(bucket.level().saturating_sub(taken));
+                    }
+                }
+            }
+            Kind::Window(window) => window.advance(now),
+            Kind::Gauge { .. } => {}
+        }
+    }
+
+    fn plain_fit(&self, cost: u64, floor: u64, now: Time) -> Fit {
+        match &self.kind {
+            Kind::Bucket(bucket) => bucket.fit(cost, floor),
+            Kind::Window(window) => window.fit(cost, floor, now),
+            Kind::Gauge { used, limit } if cost > *limit => {
+                let _ = used;
+                Fit::Never
+            }
+            Kind::Gauge { used, limit } if used.saturating_add(cost).saturating_add(floor) <= *limit => Fit::Now,
+            Kind::Gauge { .. } => Fit::Later(Wait::UNTIL_EVENT),
+        }
+    }
+
+    /// Units that grants must leave of it at `now`, whoever asks.
+    #[inline]
+    fn margin(&self, now: Time) -> u64 {
+        match &self.correction {
+            Some(correction) => self.margin.saturating_add(correction.margin(now)),
+            None => 0,
+        }
+    }
+
+    /// Units that a call of `class` must leave for higher classes that were active lately.
+    #[inline]
+    fn reserve(&self, class: Priority, share_permille: u64, cost: u64, now: Time) -> u64 {
+        if !self.active_until[class.index() + 1..].iter().any(|until| *until > now) {
+            return 0;
+        }
+        // A call that needs more than the rest still goes when the level is full.
+        let capacity = self.capacity();
+        (capacity / 1000 * share_permille + capacity % 1000 * share_permille / 1000).min(capacity.saturating_sub(cost))
+    }
+
+    /// Whether `cost` may be taken by a call of `class` that waits in `lane` (if it does).
+    ///
+    /// `reserve_permille`: the share kept for higher classes; 0 where that does not apply.
+    #[inline]
+    pub(crate) fn says(
+        &self,
+        cost: u64,
+        class: Priority,
+        lane: Option<LaneId>,
+        reserve_permille: u64,
+        now: Time,
+    ) -> MeterSays {
+        if self.blocked {
+            return if self.enforce { MeterSays::Never } else { MeterSays::Room };
+        }
+        if !self.enforce {
+            return MeterSays::Room;
+        }
+        let margin = self.margin(now);
+        let reserve = self.reserve(class, reserve_permille, cost.saturating_add(margin), now);
+        let fit = self.plain_fit(cost, margin.saturating_add(reserve), now);
+        let says = match fit {
+            Fit::Never => return MeterSays::Never,
+            Fit::Now => self.past_earmark(cost, lane, now),
+            Fit::Later(wait) if reserve > 0 && self.plain_fit(cost, margin, now) == Fit::Now => {
+                MeterSays::Wait(wait, Obstacle::Reserve)
+            }
+            Fit::Later(wait) => MeterSays::Wait(wait, Obstacle::Shortage),
+        };
+        if self.paused_until <= now {
+            return says;
+        }
+        let paused = Wait::from_micros(self.paused_until.micros_since(now));
+        match says {
+            MeterSays::Wait(wait, obstacle) if wait > paused => MeterSays::Wait(wait, obstacle),
+            _ => MeterSays::Wait(paused, Obstacle::Shortage),
+        }
+    }
+
+    /// Whether taking `cost` now leaves what another has been promised.
+    fn past_earmark(&self, cost: u64, lane: Option<LaneId>, now: Time) -> MeterSays {
+        let Some(earmark) = self.earmark else { return MeterSays::Room };
+        if lane == Some(earmark.lane) {
+            return MeterSays::Room;
+        }
+        let then = earmark.at.max(now);
+        let left = match &self.kind {
+            Kind::Bucket(bucket) => {
+                let mut after = bucket.clone();
+                after.charge(cost);
+                after.level_at(then)
+            }
+            Kind::Window(window) => window.level_at(then).saturating_sub(as_level(cost)),
+            Kind::Gauge { .. } => return MeterSays::Room,
+        };
+        if left >= as_level(earmark.cost.min(self.capacity())) {
+            return MeterSays::Room;
+        }
+        let wait = earmark.at.micros_since(now).max(EARMARK_DUE_MICROS);
+        MeterSays::Wait(Wait::from_micros(wait), Obstacle::Earmark)
+    }
+
+    /// What an earmark for `cost` must keep: the cost and the margin that its grant will have to leave.
+    pub(crate) fn to_earmark(&self, cost: u64, now: Time) -> u64 {
+        cost.saturating_add(self.margin(now))
+    }
+
+    /// Takes `cost`. Returns the bin that it went to, where there are bins.
+    #[inline]
+    pub(crate) fn charge(&mut self, cost: u64, class: Priority, now: Time) -> u64 {
+        self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
+        if !self.enforce && (self.blocked || self.plain_fit(cost, 0, now) != Fit::Now) {
+            // Shadow mode counts what it would have held back, and goes on as if it had.
+            self.would_hold += 1;
+            return u64::MAX;
+        }
+        match &mut self.kind {
+            Kind::Bucket(bucket) => {
+                bucket.charge(cost);
+                0
+            }
+            Kind::Window(window) => {
+                window.charge(cost);
+                window.current_bin()
+            }
+            Kind::Gauge { used, .. } => {
+                *used = used.saturating_add(cost);
+                0
+            }
+        }
+    }
+
+    /// What a mirror notes of a charge just made, to be compared with the server's reply.
+    #[inline]
+    pub(crate) fn note(&mut self, cost: u64, now: Time) -> Option<Seen> {
+        let level = self.level();
+        self.correction.as_mut().map(|correction| correction.charged(cost, level, now))
+    }
+
+    /// A class was seen to be active here though nothing was charged (its call waits).
+    pub(crate) fn mark_active(&mut self, class: Priority, now: Time) {
+        self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
+    }
+
+    /// Gives back `amount` of a charge that went to `bin`.
+    #[inline]
+    pub(crate) fn refund(&mut self, amount: u64, bin: u64) {
+        if bin == u64::MAX {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Bucket(bucket) => bucket.refund(amount),
+            Kind::Window(window) => window.refund(amount, bin),
+            Kind::Gauge { used, .. } => *used = used.saturating_sub(amount),
+        }
+    }
+
+    /// Takes what was used beyond the reservation, whatever is left: into debt if need be.
+    pub(crate) fn debit(&mut self, amount: u64, bin: u64) {
+        if bin == u64::MAX {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Bucket(bucket) => bucket.charge(amount),
+            Kind::Window(window) => window.charge(amount),
+            Kind::Gauge { .. } => {}
+        }
+    }
+
+    /// A reply to the call noted as `seen` says that the server has `remaining` left. Returns the correction made.
+    pub(crate) fn server_says(&mut self, seen: Seen, sent_at: Time, remaining: u64, refused: bool, now: Time) -> i64 {
+        self.refill(now);
+        let level = self.level();
+        let per_second = self.per_second().max(1);
+        let Some(correction) = &mut self.correction else { return 0 };
+        let change = correction.reply(seen, sent_at, remaining, refused, level, per_second, now);
+        if change != 0
+            && let Kind::Bucket(bucket) = &mut self.kind
+        {
+            bucket.set_level(level.saturating_add(change));
+        }
+        change
+    }
+
+    /// A 429 was met on this dimension: grants leave one call more from now on, for a while.
+    pub(crate) fn widen_margin(&mut self, cost: u64, now: Time) {
+        let capacity = self.capacity();
+        if let Some(correction) = &mut self.correction {
+            correction.widen_margin(cost, capacity, now);
+        }
+    }
+
+    /// Forgets what was used; calls in flight stay counted.
+    pub(crate) fn empty_usage(&mut self, now: Time) {
+        match &mut self.kind {
+            Kind::Bucket(bucket) => bucket.set_level(bucket.capacity()),
+            Kind::Window(window) => window.clear(now),
+            Kind::Gauge { .. } => {}
+        }
+        self.paused_until = Time::ZERO;
+    }
+
+    /// Nobody waits here, nothing is owed, nothing used: forgetting it loses nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lot.is_empty() && self.earmark.is_none() && self.is_untouched()
+    }
+
+    /// Nothing of it is in use.
+    pub(crate) fn is_untouched(&self) -> bool {
+        match &self.kind {
+            Kind::Bucket(bucket) => bucket.level() >= bucket.capacity(),
+            Kind::Window(window) => window.level() >= as_level(window.limit()),
+            Kind::Gauge { used, .. } => *used == 0,
+        }
+    }
+
+    /// How long until all that waits and `cost` would have gone at a call of this class's turn. O(1); an estimate.
+    ///
+    /// `ahead`: units that go before it. `None`: not known (calls in flight end when they end).
+    pub(crate) fn predicted_wait_micros(&self, ahead: u64, cost: u64, now: Time) -> Option<u64> {
+        let needed = ahead.saturating_add(cost);
+        let paused = self.paused_until.micros_since(now);
+        let wait = match &self.kind {
+            Kind::Gauge { .. } => return None,
+            Kind::Bucket(bucket) => {
+                let missing = as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());
+                if missing <= 0 { 0 } else { bucket.micros_to_refill(missing.unsigned_abs()) }
+            }
+            Kind::Window(window) => {
+                let limit = window.limit().max(1);
+                let whole = (needed.saturating_sub(1)) / limit;
+                let rest = needed - whole * limit;
+                let first = match window.fit(rest.max(1), 0, now) {
+                    Fit::Later(wait) => wait.micros(),
+                    Fit::Now | Fit::Never => 0,
+                };
+                first.saturating_add(whole.saturating_mul(window.bin_micros() * 242))
+            }
+        };
+        Some(wait.max(paused))
+    }
+}
+
+fn units(allowance: Allowance) -> u64 {
+    match allowance {
+        Allowance::Units(units) => units.get(),
+        Allowance::Unlimited => u64::MAX >> 8,
+        Allowance::Blocked => 0,
+    }
+}
+
+fn used(limit: u64, level: i64) -> u64 {
+    u64::try_from(as_level(limit).saturating_sub(level)).unwrap_or(0)
+}

@@ -1,0 +1,71 @@
+//! One account and model group of an upstream: its breaker, what has been learned of it, how fast it may start.
+//!
+//! Holds state and small decisions; the gate asks them, the ledger holds the levels.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::breaker::Breaker;
+use crate::config::{TokenCharge, UpstreamPolicy};
+use crate::learn::charge::ChargeRule;
+use crate::learn::cold_start::ColdStart;
+use crate::learn::output::TypicalOutput;
+use crate::limit::Dimension;
+use crate::time::Time;
+
+/// A limit that the server announced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Learned {
+    pub(crate) dimension: Dimension,
+    pub(crate) meter: u32,
+    /// When a reply last told it.
+    pub(crate) told_at: Time,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) account: Arc<str>,
+    pub(crate) model: Arc<str>,
+    /// `upstream/model group`: what people see; holds no trace of the credential.
+    pub(crate) name: Arc<str>,
+    pub(crate) breaker: Breaker,
+    pub(crate) learn_limits: bool,
+    pub(crate) learned: SmallVec<[Learned; 4]>,
+    /// Counts changes of `learned`, so that routes notice.
+    pub(crate) version: u32,
+    pub(crate) charge_rule: ChargeRule,
+    pub(crate) typical_output: TypicalOutput,
+    /// `None`: limits are known, or not to be learned.
+    pub(crate) cold_start: Option<ColdStart>,
+    /// The meter that counts calls in flight; bounded while starting cold or coming back after an outage.
+    pub(crate) gauge: u32,
+    /// The meter in whose lot calls wait for the breaker.
+    pub(crate) waits_for_breaker: u32,
+    /// The most calls that were in flight at once before the breaker opened.
+    pub(crate) peak_in_flight: u64,
+    pub(crate) routes: u32,
+}
+
+impl Target {
+    pub(crate) fn charge_rule_for(policy: Option<&UpstreamPolicy>) -> ChargeRule {
+        ChargeRule::new(policy.map_or(TokenCharge::Learned, |policy| policy.token_charge))
+    }
+
+    /// Calls that may be in flight at `now`. `None`: as many as like.
+    pub(crate) fn in_flight_cap(&mut self, now: Time) -> Option<u64> {
+        let cold = match &mut self.cold_start {
+            Some(start) => start.cap(now),
+            None => None,
+        };
+        let share = self.breaker.ramp_share(now);
+        let ramp = (share < 1.0).then(|| {
+            let (_, probes) = self.breaker.report(self.name.clone()).probes;
+            u64::from(probes).max((self.peak_in_flight as f64 * share) as u64).max(1)
+        });
+        match (cold, ramp) {
+            (Some(cold), Some(ramp)) => Some(cold.min(ramp)),
+            (cold, ramp) => cold.or(ramp),
+        }
+    }
+}
