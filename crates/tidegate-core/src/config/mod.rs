@@ -5,6 +5,7 @@
 
 mod keys;
 mod policy;
+mod read;
 mod server;
 mod upstream;
 mod watch;
@@ -16,6 +17,7 @@ pub use policy::{
     BreakerConfig, Jitter, Policy, QueueConfig, RetryBudgetConfig, RetryConfig, RetryStrategyConfig, TokenCharge,
     UpstreamPolicy,
 };
+pub use read::{Diagnostic, Loaded, load};
 pub use server::{ListenAddr, ServerConfig, TlsConfig};
 pub use upstream::{ModelMap, SecretSource, UpstreamConfig, UpstreamKind};
 pub use watch::{
@@ -48,6 +50,9 @@ pub struct Config {
     /// `[telemetry]`.
     pub telemetry: TelemetryConfig,
 }
+
+/// Every setting with its default, as a commented file.
+pub const EXAMPLE: &str = include_str!("example.toml");
 
 impl Config {
     /// Replaces the upstreams, and what the core knows of them.
