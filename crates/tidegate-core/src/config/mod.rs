@@ -19,7 +19,7 @@ pub use policy::{
 };
 pub use read::{Diagnostic, Loaded, load};
 pub use server::{ListenAddr, ServerConfig, TlsConfig};
-pub use upstream::{ModelMap, SecretSource, UpstreamConfig, UpstreamKind};
+pub use upstream::{BaseUrlError, ModelMap, SecretError, SecretSource, UpstreamConfig, UpstreamKind, parse_base_url};
 pub use watch::{
     AlertConfig, AlertSignal, AuditConfig, OnAuditFailure, OnStoreFailure, RecordedUsers, SecretUrl, StoreConfig,
     TelemetryConfig, Webhook, WebhookFormat,

@@ -223,7 +223,7 @@ fn a_base_url_ends_in_v1() {
     let other = try_load("[[upstream]]\nkind = \"compatible\"\nbase_url = \"http://127.0.0.1:11434/api/\"").unwrap();
     assert_eq!(other.config.upstreams[0].base_url, "http://127.0.0.1:11434/api");
     assert!(other.warnings[0].message.contains("does not end in /v1"), "{:?}", other.warnings);
-    assert!(error("[[upstream]]\nbase_url = \"api.openai.com/v1\"").contains("begins with https://"));
+    assert!(error("[[upstream]]\nbase_url = \"api.openai.com/v1\"").contains("must begin with https://"));
     assert!(error("[[upstream]]\nkind = \"azure\"").contains("has no base_url"));
 }
 

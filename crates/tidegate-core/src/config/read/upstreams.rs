@@ -7,7 +7,8 @@ use super::table::{Field, Table};
 use super::tree::Value;
 use super::values::{boolean, bound, choice, count, list, optional_text, some_duration, word};
 use super::{check_unique, named};
-use crate::config::{ModelMap, SecretSource, TokenCharge, UpstreamConfig, UpstreamKind};
+
+use crate::config::{ModelMap, SecretSource, TokenCharge, UpstreamConfig, UpstreamKind, parse_base_url};
 
 /// `with_keys`: callers bring tidegate keys, which must reach nobody else.
 pub(super) fn upstreams(tables: Vec<Table<'_>>, with_keys: bool) -> Vec<UpstreamConfig> {
@@ -97,26 +98,16 @@ fn upstream_name(field: &Field<'_>) -> Option<Arc<str>> {
     Some(Arc::from(name))
 }
 
-/// An `http` or `https` URL without credentials, query and fragment; the slash at its end is dropped.
 fn base_url(field: &Field<'_>, kind: UpstreamKind) -> Option<String> {
-    const EXAMPLE: &str = "write SCHEME://HOST/v1, such as \"https://api.openai.com/v1\"";
     let written = word(field)?;
-    let url = written.trim_end_matches('/');
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    let Some(rest) = rest else {
-        field.wrong("a URL that begins with https:// or http://", EXAMPLE);
-        return None;
+    let url = match parse_base_url(written) {
+        Ok(url) => url,
+        Err(error) => {
+            field.error(error.problem, error.hint);
+            return None;
+        }
     };
-    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    if authority.contains('@') {
-        field.error("must not hold credentials", "write them as api_key = \"env:NAME\"");
-        return None;
-    }
-    let unusable = |any: char| any.is_whitespace() || any.is_control() || matches!(any, '?' | '#' | '"' | '<' | '>');
-    if !is_authority(authority) || path.contains(unusable) {
-        field.wrong("a URL of scheme, host and path alone", EXAMPLE);
-        return None;
-    }
+    let path = url.splitn(4, '/').nth(3).unwrap_or("");
     let ends_in_v1 = path == "v1" || path.ends_with("/v1");
     match kind {
         UpstreamKind::OpenAi if !ends_in_v1 => {
@@ -137,20 +128,7 @@ fn base_url(field: &Field<'_>, kind: UpstreamKind) -> Option<String> {
         }
         _ => {}
     }
-    Some(url.to_owned())
-}
-
-/// `host`, `host:port`, `[v6]`, `[v6]:port`.
-fn is_authority(authority: &str) -> bool {
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    let host_is_good = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.chars().all(|any| any.is_ascii_alphanumeric() || "-._".contains(any)),
-    };
-    host_is_good && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
+    Some(url)
 }
 
 /// `env:NAME` or `file:PATH`; `""` for none. Anything else may be the secret itself, and is not shown.
@@ -193,21 +171,6 @@ fn models(field: &Field<'_>) -> Option<ModelMap> {
                 return None;
             }
             Some(ModelMap::Globs(globs))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn authorities_are_hosts_with_or_without_a_port() {
-        for good in ["api.openai.com", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:80", "my_host"] {
-            assert!(is_authority(good), "{good}");
-        }
-        for bad in ["", ":80", "host:", "host:0", "host:99999", "a b", "[::1", "::1"] {
-            assert!(!is_authority(bad), "{bad}");
         }
     }
 }
