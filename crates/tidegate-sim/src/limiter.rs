@@ -198,8 +198,6 @@ pub struct Refused {
     pub wait_micros: u64,
     /// The wait as OpenAI's message tells it, computed from the whole numbers that the message shows. Zero when too large.
     pub announced_micros: u64,
-    /// What is left, the cost of the refusal itself included.
-    pub remaining: Remaining,
 }
 
 /// One bucket, for statistics.
@@ -260,8 +258,7 @@ impl Upstream {
             let (dimension, limit, requested) = (kept.dimension, kept.bucket.limit(), charge.of(kept.dimension));
             let used = kept.bucket.used();
             self.count_refusal(charge);
-            let remaining = self.remaining();
-            let refused = Refused {
+            return Err(Refused {
                 dimension,
                 too_large: true,
                 limit,
@@ -269,9 +266,7 @@ impl Upstream {
                 requested,
                 wait_micros: 0,
                 announced_micros: 0,
-                remaining,
-            };
-            return Err(refused);
+            });
         }
         let short: Vec<usize> = (0..self.kept.len()).filter(|&i| self.kept[i].wait_micros(charge) > 0).collect();
         if !short.is_empty() {
@@ -335,7 +330,8 @@ impl Upstream {
 
     fn advance(&mut self, now_micros: u64) {
         let now_micros = now_micros.max(self.now_micros);
-        while let Some(due) = self.tenants.iter_mut().filter(|t| t.next_at() <= now_micros).min_by_key(|t| t.next_at()) {
+        while let Some(due) = self.tenants.iter_mut().filter(|t| t.next_at() <= now_micros).min_by_key(|t| t.next_at())
+        {
             let (at, charge) = due.arrive();
             self.refill(at);
             if self.kept.iter().all(|k| k.wait_micros(charge) == 0) {
@@ -372,7 +368,7 @@ impl Upstream {
     fn refusal(&self, short: &[usize], charge: Charge) -> Refused {
         let mut worst: Option<Refused> = None;
         for kept in short.iter().map(|&i| &self.kept[i]) {
-            let refused = kept.refused(charge, self.remaining());
+            let refused = kept.refused(charge);
             if worst.is_none_or(|w| refused.wait_micros > w.wait_micros) {
                 worst = Some(refused);
             }
@@ -385,7 +381,6 @@ impl Upstream {
             requested: charge.requests,
             wait_micros: 1,
             announced_micros: 1_000,
-            remaining: self.remaining(),
         })
     }
 
@@ -441,7 +436,7 @@ impl Kept {
         }
     }
 
-    fn refused(&self, charge: Charge, remaining: Remaining) -> Refused {
+    fn refused(&self, charge: Charge) -> Refused {
         let (limit, used, requested) = (self.bucket.limit(), self.bucket.used(), charge.of(self.dimension));
         let wait_micros = self.wait_micros(charge);
         let over = (used + requested).saturating_sub(limit);
@@ -460,7 +455,6 @@ impl Kept {
             requested,
             wait_micros,
             announced_micros: announced.max(1_000),
-            remaining,
         }
     }
 }

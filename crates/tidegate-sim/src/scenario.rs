@@ -239,7 +239,10 @@ impl Scenario {
         for (name, model) in &self.model {
             let limits = [model.rpm, model.tpm, model.rpd, model.tpd, model.ipm];
             if limits.contains(&Some(0)) {
-                return Err((name.clone(), format!("model \"{name}\": a limit must be above 0; leave it out to lift it")));
+                return Err((
+                    name.clone(),
+                    format!("model \"{name}\": a limit must be above 0; leave it out to lift it"),
+                ));
             }
             if model.quantum.is_some_and(|q| q.is_zero() || micros(q) > MINUTE_MICROS) {
                 return Err(("quantum".into(), "quantum must be above 0s and at most 60s".into()));
@@ -332,7 +335,9 @@ pub(crate) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
         return Ok(Duration::ZERO);
     }
     humantime::parse_duration(&text).map_err(|e| {
-        serde::de::Error::custom(format!("\"{text}\" is not a duration ({e}); write for example \"250ms\" or \"1m30s\""))
+        serde::de::Error::custom(format!(
+            "\"{text}\" is not a duration ({e}); write for example \"250ms\" or \"1m30s\""
+        ))
     })
 }
 

@@ -78,9 +78,10 @@ fn a_refusal_takes_no_tokens_but_costs_a_request_when_refusals_count() {
         let rules = Rules { rpm: Some(10), tpm: Some(100), refused_count, ..Rules::default() };
         let mut upstream = Upstream::new(&rules, 0);
         upstream.admit(0, Charge::of_tokens(60)).expect("fits");
-        let refused = upstream.admit(0, Charge::of_tokens(60)).expect_err("tokens are short");
-        assert_eq!(refused.remaining.requests.expect("limited").remaining, left);
-        assert_eq!(refused.remaining.tokens.expect("limited").remaining, 40);
+        assert!(upstream.admit(0, Charge::of_tokens(60)).is_err(), "tokens are short");
+        let remaining = upstream.look(0);
+        assert_eq!(remaining.requests.expect("limited").remaining, left);
+        assert_eq!(remaining.tokens.expect("limited").remaining, 40);
     }
 }
 
@@ -134,14 +135,13 @@ fn a_debit_is_debt_that_has_to_refill() {
     let refused = upstream.admit(0, Charge::of_tokens(100)).expect_err("in debt");
     assert_eq!(refused.used, 9_000);
     assert_eq!(refused.wait_micros, 31 * SECOND);
-    assert_eq!(refused.remaining.tokens.expect("limited").remaining, 0);
+    assert_eq!(upstream.look(0).tokens.expect("limited").remaining, 0);
 }
 
 #[test]
 fn nothing_goes_over_the_limit_whatever_comes() {
     let mut rng = fastrand::Rng::with_seed(5);
-    let rules =
-        Rules { rpm: Some(120), tpm: Some(9_000), initial_fill: 0.3, refused_count: false, ..Rules::default() };
+    let rules = Rules { rpm: Some(120), tpm: Some(9_000), initial_fill: 0.3, refused_count: false, ..Rules::default() };
     let mut upstream = Upstream::new(&rules, 0);
     let (mut now, mut tokens, mut calls) = (0, 0_u64, 0_u64);
     for _ in 0..50_000 {

@@ -37,13 +37,13 @@ pub enum FaultKind {
     Unauthorized,
     /// 400 `context_length_exceeded`.
     ContextLength,
-    /// The connection is reset: before any reply, or in a stream after `after` chunks.
+    /// The connection is reset: before any reply, or in a stream after `after` events.
     Reset,
-    /// Nothing comes for `for`: before the reply, or in a stream after `after` chunks. Then it goes on.
+    /// Nothing comes for `for`: before the reply, or in a stream after `after` events. Then it goes on.
     Stall,
-    /// A stream sends an error after `after` chunks and ends; a plain call is answered 500.
+    /// A stream sends an error after `after` events and ends; a plain call is answered 500.
     MidStreamError,
-    /// A stream ends after `after` chunks without its last event; a plain reply is cut in half.
+    /// A stream ends after `after` events without its last event; a plain reply is cut in half.
     Truncated,
     /// Status 200, and then an error as the first event, or as the body of a plain reply.
     InBand,
@@ -106,9 +106,9 @@ pub struct Fault {
     pub user: Option<String>,
     /// Whether only streams (`true`) or only plain calls (`false`) are struck.
     pub stream: Option<bool>,
-    /// Chunks that a stream sends before it is struck; 0 is before the first byte of the reply.
-    #[serde(default)]
-    pub after: u32,
+    /// Events that a stream sends before it is struck. Absent: a reset or stall comes before the first byte of the reply,
+    /// a stream's error or end after 5 events.
+    pub after: Option<u32>,
     /// How long a stall lasts; absent: an hour. Not scaled by the speed.
     #[serde(rename = "for", default, deserialize_with = "duration_or_none")]
     pub lasts: Option<Duration>,
@@ -121,9 +121,10 @@ pub struct Fault {
     pub code: Option<String>,
     /// The value of an `x-should-retry` header.
     pub should_retry: Option<bool>,
-    /// Whether the limiter is asked and charged first; absent: as the kind would.
+    /// Whether the limiter is asked and charged first; absent: as the kind would. Stalls and faults of a reply
+    /// are always charged.
     pub charged: Option<bool>,
-    /// An outage that closes connections instead of answering.
+    /// An outage closes connections instead of answering; a truncated stream ends with the connection.
     #[serde(default)]
     pub closed: bool,
     /// The size of split pieces in bytes; absent: 7.
@@ -144,7 +145,7 @@ impl Fault {
             path: None,
             user: None,
             stream: None,
-            after: 0,
+            after: None,
             lasts: None,
             wait: None,
             retry_after: None,
@@ -156,9 +157,13 @@ impl Fault {
         }
     }
 
-    /// Whether the limiter is asked, and charged, before the fault strikes.
+    /// Whether the limiter is asked, and charged, before the fault strikes. Always so where the call goes on.
     pub(crate) fn is_charged(&self) -> bool {
-        self.charged.unwrap_or(!self.kind.strikes_first())
+        let goes_on = matches!(
+            self.kind,
+            FaultKind::Stall | FaultKind::Truncated | FaultKind::InBand | FaultKind::MidStreamError
+        );
+        goes_on || self.charged.unwrap_or(!self.kind.strikes_first())
     }
 
     pub(super) fn check(&self) -> Result<(), (String, String)> {
