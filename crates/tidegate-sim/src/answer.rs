@@ -73,16 +73,16 @@ pub(crate) async fn answer(
     }
     let call = Call::read(shared, reset, &parts.method, path, parts.headers, body);
     if call.running.scenario.require_auth && !call.headers.contains_key(header::AUTHORIZATION) {
-        return Ok(call.finish(error::no_key()));
+        return Ok(call.finish_error(error::no_key()));
     }
     match endpoint {
         Err(NoRoute::Unknown) => {
             let reply = error::unknown_url(&parts.method, &call.path);
-            Ok(call.finish(reply))
+            Ok(call.finish_error(reply))
         }
         Err(NoRoute::Method) => {
             let reply = error::wrong_method(&parts.method, &call.path);
-            Ok(call.finish(reply))
+            Ok(call.finish_error(reply))
         }
         Ok(endpoint) if endpoint.is_metered() => metered::answer(call, &endpoint).await,
         Ok(endpoint) => free::answer(call, &endpoint).await,
@@ -170,14 +170,17 @@ impl Call {
     }
 
     /// Ends the exchange with this reply.
-    fn finish(mut self, mut response: Response<ReplyBody>) -> Response<ReplyBody> {
-        if !response.headers().contains_key("x-request-id") {
-            self.dress(&mut response, None, false);
-        }
+    fn finish(mut self, response: Response<ReplyBody>) -> Response<ReplyBody> {
         let status = response.status().as_u16();
         self.exchange.note(|entry| entry.status = status);
         self.exchange.finish();
         response
+    }
+
+    /// Ends the exchange with an error that has nothing to do with limits.
+    fn finish_error(self, mut response: Response<ReplyBody>) -> Response<ReplyBody> {
+        self.dress(&mut response, None, false);
+        self.finish(response)
     }
 
     /// Ends the connection without a reply, with a reset or quietly.

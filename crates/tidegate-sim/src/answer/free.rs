@@ -34,6 +34,7 @@ pub(super) async fn answer(mut call: Call, endpoint: &Endpoint) -> Answered {
                     headers::refusal(response.headers_mut(), running.scenario.retry_after, &pretended);
                 }
                 headers::of_fault(response.headers_mut(), fault, running.scenario.retry_after);
+                call.dress(&mut response, None, false);
                 return Ok(call.finish_plain(response, &struck));
             }
         }
@@ -87,7 +88,7 @@ pub(super) async fn realtime(mut call: Call, parts: &mut Parts, stop: watch::Rec
         Ok(upgrade) => upgrade,
         Err(rejection) => {
             let response = error::invalid(rejection.status(), &rejection.body_text(), None, None);
-            return Ok(call.finish(response));
+            return Ok(call.finish_error(response));
         }
     };
     call.exchange.note(|entry| {

@@ -43,7 +43,7 @@ pub(super) async fn answer(mut call: Call, endpoint: &Endpoint) -> Answered {
             (Err(wrong), _) => error::wrong(wrong),
             (Ok(asked), _) => error::unknown_model(&asked.model),
         };
-        return Ok(call.finish(reply));
+        return Ok(call.finish_error(reply));
     };
     let place = call.shared.place(&running, &call.headers, scenario.group(model, key, entry), scenario.rules(entry));
     let asked = match asked {
