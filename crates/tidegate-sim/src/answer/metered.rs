@@ -18,6 +18,8 @@ use crate::scenario::{ChargeRule, Fault, FaultKind, Latency, Model, Scenario};
 use crate::script::{Pace, Script};
 use crate::shared::Place;
 
+const TIMER_RESOLUTION: Duration = Duration::from_micros(200);
+
 /// A call that names a model which exists.
 struct Metered<'a> {
     endpoint: &'a Endpoint,
@@ -308,8 +310,9 @@ fn scaled(duration: Duration, speed: f64) -> Duration {
     }
 }
 
+/// Waits; not at all below what the timer, which counts milliseconds, would only blow up.
 async fn sleep(duration: Duration) {
-    if !duration.is_zero() {
+    if duration >= TIMER_RESOLUTION {
         tokio::time::sleep(duration).await;
     }
 }

@@ -97,3 +97,10 @@ fn dated_snapshots_fold_into_their_family() {
         assert_eq!(family(model), of);
     }
 }
+
+#[test]
+fn the_example_with_every_key_is_valid() {
+    let scenario = Scenario::from_toml(include_str!("../../examples/scenario.toml")).expect("valid");
+    assert_eq!(scenario.tenants("gpt-4o").len(), 1);
+    assert_eq!(scenario.fault.len(), 5);
+}
