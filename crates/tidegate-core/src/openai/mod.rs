@@ -1,1 +1,12 @@
-//! OpenAI's words into ours: endpoints, estimates, limits in headers, faults, usage. Pure parsing of what it is handed.
+//! OpenAI's words into ours: endpoints, estimates, limits in headers, faults, usage.
+//!
+//! Pure parsing of what it is handed: no I/O, no clock (unix time is an argument), no HTTP types. It runs on every call
+//! that passes, so it borrows from the bytes it reads and builds no tree of them. Other people's words are never trusted:
+//! whatever bytes arrive, nothing here panics, and no prompt or completion gets into what it says of them.
+
+pub mod durations;
+pub mod faults;
+pub mod headers;
+mod message;
+mod text;
+mod words;
