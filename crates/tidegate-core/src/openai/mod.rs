@@ -5,8 +5,10 @@
 //! whatever bytes arrive, nothing here panics, and no prompt or completion gets into what it says of them.
 
 pub mod durations;
+pub mod endpoints;
 pub mod faults;
 pub mod headers;
 mod message;
+pub mod models;
 mod text;
 mod words;
