@@ -4,8 +4,11 @@
 //! that passes, so it borrows from the bytes it reads and builds no tree of them. Other people's words are never trusted:
 //! whatever bytes arrive, nothing here panics, and no prompt or completion gets into what it says of them.
 
+mod body;
+mod calibration;
 pub mod durations;
 pub mod endpoints;
+pub mod estimate;
 pub mod faults;
 pub mod headers;
 mod message;
