@@ -13,5 +13,8 @@ pub mod faults;
 pub mod headers;
 mod message;
 pub mod models;
+pub mod sse;
+pub mod stream;
 mod text;
+pub mod usage;
 mod words;
