@@ -9,12 +9,13 @@ use tokio::sync::watch;
 
 use super::{Answered, Call, error, json_reply, reply, unix_now};
 use crate::body::ReplyBody;
+use crate::faults::Struck;
 use crate::headers;
 use crate::limiter::{Charge, Remaining};
 use crate::multipart;
 use crate::reply;
 use crate::route::Endpoint;
-use crate::scenario::FaultKind;
+use crate::scenario::{Fault, FaultKind};
 
 pub(super) async fn answer(mut call: Call, endpoint: &Endpoint) -> Answered {
     let running = call.running.clone();
@@ -22,26 +23,32 @@ pub(super) async fn answer(mut call: Call, endpoint: &Endpoint) -> Answered {
     if let Some(fault) = struck.main {
         call.count_fault(fault.kind);
         match fault.kind {
-            FaultKind::Reset => return Err(call.hang_up(true)),
-            FaultKind::Outage if fault.closed => return Err(call.hang_up(false)),
             FaultKind::Stall => tokio::time::sleep(error::stall(fault)).await,
             FaultKind::Truncated => {}
-            kind => {
-                let pretended = error::pretended(fault, Charge::of_tokens(0), Remaining::default());
-                let words = error::words(&running.scenario, fault, "", "", &pretended);
-                let mut response = words.reply(kind);
-                if matches!(kind, FaultKind::RateLimit) {
-                    headers::refusal(response.headers_mut(), running.scenario.retry_after, &pretended);
-                }
-                headers::of_fault(response.headers_mut(), fault, running.scenario.retry_after);
-                call.dress(&mut response, None, false);
-                return Ok(call.finish_plain(response, &struck));
-            }
+            _ => return fail(call, fault, &struck),
         }
     }
     let mut response = plain(&call, endpoint).await;
     call.dress(&mut response, None, false);
     Ok(call.finish_plain(response, &struck))
+}
+
+/// A fault instead of an answer.
+fn fail(call: Call, fault: &Fault, struck: &Struck<'_>) -> Answered {
+    match fault.kind {
+        FaultKind::Reset => return Err(call.hang_up(true)),
+        FaultKind::Outage if fault.closed => return Err(call.hang_up(false)),
+        _ => {}
+    }
+    let scenario = &call.running.scenario;
+    let pretended = error::pretended(fault, Charge::of_tokens(0), Remaining::default());
+    let mut response = error::words(scenario, fault, "", "", &pretended).reply(fault.kind);
+    if fault.kind == FaultKind::RateLimit {
+        headers::refusal(response.headers_mut(), scenario.retry_after, &pretended);
+    }
+    headers::of_fault(response.headers_mut(), fault, scenario.retry_after);
+    call.dress(&mut response, None, false);
+    Ok(call.finish_plain(response, struck))
 }
 
 async fn plain(call: &Call, endpoint: &Endpoint) -> Response<ReplyBody> {
@@ -84,6 +91,15 @@ async fn upload(call: &Call) -> Response<ReplyBody> {
 
 /// Upgrades to a WebSocket that sends back whatever it is sent, until it is closed or the simulator stops.
 pub(super) async fn realtime(mut call: Call, parts: &mut Parts, stop: watch::Receiver<bool>) -> Answered {
+    let running = call.running.clone();
+    let struck = call.strike(&running, "", None, true);
+    if let Some(fault) = struck.main {
+        call.count_fault(fault.kind);
+        match fault.kind {
+            FaultKind::Stall => tokio::time::sleep(error::stall(fault)).await,
+            _ => return fail(call, fault, &struck),
+        }
+    }
     let upgrade = match WebSocketUpgrade::from_request_parts(parts, &()).await {
         Ok(upgrade) => upgrade,
         Err(rejection) => {

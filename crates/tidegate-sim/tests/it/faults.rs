@@ -125,6 +125,39 @@ async fn responses_fail_in_band_after_they_were_created() {
 }
 
 #[tokio::test]
+async fn a_responses_stream_breaks_with_a_named_and_numbered_error() {
+    let simulator = simulator_of("[[fault]]\nkind = \"mid_stream_error\"\nafter = 6\ncode = \"server_error\"").await;
+    let reply = post(&simulator, "/v1/responses", &json!({"model": "gpt-4o", "input": "x", "stream": true})).await;
+    let error = reply.events().pop().expect("events");
+    assert_eq!(
+        (&error["type"], &error["code"], &error["sequence_number"]),
+        (&json!("error"), &json!("server_error"), &json!(6))
+    );
+    assert!(reply.text().contains("\n\nevent: error\ndata: {"));
+}
+
+#[tokio::test]
+async fn faults_strike_where_no_model_is_named_too() {
+    let simulator = simulator_of("[[fault]]\nkind = \"overloaded\"\npath = \"/v1/files\"").await;
+    let reply = get(&simulator, "/v1/files").await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("server_is_overloaded")));
+    assert_eq!(get(&simulator, "/v1/models").await.status, 200);
+    let simulator = simulator_of("[[fault]]\nkind = \"outage\"").await;
+    let url = format!("ws://{}/v1/realtime", simulator.addr());
+    assert!(tokio_tungstenite::connect_async(url).await.is_err());
+}
+
+#[tokio::test]
+async fn a_charged_fault_costs_and_one_before_the_limiter_does_not() {
+    for (fault, left) in
+        [("error_500", "499"), ("overloaded", "500"), ("overloaded\"\ncharged = true\ncode = \"x", "499")]
+    {
+        let reply = struck(&format!("kind = \"{fault}\""), json!({})).await.expect("a reply");
+        assert_eq!(reply.header("x-ratelimit-remaining-requests"), Some(left), "{fault}");
+    }
+}
+
+#[tokio::test]
 async fn headers_may_be_missing_or_make_no_sense() {
     let missing = struck("kind = \"missing_headers\"", json!({})).await.expect("a reply");
     assert_eq!(missing.status, 200);
