@@ -1,2 +1,53 @@
-//! The binary `tidegate`.
-fn main() {}
+//! The binary `tidegate`: a table of modes. Nothing is decided here but which of them runs.
+
+mod check;
+mod config_files;
+mod gateway;
+mod listen;
+mod log;
+mod outcome;
+mod serve;
+mod signals;
+mod sim;
+mod state_dir;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Keeps programs that call the OpenAI API inside its limits.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidegate",
+    version,
+    after_help = "Example: tidegate serve --sim    (then point a client at http://127.0.0.1:8080/v1)\n\
+                  Exit codes: 0 ok, 1 failed, 2 bad usage or configuration."
+)]
+struct Cli {
+    #[command(subcommand)]
+    mode: Mode,
+
+    #[command(flatten)]
+    log: log::LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Mode {
+    /// The gateway: an OpenAI-compatible listener that holds calls until they fit
+    Serve(serve::ServeArgs),
+    /// A simulator of the OpenAI API: its limits, its answers, its faults
+    Sim(sim::SimArgs),
+    /// Checks configuration files: every fault with its place and what to write
+    Check(check::CheckArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log::start(&cli.log);
+    let ended = match cli.mode {
+        Mode::Serve(args) => serve::run(args),
+        Mode::Sim(args) => sim::run(args),
+        Mode::Check(args) => check::run(&args),
+    };
+    outcome::exit_code(ended)
+}

@@ -1,0 +1,43 @@
+//! Decides how logs look: always on standard error, which `RUST_LOG` filters and `NO_COLOR` keeps plain.
+
+use std::io::IsTerminal;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Flags about logs, of every mode.
+#[derive(Args, Debug)]
+pub(crate) struct LogArgs {
+    /// How log lines look on standard error; RUST_LOG=debug says more of them
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Starts logging. `RUST_LOG` absent or unreadable: `info`.
+pub(crate) fn start(args: &LogArgs) {
+    let written = std::env::var("RUST_LOG").unwrap_or_default();
+    let wanted = if written.trim().is_empty() { "info" } else { &written };
+    let (filter, unreadable) = match EnvFilter::try_new(wanted) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => lines.with_ansi(wants_color()).with_target(false).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+    if let Some(error) = unreadable {
+        tracing::warn!("RUST_LOG=\"{written}\" is no filter ({error}); write a level such as \"debug\"");
+    }
+}
+
+/// Source: no-color.org: any value but the empty one.
+fn wants_color() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

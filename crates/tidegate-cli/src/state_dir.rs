@@ -1,0 +1,142 @@
+//! Decides where state is kept, and that one process keeps it: `--state-dir`, `$STATE_DIRECTORY`,
+//! `$XDG_STATE_HOME/tidegate`, `~/.local/state/tidegate`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::outcome::Failure;
+
+/// The file in it that is locked for as long as the process lives.
+const LOCK_FILE: &str = "lock";
+
+/// A state directory that this process alone has; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// Holds the lock; the system takes it back from a process that died.
+    _lock: File,
+}
+
+impl StateDir {
+    /// Takes the directory, making it if need be. `None`, with a warning, where it cannot be written or, if it was not named
+    /// with `--state-dir`, where another process has it.
+    ///
+    /// # Errors
+    /// A directory that was named is another process's: two that write it would spoil each other's levels.
+    pub(crate) fn take(named: Option<PathBuf>) -> Result<Option<Self>, Failure> {
+        let is_named = named.is_some();
+        let Some(path) = named.or_else(usual_place) else {
+            tracing::warn!(
+                "no state directory: neither HOME nor STATE_DIRECTORY is set; levels will not survive a restart"
+            );
+            return Ok(None);
+        };
+        match lock(&path) {
+            Ok(lock) => Ok(Some(Self { path, _lock: lock })),
+            Err(TryLockError::WouldBlock) if is_named => Err(Failure::Failed(format!(
+                "{} is in use by another tidegate; give this one a --state-dir of its own",
+                path.display()
+            ))),
+            Err(TryLockError::WouldBlock) => {
+                tracing::warn!(
+                    "{} is in use by another tidegate; going on without it: levels will not survive a restart \
+                     (--state-dir gives this one its own)",
+                    path.display()
+                );
+                Ok(None)
+            }
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!(
+                    "cannot write {}: {error}; going on without it: levels will not survive a restart",
+                    path.display()
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn usual_place() -> Option<PathBuf> {
+    place_from(|name| env::var_os(name), env::home_dir())
+}
+
+fn place_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
+    // Source: systemd.exec(5): several directories are separated by colons. XDG: relative paths are to be ignored.
+    let systemd = variable("STATE_DIRECTORY").and_then(|list| env::split_paths(&list).next());
+    let xdg = variable("XDG_STATE_HOME").map(|base| PathBuf::from(base).join("tidegate"));
+    let usable = |path: Option<PathBuf>| path.filter(|path| path.is_absolute());
+    usable(systemd).or_else(|| usable(xdg)).or_else(|| Some(home?.join(".local/state/tidegate")))
+}
+
+fn lock(path: &Path) -> Result<File, TryLockError> {
+    let file = make_private(path).and_then(|()| open_private(&path.join(LOCK_FILE))).map_err(TryLockError::Error)?;
+    file.try_lock()?;
+    Ok(file)
+}
+
+/// Makes the directory for the owner alone; one that is there keeps its permissions.
+fn make_private(path: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn open_private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(variables: &[(&str, &str)]) -> Option<PathBuf> {
+        let found = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into());
+        place_from(found, Some(PathBuf::from("/home/me")))
+    }
+
+    #[test]
+    fn the_service_managers_directory_goes_before_the_users() {
+        let both = [("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), ("XDG_STATE_HOME", "/x")];
+        assert_eq!(place(&both), Some(PathBuf::from("/var/lib/a")));
+        assert_eq!(place(&both[1..]), Some(PathBuf::from("/x/tidegate")));
+        assert_eq!(place(&[("XDG_STATE_HOME", "relative")]), Some(PathBuf::from("/home/me/.local/state/tidegate")));
+    }
+
+    #[test]
+    fn one_process_per_directory_and_only_the_owner_may_look() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("state");
+        let held = StateDir::take(Some(path.clone())).unwrap().unwrap();
+        let refused = StateDir::take(Some(path.clone())).unwrap_err();
+        assert!(matches!(refused, Failure::Failed(ref message) if message.contains("in use")), "{refused:?}");
+        drop(held);
+        assert!(StateDir::take(Some(path.clone())).unwrap().is_some());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_done_without() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(StateDir::take(Some(file.join("below"))).unwrap().is_none());
+    }
+}

@@ -1,0 +1,9 @@
+//! The binary as people run it: what it prints, where, and with which exit code.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod check;
+mod process;
+mod serve;
+mod sim;
+mod usage;
