@@ -7,10 +7,10 @@ use tidegate_core::config::{self, Config, Diagnostic, Loaded};
 
 use crate::outcome::Failure;
 
-/// Where the configuration comes from. Kept, so that a reload reads the same places again.
+/// Where the configuration comes from. Kept, so that a reload looks in the same places again.
 #[derive(Clone, Debug)]
 pub(crate) struct ConfigFiles {
-    paths: Vec<PathBuf>,
+    named: Vec<PathBuf>,
 }
 
 /// Why there is no configuration.
@@ -23,10 +23,15 @@ pub(crate) enum ConfigFault {
 }
 
 impl ConfigFiles {
-    /// `named` if there are any, else `./tidegate.toml`, the user's, the machine's: whichever is there first, or none.
-    pub(crate) fn find(named: Vec<PathBuf>) -> Self {
-        if !named.is_empty() {
-            return Self { paths: named };
+    /// `named` if there are any, else the usual places.
+    pub(crate) const fn new(named: Vec<PathBuf>) -> Self {
+        Self { named }
+    }
+
+    /// The files to read: in the working directory, the user's or the machine's, whichever is there first, or none.
+    fn paths(&self) -> Vec<PathBuf> {
+        if !self.named.is_empty() {
+            return self.named.clone();
         }
         let user = env::var_os("XDG_CONFIG_HOME")
             .map(PathBuf::from)
@@ -38,14 +43,14 @@ impl ConfigFiles {
             user.map(|user| user.join("tidegate/tidegate.toml")),
             Some(PathBuf::from("/etc/tidegate/tidegate.toml")),
         ];
-        Self { paths: places.into_iter().flatten().find(|path| path.is_file()).into_iter().collect() }
+        places.into_iter().flatten().find(|path| path.is_file()).into_iter().collect()
     }
 
     /// Reads them and the environment, and logs what was read and what is doubtful in it.
     pub(crate) fn read(&self) -> Result<Config, ConfigFault> {
         let mut files = Vec::new();
-        for path in &self.paths {
-            files.push((path.display().to_string(), read_text(path).map_err(ConfigFault::Unreadable)?));
+        for path in self.paths() {
+            files.push((path.display().to_string(), read_text(&path).map_err(ConfigFault::Unreadable)?));
         }
         let Loaded { config, warnings } = config::load(&files, variables()).map_err(ConfigFault::Wrong)?;
         let overrides: Vec<String> =

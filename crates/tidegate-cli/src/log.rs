@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Args, Debug)]
 pub(crate) struct LogArgs {
     /// How log lines look on standard error; RUST_LOG=debug says more of them
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true, display_order = 100)]
     log_format: LogFormat,
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))?;
-    let files = ConfigFiles::find(args.config);
+    let files = ConfigFiles::new(args.config);
     let mut config = files.read()?;
     let state_dir = StateDir::take(args.state_dir)?;
 
