@@ -34,8 +34,12 @@ fn limit(field: &Field<'_>) -> Option<Limit> {
     let mut table = field.table(format!("[limit.{}]", field.key))?;
     check_name(field);
     let mut per = Vec::new();
+    let mut per_is_wrong = false;
     match table.field("per") {
-        Some(field) => per = list(&field, scope).unwrap_or_default(),
+        Some(field) => match list(&field, scope) {
+            Some(scopes) => per = scopes,
+            None => per_is_wrong = true,
+        },
         // The interface that wrote `rateLimit` counted for each organization and user, with numbers for each model.
         None if field.key == RATE_LIMIT && field.camel_case => {
             per = vec![Scope::Organization, Scope::User, Scope::Model];
@@ -54,7 +58,10 @@ fn limit(field: &Field<'_>) -> Option<Limit> {
     let mut overrides = Vec::new();
     for (scope, key) in SCOPES {
         if let Some(field) = table.field(key) {
-            overrides.extend(read_overrides(&field, scope, &per, &base, table.title()));
+            if !per_is_wrong && !per.contains(&scope) {
+                without_levels(&field, scope, &per, table.title());
+            }
+            overrides.extend(read_overrides(&field, scope, &base, table.title()));
         }
     }
     check_base_burst(&mut table, &base);
@@ -159,17 +166,23 @@ fn check_burst(field: &Field<'_>, burst: NonZeroU64, requests: Option<Allowance>
     }
 }
 
-fn read_overrides(field: &Field<'_>, scope: Scope, per: &[Scope], base: &Rates, title: &str) -> Vec<Override> {
+fn without_levels(field: &Field<'_>, scope: Scope, per: &[Scope], title: &str) {
+    let words: Vec<_> = per.iter().chain([&scope]).map(|scope| format!("\"{}\"", scope.name())).collect();
+    field.report.error(
+        field.place,
+        format!(
+            "{}.{}] needs a level for each {}, which per does not name",
+            title.trim_end_matches(']'),
+            field.key,
+            scope.name()
+        ),
+        format!("write per = [{}]", words.join(", ")),
+    );
+}
+
+fn read_overrides(field: &Field<'_>, scope: Scope, base: &Rates, title: &str) -> Vec<Override> {
     let title = format!("{}.{}]", title.trim_end_matches(']'), field.key);
     let Some(table) = field.table(title.clone()) else { return Vec::new() };
-    if !per.contains(&scope) {
-        let words: Vec<_> = per.iter().chain([&scope]).map(|scope| format!("\"{}\"", scope.name())).collect();
-        field.report.error(
-            field.place,
-            format!("{title} needs a level for each {}, which per does not name", scope.name()),
-            format!("write per = [{}]", words.join(", ")),
-        );
-    }
     table.named_fields().iter().filter_map(|field| read_override(field, scope, base, &title)).collect()
 }
 

@@ -82,7 +82,7 @@ impl<'a> Table<'a> {
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'a>> {
         let Some(field) = self.field(key) else { return Vec::new() };
         let Value::Array(items) = field.value else {
-            field.wrong("tables", format!("write [[{key}]], once for each"));
+            field.wrong("an array of tables", format!("write [[{key}]] for each"));
             return Vec::new();
         };
         let title = format!("[[{key}]]");

@@ -151,6 +151,10 @@ fn limits_are_checked_against_themselves() {
             "token_per_minute = 1\nrequests_per_day = 1",
             "unknown key \"token_per_minute\" in [limit.a]; did you mean \"tokens_per_minute\"?",
         ),
+        (
+            "per = \"user\"\nrequests_per_day = 1\n[limit.a.users.x]",
+            "per must be an array, not \"user\"; write per = [\"user\"]",
+        ),
         ("tpm = 1\nrequests_per_day = 1", "did you mean \"tokens_per_minute\"?"),
     ];
     for (body, expected) in cases {

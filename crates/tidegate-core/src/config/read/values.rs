@@ -221,7 +221,8 @@ pub(super) fn list<T>(field: &Field<'_>, judge: impl Fn(&Field<'_>) -> Option<T>
             })
             .collect(),
         _ => {
-            field.wrong("an array", format!("write {} = […]", field.key));
+            let item = field.as_text().map_or_else(|| "…".to_owned(), |text| format!("\"{text}\""));
+            field.wrong("an array", format!("write {} = [{item}]", field.key));
             return None;
         }
     };
