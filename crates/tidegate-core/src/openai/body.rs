@@ -36,11 +36,13 @@ enum Field {
     Text = 1 << 12,
     Tools = 1 << 13,
     Continues = 1 << 14,
+    Prompt = 1 << 15,
     Passed = 0,
 }
 
 const MAY_REPEAT: u16 = Field::Messages as u16
     | Field::Input as u16
+    | Field::Prompt as u16
     | Field::Text as u16
     | Field::Tools as u16
     | Field::Continues as u16
@@ -62,7 +64,7 @@ impl Field {
             b"stream_options" => Self::StreamOptions,
             b"messages" if endpoint == Endpoint::ChatCompletions => Self::Messages,
             b"input" if endpoint != Endpoint::ChatCompletions => Self::Input,
-            b"prompt" if endpoint == Endpoint::Completions => Self::Input,
+            b"prompt" if endpoint == Endpoint::Completions => Self::Prompt,
             b"prompt" if endpoint == Endpoint::Images => Self::Text,
             b"instructions" if is_responses => Self::Text,
             b"tools" => Self::Tools,
@@ -86,7 +88,8 @@ impl Field {
             Self::SafetyIdentifier => ("safety_identifier", "a string"),
             Self::StreamOptions => ("stream_options", "an object"),
             Self::Messages => ("messages", "an array of objects, the content of each a string or an array of objects"),
-            Self::Input => ("input (prompt)", "a string or an array"),
+            Self::Input => ("input", "a string or an array"),
+            Self::Prompt => ("prompt", "a string or an array"),
             Self::Text | Self::Tools | Self::Continues | Self::Passed => ("the body", "a JSON object"),
         }
     }
@@ -178,7 +181,7 @@ impl<'a> Reading<'a> {
             }
             Field::Continues => request.continues = true,
             Field::Text => self.walk(raw, 0),
-            Field::Messages | Field::Input | Field::Passed => {}
+            Field::Messages | Field::Input | Field::Prompt | Field::Passed => {}
         }
         Some(())
     }
@@ -262,7 +265,7 @@ impl<'de> Visitor<'de> for Body<'_, 'de> {
                     map.next_value::<IgnoredAny>()?;
                 }
                 Field::Messages => map.next_value_seed(Content { reading, in_messages: false })?,
-                Field::Input => map.next_value_seed(Input(reading))?,
+                Field::Input | Field::Prompt => map.next_value_seed(Input(reading))?,
                 field => {
                     let value = map.next_value::<&'de RawValue>()?;
                     reading.take(field, value).ok_or_else(|| A::Error::custom(""))?;

@@ -1,7 +1,7 @@
 //! Decides what has been seen of a streamed reply as it goes by: use, errors, its end, and when its status is committed.
 //!
-//! Holds nothing back. A delta costs tens of nanoseconds: two searches for marks and a walk over the strings of its choices;
-//! only the event that carries usage or an error is parsed.
+//! Holds nothing back. A delta costs about 0.2 µs: a few searches for marks and a walk over the strings of its choices; only
+//! the event that carries usage or an error is parsed.
 
 use std::sync::LazyLock;
 
@@ -22,11 +22,13 @@ struct Marks {
     delta: Finder<'static>,
 }
 
+const CHOICES: &str = "\"choices\"";
+
 /// With their quotes: within a text these would be escaped, so only a key (or a whole text) can match.
 static MARKS: LazyLock<Marks> = LazyLock::new(|| Marks {
     usage: Finder::new("\"usage\""),
     error: Finder::new("\"error\""),
-    choices: Finder::new("\"choices\""),
+    choices: Finder::new(CHOICES),
     kind: Finder::new("\"type\""),
     delta: Finder::new("\"delta\""),
 });
@@ -152,17 +154,25 @@ impl Watched {
     }
 
     fn chat(&mut self, event: SseEvent<'_>) -> StreamEvent {
-        if self.is_error(event) {
+        let data = event.data;
+        let Some(at) = MARKS.choices.find(data) else {
+            if self.is_error(event) {
+                return StreamEvent::Error;
+            }
+            self.read_usage(data);
+            return StreamEvent::Content;
+        };
+        // Nearly every event is a delta: the marks are searched in what stands before its choices, and the walk over these meets
+        // them in what follows.
+        let (before, choices) = (&data[..at], &data[at + CHOICES.len()..]);
+        let seen = texts_of_choices(choices);
+        if (event.name == b"error" || seen.has_error || MARKS.error.find(before).is_some()) && self.is_error(event) {
             return StreamEvent::Error;
         }
-        let data = event.data;
-        let reports = self.read_usage(data);
-        let Some(at) = MARKS.choices.find(data) else { return StreamEvent::Content };
-        let choices = &data[at + "\"choices\"".len()..];
+        let reports = (seen.has_usage || MARKS.usage.find(before).is_some()) && self.read_usage(data);
         if reports && is_empty_list(choices) {
             return StreamEvent::UsageOnly;
         }
-        let seen = texts_of_choices(choices);
         self.output_bytes = self.output_bytes.saturating_add(seen.bytes);
         self.has_finish_reason |= seen.has_finish_reason;
         StreamEvent::Content
@@ -277,21 +287,29 @@ fn text_end(text: &[u8]) -> (usize, u64) {
     (text.len(), text.len().saturating_sub(less) as u64)
 }
 
+#[derive(Default)]
 struct Texts {
     bytes: u64,
     has_finish_reason: bool,
+    /// There is a key `usage`, at whatever depth, whose value is not null.
+    has_usage: bool,
+    /// The same for `error`.
+    has_error: bool,
 }
 
 /// Walks over the strings of a chunk's choices; a string before a colon is a key, the others are values of the last key.
 fn texts_of_choices(mut rest: &[u8]) -> Texts {
-    let mut texts = Texts { bytes: 0, has_finish_reason: false };
+    let mut texts = Texts::default();
     let mut key: &[u8] = b"";
-    while let Some(start) = memchr::memchr(b'"', rest) {
+    // What is between strings is so short that a search made for long texts would take longer.
+    while let Some(start) = rest.iter().position(|byte| *byte == b'"') {
         let text = &rest[start + 1..];
         let (length, bytes) = text_end(text);
         rest = text.get(length + 1..).unwrap_or_default();
-        if rest.trim_ascii_start().first() == Some(&b':') {
+        if let Some(value) = value_after(rest) {
             key = &text[..length];
+            texts.has_usage |= key == b"usage" && value.first() != Some(&b'n');
+            texts.has_error |= key == b"error" && value.first() != Some(&b'n');
             continue;
         }
         match key {
