@@ -54,9 +54,8 @@ mod tests {
     #[test]
     fn without_jitter_it_doubles_up_to_the_bound() {
         let random = &mut fastrand::Rng::with_seed(1);
-        let delays: Vec<_> = (1..=7)
-            .map(|retry| backoff(Jitter::None).delay(retry, 1.0, Duration::ZERO, random).as_secs())
-            .collect();
+        let delays: Vec<_> =
+            (1..=7).map(|retry| backoff(Jitter::None).delay(retry, 1.0, Duration::ZERO, random).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
     }
 

@@ -233,7 +233,8 @@ impl Breaker {
                 };
                 self.enter(BreakerState::Open, now);
             }
-            (_, BreakerResult::Ignored) | (BreakerState::ForcedClosed | BreakerState::ForcedOpen | BreakerState::Open, _) => {}
+            (_, BreakerResult::Ignored)
+            | (BreakerState::ForcedClosed | BreakerState::ForcedOpen | BreakerState::Open, _) => {}
         }
         (self.state != before).then_some(before)
     }
@@ -300,7 +301,8 @@ impl Breaker {
     fn open_if_too_slow(&mut self, now: Time) {
         let counts = self.totals();
         let calls = counts.good + counts.bad;
-        if calls >= self.config.minimum_calls && f64::from(counts.slow) >= self.config.slow_call_rate * f64::from(calls) {
+        if calls >= self.config.minimum_calls && f64::from(counts.slow) >= self.config.slow_call_rate * f64::from(calls)
+        {
             self.cause = format!("{} of {calls} calls were slow", counts.slow).into();
             self.enter(BreakerState::Open, now);
         }

@@ -69,15 +69,16 @@ impl Bucket {
             self.remainder = 0;
             return;
         }
-        let (whole, remainder) = match elapsed.checked_mul(self.limit).and_then(|grown| grown.checked_add(self.remainder)) {
-            Some(grown) => (grown / self.period_micros, grown % self.period_micros),
-            // Long idle times a large limit: only here are 64 bits too few.
-            None => {
-                let grown = u128::from(elapsed) * u128::from(self.limit) + u128::from(self.remainder);
-                let period = u128::from(self.period_micros);
-                (u64::try_from(grown / period).unwrap_or(u64::MAX), u64::try_from(grown % period).unwrap_or(0))
-            }
-        };
+        let (whole, remainder) =
+            match elapsed.checked_mul(self.limit).and_then(|grown| grown.checked_add(self.remainder)) {
+                Some(grown) => divide(grown, self.period_micros),
+                // Long idle times a large limit: only here are 64 bits too few.
+                None => {
+                    let grown = u128::from(elapsed) * u128::from(self.limit) + u128::from(self.remainder);
+                    let period = u128::from(self.period_micros);
+                    (u64::try_from(grown / period).unwrap_or(u64::MAX), u64::try_from(grown % period).unwrap_or(0))
+                }
+            };
         self.level = self.level.saturating_add(as_level(whole)).min(self.capacity);
         self.remainder = if self.level == self.capacity { 0 } else { remainder };
     }
@@ -144,6 +145,19 @@ impl Bucket {
         self.capacity = capacity;
         self.limit = limit;
         self.remainder = 0;
+    }
+}
+
+/// Quotient and remainder. The two periods that occur are named, so that the compiler multiplies where it would have to
+/// divide: that is a third of the cost of a decision.
+#[inline]
+fn divide(grown: u64, period_micros: u64) -> (u64, u64) {
+    const MINUTE: u64 = 60_000_000;
+    const DAY: u64 = 86_400_000_000;
+    match period_micros {
+        MINUTE => (grown / MINUTE, grown % MINUTE),
+        DAY => (grown / DAY, grown % DAY),
+        other => (grown / other, grown % other),
     }
 }
 

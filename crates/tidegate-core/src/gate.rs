@@ -190,7 +190,8 @@ pub struct Gate {
     events: bool,
     ages: u64,
     in_flight: usize,
-    sweep_at: u32,
+    /// Where the search for what is idle goes on: routes, levels, targets.
+    sweep_at: [u32; 3],
     restored: HashMap<Box<str>, snapshot::KeptLevel>,
     restored_targets: HashMap<(Box<str>, Box<str>), snapshot::KeptTarget>,
 }
@@ -225,7 +226,7 @@ impl Gate {
             events: false,
             ages: 0,
             in_flight: 0,
-            sweep_at: 0,
+            sweep_at: [0; 3],
             restored: HashMap::new(),
             restored_targets: HashMap::new(),
         }
@@ -239,7 +240,7 @@ impl Gate {
     }
 
     /// A call has arrived. `Granted` or `Refused` for the ticket follows, now or later.
-    pub fn admit(&mut self, call: Call, now: Time) -> Ticket {
+    pub fn admit(&mut self, call: &Call, now: Time) -> Ticket {
         self.tick(now);
         self.sweep();
         let ticket = self.open_entry(call);
@@ -320,7 +321,8 @@ impl Gate {
     /// Sets a breaker's state by hand. `name` as in [`Status`]. False: there is no such breaker.
     pub fn force_breaker(&mut self, name: &str, state: BreakerState, now: Time) -> bool {
         self.tick(now);
-        let found: Vec<u32> = self.targets.iter().filter(|(_, target)| &*target.name == name).map(|(id, _)| id).collect();
+        let found: Vec<u32> =
+            self.targets.iter().filter(|(_, target)| &*target.name == name).map(|(id, _)| id).collect();
         for target in &found {
             let clock = self.clock;
             let before = self.targets[*target].breaker.force(state, clock);
@@ -386,7 +388,9 @@ impl Gate {
             }
             meter.refill(clock);
             let tightest = match meter.dimension {
-                crate::limit::Dimension::RequestsPerMinute | crate::limit::Dimension::RequestsPerDay => &mut own.requests,
+                crate::limit::Dimension::RequestsPerMinute | crate::limit::Dimension::RequestsPerDay => {
+                    &mut own.requests
+                }
                 crate::limit::Dimension::TokensPerMinute | crate::limit::Dimension::TokensPerDay => &mut own.tokens,
                 _ => continue,
             };
@@ -395,7 +399,9 @@ impl Gate {
             let period = meter.dimension.period_micros().unwrap_or(0);
             let used = u128::from(limit - remaining);
             let reset = u64::try_from(used * u128::from(period) / u128::from(limit.max(1))).unwrap_or(u64::MAX);
-            let left = |(limit, remaining, _): &(u64, u64, u64)| u128::from(*remaining) * (1 << 20) / u128::from(*limit.max(&1));
+            let left = |(limit, remaining, _): &(u64, u64, u64)| {
+                u128::from(*remaining) * (1 << 20) / u128::from(*limit.max(&1))
+            };
             let this = (limit, remaining, reset);
             if tightest.as_ref().is_none_or(|other| left(&this) < left(other)) {
                 *tightest = Some(this);

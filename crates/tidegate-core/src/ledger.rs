@@ -100,10 +100,18 @@ impl Amounts {
             (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, true) | (Dimension::MaxInFlight, _) => 1,
             (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, false) => self.own_requests,
             (Dimension::TokensPerMinute | Dimension::TokensPerDay, true) => {
-                if self.mirror_judged <= meter.limit() { self.mirror_tokens.min(meter.limit()) } else { self.mirror_tokens.max(self.mirror_judged) }
+                if self.mirror_judged <= meter.limit() {
+                    self.mirror_tokens.min(meter.limit())
+                } else {
+                    self.mirror_tokens.max(self.mirror_judged)
+                }
             }
             (Dimension::TokensPerMinute | Dimension::TokensPerDay, false) => {
-                if self.own_certain <= meter.limit() { self.own_tokens.min(meter.limit()) } else { self.own_tokens }
+                if self.own_certain <= meter.limit() {
+                    self.own_tokens.min(meter.limit())
+                } else {
+                    self.own_tokens
+                }
             }
             (Dimension::ImagesPerMinute, _) => self.images,
         }
@@ -144,7 +152,15 @@ impl Ledger {
         (meters, levels)
     }
 
-    fn open(&mut self, key: Box<str>, limit: &Limit, position: usize, subject: &Subject, specs: &[Spec], now: Time) -> u32 {
+    fn open(
+        &mut self,
+        key: Box<str>,
+        limit: &Limit,
+        position: usize,
+        subject: &Subject,
+        specs: &[Spec],
+        now: Time,
+    ) -> u32 {
         let id = self.ids.get(&key).copied();
         let level = id.unwrap_or_else(|| {
             let label = label(&limit.per, subject);
@@ -177,7 +193,8 @@ impl Ledger {
 
     /// Makes or reconfigures the meter of a level for one dimension.
     pub(crate) fn put_meter(&mut self, level: u32, spec: Spec, now: Time) -> u32 {
-        let found = self.levels[level].meters.iter().copied().find(|meter| self.meters[*meter].dimension == spec.dimension);
+        let found =
+            self.levels[level].meters.iter().copied().find(|meter| self.meters[*meter].dimension == spec.dimension);
         if let Some(meter) = found {
             self.meters[meter].reconfigure(spec, now);
             return meter;

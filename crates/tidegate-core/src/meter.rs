@@ -17,6 +17,8 @@ const ACTIVE_FOR_MICROS: u64 = 600_000_000;
 const MARGIN_DIVISOR: u64 = 4;
 /// How soon to look again where another call's earmark is due already.
 const EARMARK_DUE_MICROS: u64 = 1000;
+/// An earmark that was not used within this of its instant binds nobody: what it was worked out from has changed.
+const EARMARK_GRACE_MICROS: u64 = 10_000;
 
 /// How a meter counts.
 #[derive(Clone, Debug)]
@@ -34,6 +36,12 @@ pub(crate) struct Earmark {
     pub(crate) cost: u64,
 }
 
+impl Earmark {
+    pub(crate) fn is_over(&self, now: Time) -> bool {
+        now > self.at.plus_micros(EARMARK_GRACE_MICROS)
+    }
+}
+
 /// What a meter says to one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MeterSays {
@@ -48,7 +56,7 @@ pub(crate) enum MeterSays {
 pub(crate) enum Obstacle {
     /// There is not enough left.
     Shortage,
-    /// There is, but it is kept free for higher classes.
+    /// What there would be is kept free for higher classes.
     Reserve,
     /// There is, but it has been promised to another.
     Earmark,
@@ -216,7 +224,8 @@ impl Meter {
             Kind::Bucket(bucket) => {
                 bucket.refill(now);
                 if let Some(correction) = &mut self.correction {
-                    let per_second = bucket.limit() * 1_000_000 / self.dimension.period_micros().unwrap_or(60_000_000).max(1);
+                    let per_second =
+                        bucket.limit() * 1_000_000 / self.dimension.period_micros().unwrap_or(60_000_000).max(1);
                     let taken = correction.others_use(now, per_second);
                     if taken != 0 {
                         bucket.set_level(bucket.level().saturating_sub(taken));
@@ -285,10 +294,7 @@ impl Meter {
         let says = match fit {
             Fit::Never => return MeterSays::Never,
             Fit::Now => self.past_earmark(cost, lane, now),
-            Fit::Later(wait) if reserve > 0 && self.plain_fit(cost, margin, now) == Fit::Now => {
-                MeterSays::Wait(wait, Obstacle::Reserve)
-            }
-            Fit::Later(wait) => MeterSays::Wait(wait, Obstacle::Shortage),
+            Fit::Later(wait) => MeterSays::Wait(wait, if reserve > 0 { Obstacle::Reserve } else { Obstacle::Shortage }),
         };
         if self.paused_until <= now {
             return says;
@@ -303,7 +309,7 @@ impl Meter {
     /// Whether taking `cost` now leaves what another has been promised.
     fn past_earmark(&self, cost: u64, lane: Option<LaneId>, now: Time) -> MeterSays {
         let Some(earmark) = self.earmark else { return MeterSays::Room };
-        if lane == Some(earmark.lane) {
+        if lane == Some(earmark.lane) || earmark.is_over(now) {
             return MeterSays::Room;
         }
         let then = earmark.at.max(now);
@@ -446,7 +452,8 @@ impl Meter {
         let wait = match &self.kind {
             Kind::Gauge { .. } => return None,
             Kind::Bucket(bucket) => {
-                let missing = as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());
+                let missing =
+                    as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());
                 if missing <= 0 { 0 } else { bucket.micros_to_refill(missing.unsigned_abs()) }
             }
             Kind::Window(window) => {

@@ -23,19 +23,24 @@ type Place = (u64, u64, LaneId, u64);
 /// What a tenant that comes back from idleness can owe at most, in shares of a level (2^-40): an eighth of one.
 const MOST_OWED: u64 = 1 << 37;
 
+/// Tenants that an estimate looks at.
+const TENANTS_ESTIMATED: usize = 32;
+
 /// Lanes whose heads wait for one meter.
 #[derive(Clone, Debug)]
 pub(crate) struct Lot {
     heaps: [BinaryHeap<Reverse<Place>>; 3],
     parked: [u32; 3],
     pass: [u64; 3],
+    /// Classes that have had to wait here for want of units since they came.
+    short: [bool; 3],
     /// When the lot is to be looked at next.
     pub(crate) wake_at: Time,
 }
 
 impl Default for Lot {
     fn default() -> Self {
-        Self { heaps: Default::default(), parked: [0; 3], pass: [0; 3], wake_at: Time::NEVER }
+        Self { heaps: Default::default(), parked: [0; 3], pass: [0; 3], short: [false; 3], wake_at: Time::NEVER }
     }
 }
 
@@ -45,8 +50,14 @@ impl Lot {
         self.parked == [0; 3]
     }
 
-    pub(crate) fn holds(&self, class: Priority) -> bool {
-        self.parked[class.index()] > 0
+    /// Notes that a class has to wait here for want of units, not only for its turn.
+    pub(crate) fn is_short(&mut self, class: Priority) {
+        self.short[class.index()] = true;
+    }
+
+    /// True if a higher class waits here for want of units: what was kept free for it is spent.
+    pub(crate) fn higher_is_short(&self, class: Priority) -> bool {
+        (class.index() + 1..3).any(|higher| self.parked[higher] > 0 && self.short[higher])
     }
 
     /// The classes that wait here, whose turn it is first; on a tie the higher class.
@@ -93,6 +104,8 @@ pub(crate) struct Tenant {
     fresh: bool,
     /// Shares of levels asked by calls that wait.
     pub(crate) backlog: u64,
+    /// Its place among the active ones of its class, while it has calls waiting.
+    active_at: usize,
     lanes: u32,
 }
 
@@ -108,8 +121,8 @@ pub(crate) struct Queue {
     turns: u64,
     pub(crate) waiting: [usize; 3],
     pub(crate) waiting_bytes: u64,
-    /// Sum of the weights of tenants that wait, and of their backlogs, by class.
-    pub(crate) active_weight: [u64; 3],
+    /// Tenants with calls waiting, and the sum of their backlogs, by class.
+    active: [Vec<u32>; 3],
     pub(crate) active_backlog: [u64; 3],
 }
 
@@ -170,6 +183,7 @@ impl Queue {
             waiting: 0,
             fresh: false,
             backlog: 0,
+            active_at: 0,
             lanes: 0,
         };
         let id = match self.free_tenants.pop() {
@@ -201,12 +215,8 @@ impl Queue {
 
     /// Takes over other weights.
     pub(crate) fn reweigh(&mut self, weight: impl Fn(&str) -> u32) {
-        self.active_weight = [0; 3];
         for tenant in &mut self.tenants {
             tenant.weight = weight(&tenant.name).max(1);
-            if tenant.waiting > 0 {
-                self.active_weight[tenant.class.index()] += u64::from(tenant.weight);
-            }
         }
     }
 
@@ -219,10 +229,12 @@ impl Queue {
         self.waiting[class] += 1;
         self.waiting_bytes += bytes;
         self.active_backlog[class] += share;
-        let tenant = &mut self.tenants[*tenant as usize];
+        let id = *tenant;
+        let tenant = &mut self.tenants[id as usize];
         if tenant.waiting == 0 {
             tenant.fresh = true;
-            self.active_weight[class] += u64::from(tenant.weight);
+            tenant.active_at = self.active[class].len();
+            self.active[class].push(id);
         }
         tenant.waiting += 1;
         tenant.backlog += share;
@@ -239,8 +251,26 @@ impl Queue {
         tenant.waiting -= 1;
         tenant.backlog = tenant.backlog.saturating_sub(share);
         if tenant.waiting == 0 {
-            self.active_weight[class] -= u64::from(tenant.weight);
+            let at = tenant.active_at;
+            self.active[class].swap_remove(at);
+            if let Some(moved) = self.active[class].get(at) {
+                self.tenants[*moved as usize].active_at = at;
+            }
         }
+    }
+
+    /// Of the backlog of a class's other tenants, the part that goes before the last of `mine`, in 2^-20: each of them can
+    /// go before it only by its weight, or as much as it has waiting. An estimate from a bounded number of them.
+    pub(crate) fn others_part(&self, class: Priority, tenant: Option<u32>, mine: u64) -> u64 {
+        let weight = tenant.map_or(1, |tenant| u128::from(self.tenant(tenant).weight));
+        let (mut all, mut before) = (0_u128, 0_u128);
+        for other in self.active[class.index()].iter().take(TENANTS_ESTIMATED).filter(|other| Some(**other) != tenant) {
+            let other = &self.tenants[*other as usize];
+            let by_weight = u128::from(mine) * u128::from(other.weight) / weight;
+            all += u128::from(other.backlog);
+            before += u128::from(other.backlog).min(by_weight);
+        }
+        if all == 0 { 0 } else { u64::try_from((before << 20) / all).unwrap_or(0) }
     }
 
     /// Removes a call from its lane wherever it stands there.
@@ -290,10 +320,20 @@ impl Queue {
             // A class that was idle here starts level with the others.
             let least = (0..3).filter(|other| lot.parked[*other] > 0).map(|other| lot.pass[other]).min();
             lot.pass[class] = lot.pass[class].max(least.unwrap_or(0));
+            lot.short[class] = false;
         }
         lot.parked[class] += 1;
         let place = (self.tenants[entry.tenant as usize].virtual_time, entry.turn, lane, self.parkings);
         lot.heaps[class].push(Reverse(place));
+    }
+
+    /// Finds a parked lane its place anew, after its tenant has moved on in virtual time.
+    pub(crate) fn park_again(&mut self, lane: LaneId, lot: &mut Lot) {
+        self.parkings += 1;
+        let entry = &mut self.lanes[lane as usize];
+        entry.parking = self.parkings;
+        let place = (self.tenants[entry.tenant as usize].virtual_time, entry.turn, lane, self.parkings);
+        lot.heaps[entry.class.index()].push(Reverse(place));
     }
 
     /// Takes a lane out of the lot that it is parked in.

@@ -87,7 +87,11 @@ impl RetryPolicy {
         self.strategy_value(fault, |strategy| strategy.max_attempts).unwrap_or(self.config.max_attempts).max(1)
     }
 
-    fn strategy_value<T>(&self, fault: &Fault, value: impl Fn(&crate::config::RetryStrategyConfig) -> Option<T>) -> Option<T> {
+    fn strategy_value<T>(
+        &self,
+        fault: &Fault,
+        value: impl Fn(&crate::config::RetryStrategyConfig) -> Option<T>,
+    ) -> Option<T> {
         let by_code = fault.code.as_deref().and_then(|code| self.config.strategies.get(code));
         let by_class = self.config.strategies.get(fault.kind.error_class());
         by_code.and_then(&value).or_else(|| by_class.and_then(&value))
@@ -104,13 +108,17 @@ impl RetryPolicy {
             // Only an operator who lists it by name gets it retried: waiting cannot pay a bill.
             FaultKind::QuotaExhausted => named || listed("insufficient_quota"),
             _ if fault.should_retry == Some(false) => false,
-            FaultKind::Connect | FaultKind::Dns | FaultKind::Timeout | FaultKind::Broken => listed(fault.kind.error_class()),
+            FaultKind::Connect | FaultKind::Dns | FaultKind::Timeout | FaultKind::Broken => {
+                listed(fault.kind.error_class())
+            }
             _ => {
                 named
                     || match fault.status {
                         // An in-band error came with status 200: its class decides.
                         None | Some(200..=299) => listed(fault.kind.error_class()),
-                        Some(status) => self.config.retryable_status_codes.contains(&status) || listed(fault.kind.error_class()),
+                        Some(status) => {
+                            self.config.retryable_status_codes.contains(&status) || listed(fault.kind.error_class())
+                        }
                     }
             }
         }
@@ -156,7 +164,9 @@ impl RetryPolicy {
         let ours = backoff.delay(history.attempts, factor, history.previous_delay, random);
         // The server's wait is a floor; jitter goes on top, so that those who were told the same do not return as one.
         let delay = match fault.wait {
-            Some(wait) if wait > ours => wait + Duration::from_secs_f64(random.f64() * 0.1 * wait.as_secs_f64().min(10.0)),
+            Some(wait) if wait > ours => {
+                wait + Duration::from_secs_f64(random.f64() * 0.1 * wait.as_secs_f64().min(10.0))
+            }
             _ => ours,
         };
         Decision::Retry { delay: at_least(None, delay) }
@@ -210,7 +220,8 @@ mod tests {
         let policy = RetryPolicy::new(Arc::new(config));
         let fault = Fault::new(FaultKind::Overloaded, "").with_status(503);
         let random = &mut fastrand::Rng::with_seed(1);
-        let delays: Vec<_> = (1..=5).map(|attempts| policy.decide(&fault, history(attempts), Priority::Normal, random)).collect();
+        let delays: Vec<_> =
+            (1..=5).map(|attempts| policy.decide(&fault, history(attempts), Priority::Normal, random)).collect();
         let seconds = |delay| Decision::Retry { delay: Duration::from_secs(delay) };
         assert_eq!(delays, [seconds(10), seconds(20), seconds(40), seconds(60), EXHAUSTED]);
     }
@@ -258,7 +269,8 @@ mod tests {
         let config = RetryConfig { jitter: crate::config::Jitter::None, ..RetryConfig::default() };
         let policy = RetryPolicy::new(Arc::new(config));
         let fault = Fault::new(FaultKind::Server, "").with_status(500);
-        let delays = Priority::ALL.map(|priority| policy.decide(&fault, history(1), priority, &mut fastrand::Rng::with_seed(1)));
+        let delays =
+            Priority::ALL.map(|priority| policy.decide(&fault, history(1), priority, &mut fastrand::Rng::with_seed(1)));
         assert_eq!(delays, [1500, 1000, 500].map(|millis| Decision::Retry { delay: Duration::from_millis(millis) }));
     }
 

@@ -27,12 +27,19 @@ impl RetryBudget {
     pub fn new(config: RetryBudgetConfig, now: Time) -> Self {
         let per_second = i64::from(config.min_per_second) * RETRY;
         let deposit = (config.ratio.clamp(0.0, 1000.0) * RETRY as f64) as i64;
-        Self { balance: per_second * SECONDS_KEPT, deposit, per_second, cap: (per_second * SECONDS_KEPT).max(100 * RETRY), refilled_at: now }
+        Self {
+            balance: per_second * SECONDS_KEPT,
+            deposit,
+            per_second,
+            cap: (per_second * SECONDS_KEPT).max(100 * RETRY),
+            refilled_at: now,
+        }
     }
 
     fn refill(&mut self, now: Time) {
         let elapsed = now.micros_since(self.refilled_at);
-        let flow = i64::try_from(u128::from(elapsed) * self.per_second.unsigned_abs() as u128 / 1_000_000).unwrap_or(i64::MAX);
+        let flow =
+            i64::try_from(u128::from(elapsed) * self.per_second.unsigned_abs() as u128 / 1_000_000).unwrap_or(i64::MAX);
         if flow > 0 || self.per_second == 0 {
             self.refilled_at = now.max(self.refilled_at);
         }

@@ -80,7 +80,8 @@ impl Clock {
 
     fn instant(&self, at: Time) -> Instant {
         // A bound far away instead of an overflow: the timer looks again then.
-        let ahead = Duration::from_micros(at.as_micros().saturating_sub(self.started_micros)).min(Duration::from_secs(86_400 * 365));
+        let ahead = Duration::from_micros(at.as_micros().saturating_sub(self.started_micros))
+            .min(Duration::from_secs(86_400 * 365));
         self.started + ahead
     }
 }
@@ -154,7 +155,9 @@ impl Inner {
     fn finish(&self, mut state: MutexGuard<'_, State>) {
         while let Some(output) = state.gate.poll_output() {
             match output {
-                Output::Granted { ticket, attempt, queued_for } => state.seat(ticket, Seat::Granted { attempt, queued_for }),
+                Output::Granted { ticket, attempt, queued_for } => {
+                    state.seat(ticket, Seat::Granted { attempt, queued_for })
+                }
                 Output::Refused { ticket, refusal } => state.seat(ticket, Seat::Refused(refusal)),
                 Output::Event(event) => {
                     // Nobody listening is no failure; the gate is told to stop making events.
@@ -196,7 +199,12 @@ impl Inner {
     }
 
     /// Takes the decision on a call, or leaves the waker for it.
-    fn take(self: &Arc<Self>, state: &mut State, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
+    fn take(
+        self: &Arc<Self>,
+        state: &mut State,
+        ticket: Ticket,
+        context: &Context<'_>,
+    ) -> Poll<Result<Permit, Box<Refusal>>> {
         let seat = &mut state.seats[ticket.index()];
         match std::mem::take(seat) {
             Seat::Granted { attempt, queued_for } => Poll::Ready(Ok(Permit {
@@ -281,7 +289,7 @@ impl Future for Admission {
         if let Some(call) = self.call.take() {
             let now = inner.clock.now();
             let mut state = inner.lock();
-            let ticket = state.gate.admit(call, now);
+            let ticket = state.gate.admit(&call, now);
             state.seat(ticket, Seat::Waits(None));
             inner.finish(state);
             self.ticket = Some(ticket);

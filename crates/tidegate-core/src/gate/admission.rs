@@ -27,12 +27,18 @@ const GAUGE_GROWS_MICROS: u64 = 250_000;
 pub(super) enum Verdict {
     Go,
     /// The meter with the longest wait binds.
-    Wait { meter: u32, wait: Wait, obstacle: Obstacle },
-    Never { meter: u32 },
+    Wait {
+        meter: u32,
+        wait: Wait,
+        obstacle: Obstacle,
+    },
+    Never {
+        meter: u32,
+    },
 }
 
 impl Gate {
-    pub(super) fn open_entry(&mut self, call: Call) -> Ticket {
+    pub(super) fn open_entry(&mut self, call: &Call) -> Ticket {
         let now = self.clock;
         let route = self.route(&call.subject);
         self.routes[route].entries += 1;
@@ -48,7 +54,7 @@ impl Gate {
         let entry = &mut self.entries[at as usize];
         entry.generation = entry.generation.wrapping_add(1);
         entry.state = State::BackingOff;
-        entry.id = call.id;
+        entry.id.clone_from(&call.id);
         entry.cost = call.cost;
         entry.class = call.priority;
         entry.start_by = call.start_by;
@@ -261,7 +267,10 @@ impl Gate {
         self.routes[route].meters.iter().copied().find(|meter| {
             let meter = &self.ledger.meters[*meter];
             let amount = amounts.of(meter);
-            meter.enforce && amount > 0 && meter.dimension != Dimension::MaxInFlight && (meter.blocked || amount > meter.limit())
+            meter.enforce
+                && amount > 0
+                && meter.dimension != Dimension::MaxInFlight
+                && (meter.blocked || amount > meter.limit())
         })
     }
 
@@ -293,7 +302,11 @@ impl Gate {
                 MeterSays::Room => {}
                 MeterSays::Never => return Verdict::Never { meter: *id },
                 MeterSays::Wait(wait, obstacle) => {
-                    let wait = if *id == target.gauge && cap.is_some() { wait.min(Wait::from_micros(GAUGE_GROWS_MICROS)) } else { wait };
+                    let wait = if *id == target.gauge && cap.is_some() {
+                        wait.min(Wait::from_micros(GAUGE_GROWS_MICROS))
+                    } else {
+                        wait
+                    };
                     if !matches!(verdict, Verdict::Wait { wait: longest, .. } if longest >= wait) {
                         verdict = Verdict::Wait { meter: *id, wait, obstacle };
                     }
@@ -466,6 +479,11 @@ impl Gate {
         let Some(lane) = self.routes[entry.route].lanes[class] else { return };
         self.queue.leave(lane, entry.share, entry.body_bytes);
         self.queue.forget(lane, ticket);
+        // What was promised to it is free again, and whoever it held up may go.
+        self.release_earmarks(lane);
+        if let Some(meter) = self.queue.lane(lane).parked_at {
+            self.stirred.push(meter);
+        }
     }
 
     /// When a call that begins to wait now would go, and by which meter: an O(1) estimate from the backlogs.
@@ -476,13 +494,11 @@ impl Gate {
         let entry = &self.entries[ticket.index()];
         let class = entry.class.index();
         let weights = self.policy.queue.priorities;
-        let lane = self.routes[entry.route].lanes[class].map(|lane| self.queue.lane(lane).tenant);
-        let (mine, weight, idle) = lane.map_or((0, 1, true), |tenant| {
-            let tenant = self.queue.tenant(tenant);
-            (tenant.backlog, u64::from(tenant.weight), tenant.waiting == 0)
-        });
+        let tenant = self.routes[entry.route].lanes[class].map(|lane| self.queue.lane(lane).tenant);
+        let mine = tenant.map_or(0, |tenant| self.queue.tenant(tenant).backlog);
         let of_class = self.queue.active_backlog[class].max(1);
-        let others_weight = self.queue.active_weight[class].saturating_sub(if idle { 0 } else { weight });
+        let share = self.share(entry.route, ticket);
+        let others_part = self.queue.others_part(entry.class, tenant, mine.saturating_add(share));
         let mut longest: Option<(u64, u32)> = None;
         for id in &self.routes[entry.route].meters {
             let meter = &self.ledger.meters[*id];
@@ -492,12 +508,13 @@ impl Gate {
             }
             let backlog = meter.backlog[class];
             let my_part = scale(backlog, mine.min(of_class), of_class);
-            let others = (backlog - my_part).min(scale(my_part.saturating_add(cost), others_weight, weight));
+            let others = scale(backlog - my_part, others_part, 1 << 20);
             let in_class = my_part.saturating_add(others);
             let other_classes: u64 = (0..3)
                 .filter(|other| *other != class)
                 .map(|other| {
-                    let by_share = scale(in_class.saturating_add(cost), u64::from(weights[other]), u64::from(weights[class]));
+                    let by_share =
+                        scale(in_class.saturating_add(cost), u64::from(weights[other]), u64::from(weights[class]));
                     meter.backlog[other].min(by_share)
                 })
                 .sum();

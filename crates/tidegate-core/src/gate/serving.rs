@@ -48,8 +48,11 @@ impl Gate {
                         break;
                     }
                     Served::Nobody => {}
-                    Served::Holds(wait, Obstacle::Reserve) => soonest = Some(soonest.map_or(wait, |other| other.min(wait))),
+                    Served::Holds(wait, Obstacle::Reserve) => {
+                        soonest = Some(soonest.map_or(wait, |other| other.min(wait)))
+                    }
                     Served::Holds(wait, Obstacle::Shortage | Obstacle::Earmark) => {
+                        self.ledger.meters[meter].lot.is_short(class);
                         // It is this class's turn: the others do not take what it waits for.
                         soonest = Some(soonest.map_or(wait, |other| other.min(wait)));
                         break;
@@ -88,14 +91,17 @@ impl Gate {
                 }
                 Asked::Says(Verdict::Never { meter: too_small }) => self.refuse_for_good(ticket, too_small),
                 Asked::Says(Verdict::Wait { meter: binding, wait, obstacle }) if binding == meter => match obstacle {
-                    Obstacle::Reserve if self.higher_class_is_short(meter, class) => {
+                    Obstacle::Reserve if self.ledger.meters[meter].lot.higher_is_short(class) => {
                         // The reserve is spent and those it was kept for wait too: now shares decide.
                         return match self.ask(ticket, lane, 0) {
                             Asked::Says(Verdict::Go) => {
                                 self.let_go(ticket, lane, meter);
                                 Served::Went
                             }
-                            _ => Served::Holds(wait, Obstacle::Shortage),
+                            Asked::Says(Verdict::Wait { wait, .. }) => Served::Holds(wait, Obstacle::Shortage),
+                            Asked::Says(Verdict::Never { .. }) | Asked::Refused => {
+                                Served::Holds(wait, Obstacle::Shortage)
+                            }
                         };
                     }
                     Obstacle::Earmark => {
@@ -167,28 +173,12 @@ impl Gate {
     }
 
     fn let_go(&mut self, ticket: Ticket, lane: LaneId, meter: u32) {
-        self.release_earmarks(lane);
         self.grant(ticket, Some(lane));
-        // Parked anew: its place depends on what its tenant has now taken.
-        self.unpark(lane);
         if self.head(lane).is_some() {
-            self.queue.park(lane, meter, &mut self.ledger.meters[meter].lot);
+            self.queue.park_again(lane, &mut self.ledger.meters[meter].lot);
+        } else {
+            self.unpark(lane);
         }
-    }
-
-    /// True if a higher class waits here for want of units, not only for its turn.
-    fn higher_class_is_short(&mut self, meter: u32, class: Priority) -> bool {
-        Priority::ALL.into_iter().filter(|higher| *higher > class).any(|higher| {
-            if !self.ledger.meters[meter].lot.holds(higher) {
-                return false;
-            }
-            let Some(lane) = self.queue.first(higher, &mut self.ledger.meters[meter].lot) else { return false };
-            let Some(ticket) = self.head(lane) else { return false };
-            matches!(
-                self.ask(ticket, lane, self.reserve_permille),
-                Asked::Says(Verdict::Wait { meter: binding, obstacle: Obstacle::Shortage, .. }) if binding == meter
-            )
-        })
     }
 
     /// Lets one of those behind a head go that waits for another's earmark, if it is small enough to delay nobody.
@@ -205,7 +195,12 @@ impl Gate {
 
     /// Promises room to a head that has been passed by: on all its levels, or on none.
     fn earmark(&mut self, ticket: Ticket, lane: LaneId, wait: Wait) {
-        if !self.queue.lane(lane).bypassed || wait == Wait::UNTIL_EVENT {
+        if !self.queue.lane(lane).bypassed {
+            return;
+        }
+        if wait == Wait::UNTIL_EVENT {
+            // Nobody knows when it can go: others are not held up for it meanwhile.
+            self.release_earmarks(lane);
             return;
         }
         let now = self.clock;
@@ -214,7 +209,7 @@ impl Gate {
         let amounts = entry.amounts;
         let taken = meters.iter().any(|meter| {
             let meter = &self.ledger.meters[*meter];
-            amounts.of(meter) > 0 && meter.earmark.is_some_and(|earmark| earmark.lane != lane)
+            amounts.of(meter) > 0 && meter.earmark.is_some_and(|earmark| earmark.lane != lane && !earmark.is_over(now))
         });
         if taken {
             return;

@@ -46,7 +46,9 @@ impl Gate {
             Ending::Success | Ending::CutShort(_) | Ending::Cancelled => Keep::Used(seen),
             Ending::Failed(fault) => match fault.kind {
                 FaultKind::Connect | FaultKind::Dns => Keep::Nothing,
-                FaultKind::RateLimited | FaultKind::SlowDown | FaultKind::TooLarge | FaultKind::QuotaExhausted => Keep::Requests,
+                FaultKind::RateLimited | FaultKind::SlowDown | FaultKind::TooLarge | FaultKind::QuotaExhausted => {
+                    Keep::Requests
+                }
                 FaultKind::Timeout | FaultKind::Broken => Keep::Used(seen),
                 _ => Keep::MirrorTokens,
             },
@@ -112,7 +114,10 @@ impl Gate {
         let mut debt = None;
         let mut corrected_share = 0;
         for charge in entry.charges.drain(..) {
-            let Some(meter) = self.ledger.meters.get_mut(charge.meter).filter(|meter| meter.epoch == charge.epoch) else { continue };
+            let Some(meter) = self.ledger.meters.get_mut(charge.meter).filter(|meter| meter.epoch == charge.epoch)
+            else {
+                continue;
+            };
             let kept = match (meter.dimension, keep) {
                 (Dimension::MaxInFlight, _) | (_, Keep::Nothing) => 0,
                 (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, _) => charge.amount,
@@ -274,15 +279,7 @@ impl Gate {
                 self.settle_attempt(ticket, &outcome);
             }
             State::Waiting => {
-                let (route, class) = (entry.route, entry.class);
-                if let Some(lane) = self.routes[route].lanes[class.index()] {
-                    self.leave_queue(ticket);
-                    self.release_earmarks(lane);
-                    // Its place may have held others up.
-                    if let Some(meter) = self.queue.lane(lane).parked_at {
-                        self.stirred.push(meter);
-                    }
-                }
+                self.leave_queue(ticket);
                 self.close_entry(ticket);
             }
             State::BackingOff => self.close_entry(ticket),

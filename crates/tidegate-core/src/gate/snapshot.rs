@@ -79,7 +79,8 @@ impl Snapshot {
     /// # Errors
     /// If it is none, or of a form that this version does not know.
     pub fn from_json(text: &[u8]) -> Result<Self, SnapshotError> {
-        let snapshot: Self = serde_json::from_slice(text).map_err(|error| SnapshotError::Unreadable(error.to_string()))?;
+        let snapshot: Self =
+            serde_json::from_slice(text).map_err(|error| SnapshotError::Unreadable(error.to_string()))?;
         if snapshot.format == FORMAT { Ok(snapshot) } else { Err(SnapshotError::Format(snapshot.format)) }
     }
 }
@@ -179,7 +180,10 @@ impl Gate {
         let level = self.ledger.add_level(level_key.into(), LEARNED.into(), name, Source::Target(id));
         let kept_at = Time::from_micros(kept.at_micros).min(now);
         for limit in &kept.limits {
-            let Some(dimension) = Dimension::ALL.into_iter().find(|dimension| dimension.name() == limit.dimension) else { continue };
+            let Some(dimension) = Dimension::ALL.into_iter().find(|dimension| dimension.name() == limit.dimension)
+            else {
+                continue;
+            };
             let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.limit), now);
             limit.put_into(&mut self.ledger.meters[meter], kept_at, now);
             self.targets[id].learned.push(Learned { dimension, meter, told_at: kept_at });

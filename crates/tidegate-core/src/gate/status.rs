@@ -121,7 +121,8 @@ impl Gate {
         for (_, meter) in self.ledger.meters.iter_mut() {
             meter.refill(clock);
         }
-        let oldest = self.entries.iter().filter(|entry| entry.state == State::Waiting).map(|entry| entry.arrived_at).min();
+        let oldest =
+            self.entries.iter().filter(|entry| entry.state == State::Waiting).map(|entry| entry.arrived_at).min();
         Status {
             limits: self.level_statuses(),
             queue: QueueStatus {

@@ -53,40 +53,45 @@ impl Gate {
         let entries = &self.entries;
         let meters = &self.ledger.meters;
         let is_in = |ticket: Ticket, state: State| {
-            entries.get(ticket.index()).is_some_and(|entry| entry.generation == ticket.generation && entry.state == state)
+            entries
+                .get(ticket.index())
+                .is_some_and(|entry| entry.generation == ticket.generation && entry.state == state)
         };
         self.timers.retain(|Reverse((at, timer))| match timer {
             Timer::Deadline(ticket) => is_in(*ticket, State::Waiting),
             Timer::BackOff(ticket) => is_in(*ticket, State::BackingOff),
-            Timer::Lot { meter, epoch } => {
-                meters.get(*meter).is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at && !meter.lot.is_empty())
-            }
+            Timer::Lot { meter, epoch } => meters
+                .get(*meter)
+                .is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at && !meter.lot.is_empty()),
         });
     }
 
-    /// Looks at one route, one level and one target, and forgets what is idle: memory follows use, at a constant cost a call.
+    /// Looks at a few routes, levels and targets, and forgets what is idle: memory follows use, at a constant cost a call.
     pub(super) fn sweep(&mut self) {
         let now = self.clock;
-        self.sweep_at = self.sweep_at.wrapping_add(1);
-        let pick = |places: usize| (places > 0).then(|| self.sweep_at % u32::try_from(places).unwrap_or(u32::MAX));
-        let (route, level, target) = (pick(self.routes.places()), pick(self.ledger.levels.places()), pick(self.targets.places()));
-        if let Some(route) = route
-            && self
+        // Two for each call, so that it overtakes stores that grow by one for each.
+        for _ in 0..2 {
+            let route = next_place(&mut self.sweep_at[0], self.routes.places());
+            if self
                 .routes
                 .get(route)
                 .is_some_and(|found| found.entries == 0 && now.micros_since(found.used_at) > ROUTE_IDLE_MICROS)
-        {
-            self.forget_route(route);
+            {
+                self.forget_route(route);
+            }
+            let level = next_place(&mut self.sweep_at[1], self.ledger.levels.places());
+            if self
+                .ledger
+                .levels
+                .get(level)
+                .is_some_and(|found| matches!(found.source, Source::Configured(_)) && found.routes == 0)
+                && self.ledger.is_idle(level, now)
+            {
+                self.ledger.remove_level(level);
+            }
         }
-        if let Some(level) = level
-            && self.ledger.levels.get(level).is_some_and(|found| matches!(found.source, Source::Configured(_)))
-            && self.ledger.is_idle(level, now)
-        {
-            self.ledger.remove_level(level);
-        }
-        if let Some(target) = target
-            && self.target_is_idle(target, now)
-        {
+        let target = next_place(&mut self.sweep_at[2], self.targets.places());
+        if self.target_is_idle(target, now) {
             self.forget_target(target);
         }
         if self.timers.len() > 4096 {
@@ -186,7 +191,8 @@ impl Gate {
     }
 
     fn stir_all(&mut self) {
-        let lots: Vec<u32> = self.ledger.meters.iter().filter(|(_, meter)| !meter.lot.is_empty()).map(|(id, _)| id).collect();
+        let lots: Vec<u32> =
+            self.ledger.meters.iter().filter(|(_, meter)| !meter.lot.is_empty()).map(|(id, _)| id).collect();
         self.stirred.extend(lots);
     }
 
@@ -199,4 +205,13 @@ impl Gate {
         self.stir_all();
         self.emit(|| Event::LimitsReset);
     }
+}
+
+/// The place to look at next, round and round.
+fn next_place(at: &mut u32, places: usize) -> u32 {
+    *at += 1;
+    if *at as usize >= places {
+        *at = 0;
+    }
+    *at
 }

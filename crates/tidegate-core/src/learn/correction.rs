@@ -249,7 +249,8 @@ mod tests {
         let start = Time::from_secs(1000);
         let mut correction = Correction::new(start);
         let seen = correction.charged(10, 990, start);
-        let change = correction.reply(seen, start, 500, false, 990, PER_SECOND, start + std::time::Duration::from_secs(1));
+        let change =
+            correction.reply(seen, start, 500, false, 990, PER_SECOND, start + std::time::Duration::from_secs(1));
         assert_eq!(change, -490);
     }
 

@@ -16,7 +16,9 @@ impl TypicalOutput {
     pub(crate) fn expected(&self, request_type: RequestType) -> u64 {
         match request_type {
             RequestType::Chat | RequestType::Completion => self.0[request_type as usize].unwrap_or(FIRST_GUESS),
-            RequestType::Embedding | RequestType::Image | RequestType::Other => self.0[request_type as usize].unwrap_or(0),
+            RequestType::Embedding | RequestType::Image | RequestType::Other => {
+                self.0[request_type as usize].unwrap_or(0)
+            }
         }
     }
 

@@ -1,0 +1,11 @@
+//! Tests of the core as a whole: the gate in virtual time.
+
+mod admission;
+mod gate_properties;
+mod governor;
+mod purity;
+mod queueing;
+mod restart;
+mod simulation;
+mod support;
+mod upstream_faults;

@@ -1,0 +1,100 @@
+//! What survives a restart.
+
+use std::time::Duration;
+
+use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
+use tidegate_core::gate::{Snapshot, SnapshotError};
+use tidegate_core::limit::{Dimension, Scope};
+use tidegate_core::outcome::{ServerLimit, ServerLimits};
+
+use crate::support::*;
+
+const RPM: Dimension = Dimension::RequestsPerMinute;
+const RPD: Dimension = Dimension::RequestsPerDay;
+
+fn restarted(mut before: Bench, clean: bool, after: Duration, policy: Policy) -> Bench {
+    let kept = before.gate.snapshot(clean, before.now).to_json().unwrap();
+    let mut bench = Bench::new(policy);
+    bench.now = before.now + after;
+    bench.gate.restore(Snapshot::from_json(&kept).unwrap());
+    bench
+}
+
+fn limits() -> Vec<tidegate_core::limit::Limit> {
+    vec![limit("own", &[Scope::User], &[(RPM, 100), (RPD, 1000)])]
+}
+
+#[test]
+fn own_levels_and_day_levels_survive_an_orderly_restart() {
+    let mut bench = Bench::with_limits(limits());
+    for _ in 0..60 {
+        bench.admit(call("ada", 1));
+    }
+    let mut bench = restarted(bench, true, Duration::from_secs(1), policy(limits()));
+    bench.admit(call("ada", 1));
+    assert_eq!(bench.remaining("own", RPM), 39);
+    assert_eq!(bench.remaining("own", RPD), 939);
+}
+
+#[test]
+fn after_a_crash_a_minutes_level_starts_with_no_more_than_was_refilled_meanwhile() {
+    let mut bench = Bench::with_limits(vec![bucket("own", &[], &[(RPM, 60), (RPD, 1000)])]);
+    bench.admit(call("ada", 1));
+    let mut bench =
+        restarted(bench, false, Duration::from_secs(10), policy(vec![bucket("own", &[], &[(RPM, 60), (RPD, 1000)])]));
+    bench.admit(call("ada", 1));
+    assert_eq!(bench.remaining("own", RPM), 9);
+    assert_eq!(bench.remaining("own", RPD), 998);
+}
+
+#[test]
+fn after_a_crash_a_window_lets_nothing_through_until_its_minute_is_over() {
+    let mut bench = Bench::with_limits(limits());
+    bench.admit(call("ada", 1));
+    let mut bench = restarted(bench, false, Duration::from_secs(10), policy(limits()));
+    let ticket = bench.admit(call("ada", 1));
+    assert!(!bench.is_granted(ticket));
+    bench.run_for(Duration::from_secs(52));
+    assert!(bench.is_granted(ticket));
+}
+
+#[test]
+fn what_was_kept_of_somebody_who_has_not_called_since_survives_the_next_restart_too() {
+    let mut bench = Bench::with_limits(limits());
+    for _ in 0..100 {
+        bench.admit(call("ada", 1));
+    }
+    let bench = restarted(bench, true, Duration::from_secs(1), policy(limits()));
+    let mut bench = restarted(bench, true, Duration::from_secs(1), policy(limits()));
+    bench.admit(call("ada", 1));
+    assert_eq!(bench.remaining("own", RPD), 900);
+}
+
+#[test]
+fn what_was_learned_survives_with_its_level() {
+    let learning = || Policy {
+        upstreams: vec![UpstreamPolicy {
+            name: "openai".into(),
+            learn_limits: true,
+            token_charge: TokenCharge::Learned,
+        }],
+        ..Policy::default()
+    };
+    let mut bench = Bench::new(learning());
+    let ticket = bench.admit(call("ada", 10));
+    let told = ServerLimit { dimension: RPM, limit: 60, remaining: Some(5) };
+    bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+    bench.succeed(ticket, 10);
+    let mut bench = restarted(bench, true, Duration::from_secs(3), learning());
+    bench.admit(call("ada", 10));
+    let learned = &bench.gate.status(bench.now).learned[0];
+    assert_eq!((learned.limits[0].limit, learned.limits[0].remaining), (60, 7));
+    assert_eq!(learned.in_flight_cap, None, "what is known needs no cold start");
+}
+
+#[test]
+fn a_state_of_another_form_is_refused_and_not_misread() {
+    assert!(matches!(Snapshot::from_json(b"{"), Err(SnapshotError::Unreadable(_))));
+    let other = br#"{"format":99,"taken_at_micros":0,"clean":true,"levels":[],"targets":[]}"#;
+    assert_eq!(Snapshot::from_json(other).err(), Some(SnapshotError::Format(99)));
+}
