@@ -362,6 +362,12 @@ impl Gate {
         self.in_flight
     }
 
+    /// Calls that have arrived so far.
+    #[must_use]
+    pub const fn calls_seen(&self) -> u64 {
+        self.ages
+    }
+
     /// Calls that wait for their turn.
     #[must_use]
     pub fn waiting(&self) -> usize {

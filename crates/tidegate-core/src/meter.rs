@@ -5,7 +5,7 @@
 
 use crate::bucket::{Bucket, Fit, as_level};
 use crate::call::Priority;
-use crate::learn::correction::{Correction, Seen};
+use crate::learn::correction::{Correction, Seen, Told};
 use crate::limit::{Algorithm, Allowance, Dimension};
 use crate::queue::{LaneId, Lot};
 use crate::time::{Time, Wait};
@@ -396,13 +396,13 @@ impl Meter {
         }
     }
 
-    /// A reply to the call noted as `seen` says that the server has `remaining` left. Returns the correction made.
-    pub(crate) fn server_says(&mut self, seen: Seen, sent_at: Time, remaining: u64, refused: bool, now: Time) -> i64 {
+    /// A reply to the call noted as `seen` says what the server has left. Returns the correction made.
+    pub(crate) fn server_says(&mut self, seen: Seen, told: Told, now: Time) -> i64 {
         self.refill(now);
         let level = self.level();
         let per_second = self.per_second().max(1);
         let Some(correction) = &mut self.correction else { return 0 };
-        let change = correction.reply(seen, sent_at, remaining, refused, level, per_second, now);
+        let change = correction.reply(seen, told, level, per_second, now);
         if change != 0
             && let Kind::Bucket(bucket) = &mut self.kind
         {

@@ -270,7 +270,7 @@ impl Queue {
             all += u128::from(other.backlog);
             before += u128::from(other.backlog).min(by_weight);
         }
-        if all == 0 { 0 } else { u64::try_from((before << 20) / all).unwrap_or(0) }
+        u64::try_from((before << 20).checked_div(all).unwrap_or(0)).unwrap_or(0)
     }
 
     /// Removes a call from its lane wherever it stands there.

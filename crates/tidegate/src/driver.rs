@@ -27,6 +27,18 @@ const EVENTS_KEPT: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct Driver(Arc<Inner>);
 
+/// A handle that does not keep the driver going.
+#[derive(Clone, Debug)]
+pub struct WeakDriver(Weak<Inner>);
+
+impl WeakDriver {
+    /// The driver, if it still goes.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Driver> {
+        self.0.upgrade().map(Driver)
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
@@ -134,6 +146,12 @@ impl Driver {
         let result = act(&mut state.gate, now);
         self.0.finish(state);
         result
+    }
+
+    /// A handle that does not keep the driver going.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakDriver {
+        WeakDriver(Arc::downgrade(&self.0))
     }
 
     /// Everything that happens from now on. A subscriber that falls behind misses events and is told how many; it never slows a call.

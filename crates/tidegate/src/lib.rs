@@ -1,6 +1,7 @@
 //! Waits and sends: drives the decision core on tokio.
 
 pub mod driver;
+pub mod state;
 
-pub use driver::{Admission, Driver, Permit, Settled, Waiting};
+pub use driver::{Admission, Driver, Permit, Settled, Waiting, WeakDriver};
 pub use tidegate_core as core;

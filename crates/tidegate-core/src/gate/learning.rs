@@ -3,6 +3,7 @@
 use super::{Gate, State, Ticket};
 use crate::event::Event;
 use crate::fault::{Fault, FaultKind};
+use crate::learn::correction::Told;
 use crate::ledger::{LEARNED, Note, Source, learned_spec};
 use crate::limit::Dimension;
 use crate::outcome::{ServerLimit, ServerLimits};
@@ -72,7 +73,7 @@ impl Gate {
     fn correct(&mut self, note: Note, sent_at: crate::time::Time, remaining: u64, refused: bool) -> i64 {
         let now = self.clock;
         let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { return 0 };
-        let change = meter.server_says(note.seen, sent_at, remaining, refused, now);
+        let change = meter.server_says(note.seen, Told { sent_at, remaining, refused }, now);
         if change > 0 {
             self.stir(note.meter);
         }

@@ -36,6 +36,17 @@ pub(crate) struct Seen {
     pub(crate) own: u64,
 }
 
+/// What a reply said, and of which call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// When the call was sent.
+    pub(crate) sent_at: Time,
+    /// What the server has left.
+    pub(crate) remaining: u64,
+    /// The reply was a 429, which only ever lowers.
+    pub(crate) refused: bool,
+}
+
 /// The correction state of one mirror level.
 #[derive(Clone, Debug)]
 pub(crate) struct Correction {
@@ -148,19 +159,9 @@ impl Correction {
         self.others[at] = self.others[at].saturating_add(units);
     }
 
-    /// What the level must change by, now that a reply to the call noted as `seen` (sent at `sent_at`) says that `remaining` is left.
-    ///
-    /// `level` is the level now. `refused`: the reply was a 429, which only ever lowers.
-    pub(crate) fn reply(
-        &mut self,
-        seen: Seen,
-        sent_at: Time,
-        remaining: u64,
-        refused: bool,
-        level: i64,
-        per_second: u64,
-        now: Time,
-    ) -> i64 {
+    /// What the level must change by, now that a reply to the call noted as `seen` has come. `level` is the level now.
+    pub(crate) fn reply(&mut self, seen: Seen, told: Told, level: i64, per_second: u64, now: Time) -> i64 {
+        let Told { sent_at, remaining, refused } = told;
         let previous = self.newest_reply_sent_at;
         self.newest_reply_sent_at = previous.max(sent_at);
         self.advance(now);
@@ -249,8 +250,13 @@ mod tests {
         let start = Time::from_secs(1000);
         let mut correction = Correction::new(start);
         let seen = correction.charged(10, 990, start);
-        let change =
-            correction.reply(seen, start, 500, false, 990, PER_SECOND, start + std::time::Duration::from_secs(1));
+        let change = correction.reply(
+            seen,
+            Told { sent_at: start, remaining: 500, refused: false },
+            990,
+            PER_SECOND,
+            start + std::time::Duration::from_secs(1),
+        );
         assert_eq!(change, -490);
     }
 
@@ -260,7 +266,13 @@ mod tests {
         let mut correction = Correction::new(start);
         let seen = correction.charged(10, 990, start);
         correction.charged(100, 890, start.plus_micros(200_000));
-        let change = correction.reply(seen, start, 890, false, 990, PER_SECOND, start.plus_micros(400_000));
+        let change = correction.reply(
+            seen,
+            Told { sent_at: start, remaining: 890, refused: false },
+            990,
+            PER_SECOND,
+            start.plus_micros(400_000),
+        );
         assert_eq!(change, 0, "the server may have seen the second call first");
     }
 
@@ -273,7 +285,13 @@ mod tests {
             let now = start.plus_micros(second * 1_000_000);
             let seen = correction.charged(10, 500, now);
             assert_eq!(change, 0, "after {second} replies");
-            change = correction.reply(seen, now, 700 + second, false, 500, PER_SECOND, now.plus_micros(1000));
+            change = correction.reply(
+                seen,
+                Told { sent_at: now, remaining: 700 + second, refused: false },
+                500,
+                PER_SECOND,
+                now.plus_micros(1000),
+            );
         }
         assert_eq!(change, 200);
     }
@@ -285,7 +303,10 @@ mod tests {
         for second in 0..30_u64 {
             let now = start.plus_micros(second * 1_000_000);
             let seen = correction.charged(10, 500, now);
-            assert_eq!(correction.reply(seen, now, 900, true, 500, PER_SECOND, now), 0);
+            assert_eq!(
+                correction.reply(seen, Told { sent_at: now, remaining: 900, refused: true }, 500, PER_SECOND, now),
+                0
+            );
         }
     }
 
@@ -299,7 +320,13 @@ mod tests {
             level -= correction.others_use(now, PER_SECOND);
             level += 400;
             let seen = correction.charged(10, level, now);
-            level += correction.reply(seen, now, (level - 400).unsigned_abs(), false, level, PER_SECOND, now);
+            level += correction.reply(
+                seen,
+                Told { sent_at: now, remaining: (level - 400).unsigned_abs(), refused: false },
+                level,
+                PER_SECOND,
+                now,
+            );
         }
         let taken = correction.others_use(start.plus_micros(31_000_000), PER_SECOND);
         assert!((200..=900).contains(&taken), "{taken}");

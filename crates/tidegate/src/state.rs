@@ -1,0 +1,141 @@
+//! Keeps what must survive a restart in one file: written aside, synced, then renamed over the old one.
+//!
+//! Decides nothing of what is kept (`Gate::snapshot` does). A state that cannot be read is set aside and told of, never
+//! silently dropped, and never keeps a process from starting.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tidegate_core::gate::{Snapshot, SnapshotError};
+
+use crate::driver::Driver;
+
+/// The file's name in the state directory.
+const NAME: &str = "levels.json";
+/// How often the state is saved while calls come.
+pub const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the saved state could not be used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not what this version writes. It has been set aside under the name given.
+    #[error("{reason}; it has been set aside as {}", aside.display())]
+    Unusable {
+        /// What is wrong with it.
+        reason: SnapshotError,
+        /// Where it is now.
+        aside: PathBuf,
+    },
+}
+
+/// The state that an earlier run left in `folder`. `None`: there is none.
+///
+/// # Errors
+/// If there is one that cannot be used; going on without it is the caller's choice.
+pub fn load(folder: &Path) -> Result<Option<Snapshot>, StateError> {
+    let path = folder.join(NAME);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::File { path, source }),
+    };
+    Snapshot::from_json(&text).map(Some).map_err(|reason| {
+        let aside = folder.join(format!("{NAME}.unreadable"));
+        match fs::rename(&path, &aside) {
+            Ok(()) => StateError::Unusable { reason, aside },
+            Err(source) => StateError::File { path, source },
+        }
+    })
+}
+
+/// Writes the state into `folder` so that a crash at any instant leaves the old one or the new one, whole.
+///
+/// # Errors
+/// If it cannot be written; what was there before is still there.
+pub fn save(folder: &Path, snapshot: &Snapshot) -> Result<(), StateError> {
+    let path = folder.join(NAME);
+    let failed = |source| StateError::File { path: path.clone(), source };
+    let text = snapshot.to_json().map_err(|error| failed(io::Error::other(error)))?;
+    let aside = folder.join(format!("{NAME}.new"));
+    let mut file = File::create(&aside).map_err(failed)?;
+    file.write_all(&text).and_then(|()| file.sync_data()).map_err(failed)?;
+    fs::rename(&aside, &path).map_err(failed)
+}
+
+impl Driver {
+    /// Saves the state into `folder`. `clean`: no call will be admitted after it.
+    ///
+    /// # Errors
+    /// If it cannot be written; what was there before is still there.
+    pub fn save_state(&self, folder: &Path, clean: bool) -> Result<(), StateError> {
+        save(folder, &self.with(|gate, now| gate.snapshot(clean, now)))
+    }
+
+    /// Saves the state every second while there are calls, until the driver is dropped. `failed` is told of the first of
+    /// a row of failures; saving goes on.
+    pub fn keep_state(&self, folder: PathBuf, failed: impl Fn(&StateError) + Send + 'static) {
+        let driver = self.downgrade();
+        tokio::spawn(async move {
+            let mut saved_calls = None;
+            let mut failing = false;
+            loop {
+                tokio::time::sleep(SAVE_EVERY).await;
+                let Some(driver) = driver.upgrade() else { return };
+                let calls = driver.with(|gate, _| (gate.calls_seen(), gate.in_flight()));
+                if saved_calls == Some(calls) {
+                    continue;
+                }
+                let snapshot = driver.with(|gate, now| gate.snapshot(false, now));
+                drop(driver);
+                let folder = folder.clone();
+                // Syncing a file takes milliseconds: not on a thread that serves calls.
+                let result = tokio::task::spawn_blocking(move || save(&folder, &snapshot)).await;
+                match result {
+                    Ok(Ok(())) => {
+                        saved_calls = Some(calls);
+                        failing = false;
+                    }
+                    Ok(Err(error)) if !failing => {
+                        failed(&error);
+                        failing = true;
+                    }
+                    Ok(Err(_)) => {}
+                    // The runtime is shutting down.
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_cannot_be_read_is_set_aside_and_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(NAME), b"not a state").unwrap();
+        assert!(matches!(load(folder.path()), Err(StateError::Unusable { .. })));
+        assert!(matches!(load(folder.path()), Ok(None)), "the next start is a fresh one");
+        assert_eq!(fs::read(folder.path().join("levels.json.unreadable")).unwrap(), b"not a state");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error_that_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = tidegate_core::gate::Gate::new(Default::default(), 1).snapshot(true, Default::default());
+        let error = save(&folder.path().join("missing"), &snapshot).unwrap_err().to_string();
+        assert!(error.contains("levels.json"), "{error}");
+    }
+}

@@ -1,0 +1,5 @@
+//! Tests of the library against the real core, in tokio's virtual time.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod driver;
