@@ -1,0 +1,317 @@
+//! Decides how a caller's body is taken: metered ones whole and within bounds, all others piece by piece as they come.
+//!
+//! A compressed body is read decompressed, and goes on so, with `content-encoding` taken away: what is sent is exactly what
+//! was judged, so that nothing can hide in a second member or behind trailing bytes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
+use http::HeaderMap;
+use http::header;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::value::RawValue;
+use tokio::time::{Instant, Sleep};
+
+use crate::refusal::OwnReply;
+
+/// A caller that sends nothing for so long while its body is awaited is given up.
+pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+/// Reserved at once for a body that says how long it is; the rest as it comes, so that nobody gets memory for a promise.
+const RESERVED_MAX: usize = 1 << 20;
+/// A compressed body above this is unpacked off the runtime's threads.
+const UNPACKED_HERE_MAX: usize = 16 << 10;
+/// What is still read of a body that is refused for its size, so that the caller gets to see the answer.
+const DRAINED_FOR: Duration = Duration::from_secs(5);
+
+/// Why a body broke off.
+#[derive(Debug)]
+pub(crate) enum BodyFault {
+    /// The other side's connection.
+    Peer(hyper::Error),
+    /// Nothing came for too long.
+    Silent(Duration),
+    /// The call's own time is up.
+    OutOfTime,
+}
+
+impl fmt::Display for BodyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(_) => f.write_str("the connection broke off within a body"),
+            Self::Silent(idle) => write!(f, "nothing came for {}", crate::say::Spoken(*idle)),
+            Self::OutOfTime => f.write_str("the call's time is up"),
+        }
+    }
+}
+
+impl std::error::Error for BodyFault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Peer(error) => Some(error),
+            Self::Silent(_) | Self::OutOfTime => None,
+        }
+    }
+}
+
+/// The next frame, or nothing by `deadline`. No timer is made where the frame is there already.
+pub(crate) async fn next_frame(
+    body: &mut Incoming,
+    deadline: Option<Instant>,
+) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Late> {
+    let mut timer: Option<Pin<Box<Sleep>>> = None;
+    std::future::poll_fn(move |context| {
+        if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(context) {
+            return Poll::Ready(Ok(frame));
+        }
+        let Some(deadline) = deadline else { return Poll::Pending };
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        timer.as_mut().poll(context).map(|()| Err(Late))
+    })
+    .await
+}
+
+/// Nothing came in time.
+#[derive(Debug)]
+pub(crate) struct Late;
+
+/// Reads a metered body whole; decompressed if it is compressed, whose header is then taken away.
+pub(crate) async fn read_whole(
+    mut body: Incoming,
+    headers: &mut HeaderMap,
+    bytes_max: u64,
+) -> Result<Bytes, Box<OwnReply>> {
+    let bytes_max_usize = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+    if body.size_hint().lower() > bytes_max {
+        drain(body, bytes_max).await;
+        return Err(Box::new(OwnReply::too_large_body(bytes_max)));
+    }
+    let read = collect(&mut body, bytes_max_usize).await?;
+    let Some(read) = read else {
+        drain(body, bytes_max).await;
+        return Err(Box::new(OwnReply::too_large_body(bytes_max)));
+    };
+    headers.remove(header::CONTENT_LENGTH);
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(read) };
+    match encoding.as_bytes().trim_ascii() {
+        encoding if encoding.eq_ignore_ascii_case(b"identity") => {
+            headers.remove(header::CONTENT_ENCODING);
+            Ok(read)
+        }
+        encoding if encoding.eq_ignore_ascii_case(b"gzip") || encoding.eq_ignore_ascii_case(b"x-gzip") => {
+            headers.remove(header::CONTENT_ENCODING);
+            unpack(read, bytes_max).await
+        }
+        encoding => {
+            let encoding: String = String::from_utf8_lossy(encoding).chars().take(40).collect();
+            let message = format!("content-encoding \"{encoding}\" cannot be read here; send gzip or none");
+            Err(Box::new(OwnReply::invalid_body(message)))
+        }
+    }
+}
+
+/// `None`: it is larger than allowed.
+async fn collect(body: &mut Incoming, bytes_max: usize) -> Result<Option<Bytes>, Box<OwnReply>> {
+    let mut first: Option<Bytes> = None;
+    let mut joined: Option<BytesMut> = None;
+    let mut length = 0;
+    loop {
+        // Only made into a timer where the body is not here yet.
+        let deadline = (!body.is_end_stream()).then(|| Instant::now() + BODY_IDLE);
+        let frame = match next_frame(body, deadline).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => break,
+            Ok(Some(Err(_))) => {
+                return Err(Box::new(OwnReply::invalid_body("the connection broke off within the body")));
+            }
+            Err(Late) => return Err(Box::new(OwnReply::body_stalled(BODY_IDLE))),
+        };
+        let Ok(piece) = frame.into_data() else { continue };
+        length += piece.len();
+        if length > bytes_max {
+            return Ok(None);
+        }
+        match (&mut first, &mut joined) {
+            (None, _) => first = Some(piece),
+            (Some(_), Some(joined)) => joined.extend_from_slice(&piece),
+            (Some(first), None) => {
+                let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+                let mut buffer = BytesMut::with_capacity(length.saturating_add(expected).min(RESERVED_MAX).max(length));
+                buffer.extend_from_slice(first);
+                buffer.extend_from_slice(&piece);
+                joined = Some(buffer);
+            }
+        }
+    }
+    Ok(Some(joined.map(BytesMut::freeze).or(first).unwrap_or_default()))
+}
+
+async fn unpack(packed: Bytes, bytes_max: u64) -> Result<Bytes, Box<OwnReply>> {
+    if packed.len() <= UNPACKED_HERE_MAX {
+        return unpack_now(&packed, bytes_max);
+    }
+    let unpacked = tokio::task::spawn_blocking(move || unpack_now(&packed, bytes_max)).await;
+    unpacked.unwrap_or_else(|_| Err(Box::new(OwnReply::invalid_body("the body could not be unpacked"))))
+}
+
+fn unpack_now(packed: &[u8], bytes_max: u64) -> Result<Bytes, Box<OwnReply>> {
+    let mut unpacked = Vec::new();
+    // One more than allowed shows that there is more, however much that would be.
+    let read = MultiGzDecoder::new(packed).take(bytes_max.saturating_add(1)).read_to_end(&mut unpacked);
+    match read {
+        Ok(length) if length as u64 > bytes_max => Err(Box::new(OwnReply::too_large_body(bytes_max))),
+        Ok(_) => Ok(unpacked.into()),
+        Err(_) => Err(Box::new(OwnReply::invalid_body("the body says content-encoding: gzip but is no valid gzip"))),
+    }
+}
+
+/// Reads on for a while: a connection that is closed with unread data is reset, and the answer with it.
+async fn drain(mut body: Incoming, bytes_max: u64) {
+    let mut left = bytes_max.max(1 << 20);
+    let read_on = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whether it ended in time makes no difference: the connection is closed either way.
+    let _in_time = tokio::time::timeout(DRAINED_FOR, read_on).await;
+}
+
+/// `body`, a JSON object, with `model` as its model. `None` if it is no object, which a body that was read cannot be.
+///
+/// Every other value stays as it was written; keys come out in another order.
+pub(crate) fn with_model(body: &[u8], model: &str) -> Option<Bytes> {
+    let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(body).ok()?;
+    fields.insert("model".to_owned(), serde_json::value::to_raw_value(model).ok()?);
+    serde_json::to_vec(&fields).ok().map(Bytes::from)
+}
+
+/// What is sent to an upstream.
+#[derive(Debug)]
+pub(crate) enum SendBody {
+    /// All of it is here.
+    Whole(Option<Bytes>),
+    /// The caller's, passed on as it comes.
+    Passing(Box<PassingUp>),
+}
+
+/// A caller's body on its way.
+#[derive(Debug)]
+pub(crate) struct PassingUp {
+    body: Incoming,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Set where it was the caller that broke off, so that the upstream is not blamed.
+    caller_failed: Arc<AtomicBool>,
+}
+
+impl SendBody {
+    pub(crate) fn whole(body: Bytes) -> Self {
+        Self::Whole(Some(body).filter(|body| !body.is_empty()))
+    }
+
+    /// Passes `body` on; `caller_failed` becomes true if the caller breaks off.
+    pub(crate) fn passing(body: Incoming, caller_failed: Arc<AtomicBool>) -> Self {
+        Self::Passing(Box::new(PassingUp { body, timer: None, caller_failed }))
+    }
+}
+
+impl Body for SendBody {
+    type Data = Bytes;
+    type Error = BodyFault;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
+            Self::Passing(passing) => passing.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_none(),
+            Self::Passing(passing) => passing.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
+            Self::Passing(passing) => passing.body.size_hint(),
+        }
+    }
+}
+
+impl PassingUp {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(frame) => {
+                self.timer = None;
+                Poll::Ready(frame.map(|frame| {
+                    frame.map_err(|error| {
+                        self.caller_failed.store(true, Ordering::Relaxed);
+                        BodyFault::Peer(error)
+                    })
+                }))
+            }
+            Poll::Pending => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_IDLE)));
+                timer.as_mut().poll(context).map(|()| {
+                    self.caller_failed.store(true, Ordering::Relaxed);
+                    Some(Err(BodyFault::Silent(BODY_IDLE)))
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn packed(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_small_body_that_unpacks_to_a_huge_one_is_refused() {
+        let bomb = packed(&vec![b' '; 1 << 20]);
+        assert!(bomb.len() < 8192);
+        assert_eq!(unpack_now(&bomb, 4096).unwrap_err().status, 413);
+        assert_eq!(unpack_now(&bomb, 1 << 20).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn only_the_model_changes_when_it_is_renamed() {
+        let body = br#"{"model":"gpt-4o","seed":12345678901234567890,"x":{"b":1.0,"a":[1e3]}}"#;
+        let renamed = with_model(body, "my \"deployment\"").unwrap();
+        let expected = r#"{"model":"my \"deployment\"","seed":12345678901234567890,"x":{"b":1.0,"a":[1e3]}}"#;
+        assert_eq!(renamed, expected);
+    }
+
+    #[test]
+    fn every_member_is_read_and_a_broken_one_is_an_error() {
+        let two = [packed(b"{\"a\":"), packed(b"1}")].concat();
+        assert_eq!(unpack_now(&two, 100).unwrap(), "{\"a\":1}");
+        assert_eq!(unpack_now(&two[..two.len() - 3], 100).unwrap_err().status, 400);
+        assert_eq!(unpack_now(b"{}", 100).unwrap_err().status, 400);
+    }
+}

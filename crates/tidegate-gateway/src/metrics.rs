@@ -1,0 +1,347 @@
+//! Decides what is counted, under which names and labels. Labels are bounded: of models, the first 64 that succeed in being seen.
+//!
+//! Never waits: counters are atomics, and those of the common path are resolved once and kept (see [`crate::model`]).
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tidegate::Driver;
+use tidegate_core::call::Priority;
+
+use crate::scrape::Standing;
+
+/// So many models have series of their own; all others share `other`.
+const MODELS_MAX: usize = 64;
+
+/// How a call ended, as `tidegate_calls_total` counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallEnd {
+    /// Answered by the upstream as asked.
+    Ok,
+    /// The upstream's error was passed on, or all attempts failed.
+    Failed,
+    /// Not let through, by a limit, the queue, a breaker or a pause.
+    Refused,
+    /// The reply broke off after part of it had gone to the caller.
+    Broken,
+    /// The caller left.
+    Cancelled,
+}
+
+impl CallEnd {
+    pub(crate) const ALL: [Self; 5] = [Self::Ok, Self::Failed, Self::Refused, Self::Broken, Self::Cancelled];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Broken => "broken",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    upstream: Arc<str>,
+    model: Arc<str>,
+    priority: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    upstream: Arc<str>,
+    model: Arc<str>,
+    status: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TargetLabels {
+    upstream: Arc<str>,
+    model: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    upstream: Arc<str>,
+    model: Arc<str>,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    upstream: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PriorityLabels {
+    priority: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    reason: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitedLabels {
+    limit: Arc<str>,
+    dimension: &'static str,
+    model: Arc<str>,
+    action: &'static str,
+}
+
+fn waits() -> Histogram {
+    Histogram::new([0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0])
+}
+
+fn durations() -> Histogram {
+    Histogram::new([0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0])
+}
+
+type Waits<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// All that this crate counts.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    calls: Family<CallLabels, Counter>,
+    attempts: Family<AttemptLabels, Counter>,
+    retries: Family<RetryLabels, Counter>,
+    limited: Family<LimitedLabels, Counter>,
+    tokens: Family<TokenLabels, Counter>,
+    too_many: Family<TargetLabels, Counter>,
+    duration: Waits<TargetLabels>,
+    first_byte: Waits<TargetLabels>,
+    in_flight: Family<UpstreamLabels, Gauge>,
+    /// By [`Priority::index`].
+    pub(crate) queue_wait: [Histogram; 3],
+    /// Time in tidegate, waiting excluded.
+    pub(crate) overhead: Histogram,
+    /// 1 while the configuration in force is the last one that was asked for.
+    pub(crate) reload_successful: Gauge,
+    models: Mutex<HashSet<Arc<str>>>,
+}
+
+/// The series of one upstream and model, resolved once.
+#[derive(Debug)]
+pub(crate) struct TargetMetrics {
+    upstream: Arc<str>,
+    model: Arc<str>,
+    calls: [[Counter; 5]; 3],
+    attempts_ok: Counter,
+    pub(crate) input_tokens: Counter,
+    pub(crate) output_tokens: Counter,
+    pub(crate) too_many: Counter,
+    pub(crate) duration: Histogram,
+    pub(crate) first_byte: Histogram,
+    pub(crate) in_flight: Gauge,
+}
+
+impl TargetMetrics {
+    pub(crate) fn ended(&self, priority: Priority, end: CallEnd) {
+        self.calls[priority.index()][end as usize].inc();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new(driver: &Driver) -> Self {
+        let mut registry = Registry::with_prefix("tidegate");
+        let wait_family: Waits<PriorityLabels> = Family::new_with_constructor(waits);
+        let metrics = Self {
+            calls: Family::default(),
+            attempts: Family::default(),
+            retries: Family::default(),
+            limited: Family::default(),
+            tokens: Family::default(),
+            too_many: Family::default(),
+            duration: Family::new_with_constructor(durations),
+            first_byte: Family::new_with_constructor(durations),
+            in_flight: Family::default(),
+            queue_wait: Priority::ALL
+                .map(|class| wait_family.get_or_create_owned(&PriorityLabels { priority: class.name() })),
+            overhead: Histogram::new([
+                0.000_025, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25,
+            ]),
+            reload_successful: Gauge::default(),
+            models: Mutex::default(),
+            registry: Registry::default(),
+        };
+        metrics.reload_successful.set(1);
+        registry.register("calls", "Calls that ended", metrics.calls.clone());
+        registry.register("attempts", "Sends to an upstream, by status or kind of failure", metrics.attempts.clone());
+        registry.register("retries", "Attempts after the first, by what led to them", metrics.retries.clone());
+        registry.register("rate_limited", "Calls that a limit refused", metrics.limited.clone());
+        registry.register("tokens", "Tokens used, as reported or as seen go by", metrics.tokens.clone());
+        registry.register("upstream_429", "Replies 429 of an upstream", metrics.too_many.clone());
+        registry.register(
+            "upstream_duration_seconds",
+            "From sending an attempt to the end of its reply",
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "time_to_first_byte_seconds",
+            "From sending an attempt to the head of its reply",
+            metrics.first_byte.clone(),
+        );
+        registry.register("in_flight", "Attempts under way", metrics.in_flight.clone());
+        registry.register("queue_wait_seconds", "Time that calls waited before they were sent", wait_family);
+        registry.register("overhead_seconds", "Time in tidegate, waiting excluded", metrics.overhead.clone());
+        registry.register(
+            "config_last_reload_successful",
+            "Whether the last reload of the configuration took effect",
+            metrics.reload_successful.clone(),
+        );
+        registry.register(
+            "build",
+            "The version that runs",
+            Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+        );
+        registry.register_collector(Box::new(Standing::new(driver.clone())));
+        Self { registry, ..metrics }
+    }
+
+    /// The text that Prometheus reads; `None` only if it cannot be written, which no series brings about.
+    pub(crate) fn render(&self) -> Option<String> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).ok()?;
+        Some(text)
+    }
+
+    /// The series of calls for `model` (its group) at `upstream`.
+    pub(crate) fn target(&self, upstream: &Arc<str>, model: &Arc<str>) -> TargetMetrics {
+        let model = self.bounded(model);
+        let labels = TargetLabels { upstream: upstream.clone(), model: model.clone() };
+        let tokens = |kind| {
+            let labels = TokenLabels { upstream: upstream.clone(), model: model.clone(), kind };
+            self.tokens.get_or_create_owned(&labels)
+        };
+        TargetMetrics {
+            calls: Priority::ALL.map(|class| {
+                CallEnd::ALL.map(|end| {
+                    self.calls.get_or_create_owned(&CallLabels {
+                        upstream: upstream.clone(),
+                        model: model.clone(),
+                        priority: class.name(),
+                        outcome: end.name(),
+                    })
+                })
+            }),
+            attempts_ok: self.attempts.get_or_create_owned(&AttemptLabels {
+                upstream: upstream.clone(),
+                model: model.clone(),
+                status: "200".to_owned(),
+            }),
+            input_tokens: tokens("input"),
+            output_tokens: tokens("output"),
+            too_many: self.too_many.get_or_create_owned(&labels),
+            duration: self.duration.get_or_create_owned(&labels),
+            first_byte: self.first_byte.get_or_create_owned(&labels),
+            in_flight: self.in_flight.get_or_create_owned(&UpstreamLabels { upstream: upstream.clone() }),
+            upstream: upstream.clone(),
+            model,
+        }
+    }
+
+    /// An attempt got a reply with `status`.
+    pub(crate) fn replied(&self, target: &TargetMetrics, status: u16) {
+        if status == 200 {
+            target.attempts_ok.inc();
+        } else {
+            self.attempt(target, status.to_string());
+        }
+    }
+
+    /// An attempt got no reply: `connection_error`, `timeout`, ….
+    pub(crate) fn no_reply(&self, target: &TargetMetrics, class: &str) {
+        self.attempt(target, class.to_owned());
+    }
+
+    fn attempt(&self, target: &TargetMetrics, status: String) {
+        let labels = AttemptLabels { upstream: target.upstream.clone(), model: target.model.clone(), status };
+        self.attempts.get_or_create(&labels).inc();
+    }
+
+    /// A retry that `reason` (an error class) led to: `retried`, or why there was none.
+    pub(crate) fn retry(&self, reason: &'static str, result: &'static str) {
+        self.retries.get_or_create(&RetryLabels { reason, result }).inc();
+    }
+
+    /// A limit refused a call.
+    pub(crate) fn limited(&self, target: &TargetMetrics, limit: &Arc<str>, dimension: &'static str) {
+        let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action: "refused" };
+        self.limited.get_or_create(&labels).inc();
+    }
+
+    fn bounded(&self, model: &Arc<str>) -> Arc<str> {
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        if models.contains(model) {
+            return model.clone();
+        }
+        if models.len() < MODELS_MAX {
+            models.insert(model.clone());
+            return model.clone();
+        }
+        Arc::from("other")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::config::Policy;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn models_beyond_the_bound_share_one_series() {
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1));
+        for number in 0..200 {
+            let target = metrics.target(&Arc::from("openai"), &Arc::from(format!("model-{number}")));
+            target.ended(Priority::Normal, CallEnd::Ok);
+        }
+        let text = metrics.render().unwrap();
+        assert!(text.contains("tidegate_calls_total{upstream=\"openai\",model=\"model-63\""));
+        assert!(!text.contains("model-64"));
+        let other = "tidegate_calls_total{upstream=\"openai\",model=\"other\",priority=\"normal\",outcome=\"ok\"} 136";
+        assert!(text.contains(other), "{text}");
+    }
+
+    #[tokio::test]
+    async fn series_have_the_contracts_names() {
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1));
+        let target = metrics.target(&Arc::from("openai"), &Arc::from("gpt-4o"));
+        metrics.replied(&target, 200);
+        metrics.retry("timeout", "retried");
+        metrics.limited(&target, &Arc::from("team"), "tokens_per_minute");
+        let text = metrics.render().unwrap();
+        for name in [
+            "tidegate_calls_total{",
+            "tidegate_attempts_total{upstream=\"openai\",model=\"gpt-4o\",status=\"200\"} 1",
+            "tidegate_retries_total{reason=\"timeout\",result=\"retried\"} 1",
+            "tidegate_rate_limited_total{limit=\"team\",dimension=\"tokens_per_minute\",model=\"gpt-4o\"",
+            "tidegate_tokens_total{",
+            "tidegate_upstream_429_total{",
+            "tidegate_upstream_duration_seconds_bucket{",
+            "tidegate_time_to_first_byte_seconds_bucket{",
+            "tidegate_in_flight{upstream=\"openai\"} 0",
+            "tidegate_queue_wait_seconds_bucket{",
+            "tidegate_queue_depth{priority=\"low\"} 0",
+            "tidegate_overhead_seconds_bucket{",
+            "tidegate_retry_budget_remaining ",
+            "tidegate_config_last_reload_successful 1",
+            "tidegate_build_info{version=",
+        ] {
+            assert!(text.contains(name), "{name} is missing from\n{text}");
+        }
+    }
+}

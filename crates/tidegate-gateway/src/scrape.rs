@@ -1,0 +1,70 @@
+//! Decides which of the core's standings are shown as metrics: read when they are asked for, never kept.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tidegate::Driver;
+
+const STATES: [&str; 5] = ["closed", "open", "half_open", "forced_open", "forced_closed"];
+
+/// Series whose values are those of the core at the moment of the scrape.
+#[derive(Debug)]
+pub(crate) struct Standing(Driver);
+
+impl Standing {
+    pub(crate) const fn new(driver: Driver) -> Self {
+        Self(driver)
+    }
+}
+
+/// One series of a family of gauges: labels and value.
+type Series<'s> = (Vec<(&'static str, &'s str)>, f64);
+
+impl Collector for Standing {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = self.0.with(|gate, now| gate.status(now));
+        let mut family = |name: &str, help: &str, series: Vec<Series<'_>>| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, value) in series {
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+            Ok(())
+        };
+        let waiting = status.queue.waiting.iter().map(|(class, calls)| (vec![("priority", *class)], *calls as f64));
+        family("queue_depth", "Calls that wait", waiting.collect())?;
+        let breakers = status.breakers.iter().flat_map(|breaker| {
+            STATES.map(|state| {
+                (
+                    vec![("breaker", breaker.name.as_str()), ("state", state)],
+                    f64::from(u8::from(breaker.state == state)),
+                )
+            })
+        });
+        family("breaker_state", "1 for the state that each circuit breaker is in", breakers.collect())?;
+        let learned = status.learned.iter().flat_map(|target| {
+            // A target's name is `upstream/model group`.
+            let (upstream, model) = target.name.split_once('/').unwrap_or((&target.name, ""));
+            target.limits.iter().map(move |limit| {
+                (vec![("upstream", upstream), ("model", model), ("dimension", limit.dimension)], limit.limit as f64)
+            })
+        });
+        family("learned_limit", "Limits as the upstreams told them", learned.collect())?;
+        let mut used: Vec<(&str, f64)> = Vec::new();
+        for level in &status.limits {
+            let ratio = |meter: &tidegate_core::gate::MeterStatus| {
+                let limit = meter.limit.max(1) as f64;
+                1.0 - (meter.remaining as f64 / limit).min(1.0)
+            };
+            let fullest = level.meters.iter().map(ratio).fold(0.0, f64::max);
+            match used.iter_mut().find(|(name, _)| *name == level.limit) {
+                Some((_, most)) => *most = most.max(fullest),
+                None => used.push((&level.limit, fullest)),
+            }
+        }
+        let used = used.into_iter().map(|(limit, ratio)| (vec![("limit", limit)], ratio));
+        family("limit_used_ratio", "How far the fullest level of each limit is used up", used.collect())?;
+        let budget = status.retry_budget_remaining as f64;
+        family("retry_budget_remaining", "Retries that the budget still allows", vec![(Vec::new(), budget)])
+    }
+}

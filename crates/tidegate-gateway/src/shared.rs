@@ -1,0 +1,228 @@
+//! Holds what every call needs: the core's driver, the configuration in force, the series, and whether the process is ending.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tidegate::Driver;
+use tidegate_core::config::{Config, ModelMap};
+use tidegate_core::limit::{Dimension, Mode};
+use tidegate_core::openai::models::ModelGroups;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::guard::Guard;
+use crate::identity::Callers;
+use crate::listener::ListenError;
+use crate::metrics::Metrics;
+use crate::upstream::Upstream;
+
+/// Why a gateway cannot start, or cannot take over a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The configuration does not hold together, or names something that is not there.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// How far the process is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Not at all.
+    Serving,
+    /// `/readyz` fails; calls are still taken.
+    Draining,
+    /// No more calls are taken; those under way may finish.
+    Closing,
+    /// Whatever is left is cut off.
+    Cut,
+}
+
+/// One configuration, ready for use.
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    pub(crate) guard: Guard,
+    pub(crate) callers: Callers,
+    pub(crate) groups: ModelGroups,
+    /// Never empty.
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// `None`: plain HTTP.
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// Whether replies are to speak of limits of our own.
+    pub(crate) has_own_limits: bool,
+}
+
+/// What every call needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) driver: Driver,
+    pub(crate) settings: ArcSwap<Settings>,
+    pub(crate) metrics: Metrics,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Hash of the token that this process made or was given.
+    pub(crate) admin_token: [u8; 32],
+    /// `http://127.0.0.1:8080/v1`: what a client is told to use.
+    pub(crate) base_url: String,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+}
+
+impl Settings {
+    /// Makes `config` ready. Upstreams of `before` that have not changed stay, and their connections with them.
+    pub(crate) fn new(mut config: Config, before: Option<&Self>, allow_anonymous: bool) -> Result<Self, StartError> {
+        if config.upstreams.is_empty() {
+            config.set_upstreams(vec![tidegate_core::config::UpstreamConfig::default()]);
+        }
+        let groups_changed = before.is_some_and(|before| before.config.model_groups != config.model_groups);
+        let mut upstreams = Vec::with_capacity(config.upstreams.len());
+        for (position, upstream) in config.upstreams.iter().enumerate() {
+            let same = before.and_then(|before| before.upstreams.get(position));
+            let upstream = match same.filter(|same| same.config == *upstream && !groups_changed) {
+                Some(same) => same.clone(),
+                None => Arc::new(Upstream::new(upstream.clone(), position == 0).map_err(StartError::Config)?),
+            };
+            upstreams.push(upstream);
+        }
+        if !config.keys.is_empty()
+            && let Some(open) = upstreams.iter().find(|upstream| !upstream.shares_credential())
+        {
+            return Err(StartError::Config(format!(
+                "[[key]] is configured, but upstream \"{}\" has no api_key: a tidegate key is never forwarded; set its \
+                 api_key to env:NAME or file:PATH",
+                open.config.name
+            )));
+        }
+        let beyond = config.server.listen.iter().find(|addr| !addr.is_loopback());
+        if let Some(addr) = beyond
+            && config.keys.is_empty()
+            && !allow_anonymous
+            && upstreams.iter().any(|upstream| upstream.shares_credential())
+        {
+            return Err(StartError::Config(format!(
+                "listening on {addr} would let anybody who reaches it spend the upstream's api_key; configure a [[key]] \
+                 (tidegate key new), listen on localhost, or pass --allow-anonymous"
+            )));
+        }
+        let has_own_limits = config.policy.limits.iter().any(|limit| !limit.is_mirror() && limit.mode == Mode::Enforce);
+        let tls = config.server.tls.as_ref().map(crate::tls::acceptor).transpose().map_err(StartError::Config)?;
+        Ok(Self {
+            tls,
+            guard: Guard::new(&config.server.allowed_hosts, &config.server.allowed_origins),
+            callers: Callers::new(&config.keys),
+            groups: ModelGroups::new(&config.model_groups),
+            upstreams,
+            has_own_limits,
+            config,
+        })
+    }
+
+    /// Where a call for `model` goes: the first that serves it, those that are no fallback first. With the name under which it
+    /// is known there, where that is another. `None`: nobody serves it.
+    pub(crate) fn upstream_for(&self, model: Option<&str>) -> Option<(Arc<Upstream>, Option<String>)> {
+        let Some(model) = model else { return self.upstreams.first().map(|first| (first.clone(), None)) };
+        for wants_fallback in [false, true] {
+            for upstream in self.upstreams.iter().filter(|upstream| upstream.config.fallback == wants_fallback) {
+                if let ModelMap::Globs(_) = upstream.config.models {
+                    if upstream.config.models.sent_name(model).is_some() {
+                        return Some((upstream.clone(), None));
+                    }
+                } else if let Some(sent) = upstream.config.models.sent_name(model) {
+                    return Some((upstream.clone(), Some(sent.into_owned())));
+                }
+            }
+        }
+        None
+    }
+
+    /// The first enforced limit of our own on tokens that `subject` falls under.
+    pub(crate) fn token_limit_on(&self, subject: &tidegate_core::call::Subject) -> Option<&str> {
+        let on_tokens = |limit: &&tidegate_core::limit::Limit| {
+            let rates = limit.rates_for(subject);
+            let bounds = |dimension| {
+                let allowance = rates.allowance(dimension);
+                allowance.is_some_and(|allowance| allowance != tidegate_core::limit::Allowance::Unlimited)
+            };
+            !limit.is_mirror()
+                && limit.mode == Mode::Enforce
+                && (bounds(Dimension::TokensPerMinute) || bounds(Dimension::TokensPerDay))
+        };
+        self.config.policy.limits.iter().find(on_tokens).map(|limit| &*limit.name)
+    }
+}
+
+/// Since 1970.
+pub(crate) fn unix_now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tidegate_core::config::{KeyConfig, SecretSource, UpstreamConfig};
+
+    use super::*;
+
+    fn with_upstreams(upstreams: Vec<UpstreamConfig>) -> Config {
+        let mut config = Config::default();
+        config.set_upstreams(upstreams);
+        config
+    }
+
+    fn upstream(name: &str, models: ModelMap, fallback: bool) -> UpstreamConfig {
+        let base_url = "http://127.0.0.1:1/v1".to_owned();
+        UpstreamConfig { name: name.into(), base_url, models, fallback, ..UpstreamConfig::default() }
+    }
+
+    #[tokio::test]
+    async fn a_model_goes_to_the_first_that_serves_it_and_to_fallbacks_last() {
+        let renames = ModelMap::Renames(BTreeMap::from([("gpt-4o".to_owned(), "prod".to_owned())]));
+        let settings = Settings::new(
+            with_upstreams(vec![
+                upstream("last", ModelMap::default(), true),
+                upstream("azure", renames, false),
+                upstream("minis", ModelMap::Globs(vec!["*-mini".to_owned()]), false),
+            ]),
+            None,
+            false,
+        )
+        .unwrap();
+        let goes = |model| {
+            let (upstream, sent) = settings.upstream_for(Some(model)).unwrap();
+            (upstream.config.name.to_string(), sent)
+        };
+        assert_eq!(goes("gpt-4o"), ("azure".to_owned(), Some("prod".to_owned())));
+        assert_eq!(goes("gpt-4o-mini"), ("minis".to_owned(), None));
+        assert_eq!(goes("o3"), ("last".to_owned(), None));
+    }
+
+    #[tokio::test]
+    async fn keys_need_an_upstream_with_a_credential_and_a_shared_one_needs_keys_beyond_loopback() {
+        let open = with_upstreams(vec![upstream("a", ModelMap::default(), false)]);
+        let keyed = Config { keys: vec![KeyConfig::default()], ..open.clone() };
+        assert!(Settings::new(keyed, None, false).is_err());
+        let shared =
+            UpstreamConfig { api_key: Some(SecretSource::Placeholder), ..upstream("a", ModelMap::default(), false) };
+        let mut config = with_upstreams(vec![shared]);
+        assert!(Settings::new(config.clone(), None, false).is_ok());
+        config.server.listen = vec!["0.0.0.0:0".parse().unwrap()];
+        assert!(Settings::new(config.clone(), None, false).is_err());
+        assert!(Settings::new(config.clone(), None, true).is_ok());
+        config.keys = vec![KeyConfig::default()];
+        assert!(Settings::new(config, None, false).is_ok());
+    }
+}

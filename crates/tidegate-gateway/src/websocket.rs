@@ -1,0 +1,162 @@
+//! Decides how a WebSocket passes: the upgrade goes to the upstream as one request, and then bytes go both ways unread.
+//!
+//! Costs one request and holds its slot in flight until it closes. Never retried: nothing of it can be sent again.
+
+use std::time::Duration;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tidegate::Permit;
+use tidegate_core::fault::{Fault, FaultKind};
+use tidegate_core::openai::faults;
+use tokio::time::Instant;
+
+use crate::attempt::Settling;
+use crate::body::SendBody;
+use crate::headers::{self, Lookup};
+use crate::proxy::Order;
+use crate::refusal::OwnReply;
+use crate::reply::{ReplyBody, Stamp};
+use crate::shared::{Phase, unix_now};
+
+/// Of an upgrade that is refused, so much is passed on.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
+const REFUSAL_FOR: Duration = Duration::from_secs(10);
+
+/// A caller's wish to speak another protocol.
+pub(crate) struct Upgrade {
+    protocol: HeaderValue,
+    on: OnUpgrade,
+}
+
+impl Upgrade {
+    /// `None`: an ordinary request.
+    pub(crate) fn of(request: &mut Request<Incoming>) -> Option<Self> {
+        let protocol = request.headers().get(header::UPGRADE)?;
+        if !protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
+            return None;
+        }
+        let asks = request.headers().get_all(header::CONNECTION).iter().any(|value| {
+            value.to_str().is_ok_and(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")))
+        });
+        if !asks {
+            return None;
+        }
+        Some(Self { protocol: protocol.clone(), on: hyper::upgrade::on(request) })
+    }
+
+    fn put_on(&self, headers: &mut HeaderMap) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, self.protocol.clone());
+    }
+}
+
+/// Takes the upgrade to the upstream and answers with what it says.
+pub(crate) async fn run(
+    mut order: Order,
+    upgrade: Upgrade,
+    mut permit: Permit,
+    stamp: &mut Stamp,
+) -> Result<Response<ReplyBody>, Box<OwnReply>> {
+    stamp.attempts = 1;
+    let mut request = Request::new(SendBody::Whole(None));
+    *request.method_mut() = order.method.clone();
+    *request.uri_mut() = order.target.clone();
+    *request.headers_mut() = std::mem::take(&mut order.headers);
+    upgrade.put_on(request.headers_mut());
+    permit.sent();
+    let mut settling = Settling::new(permit, order.model.clone(), order.priority, order.cost.input_tokens, None);
+    let timeout = order.upstream.config.first_byte_timeout.unwrap_or(Duration::from_secs(600));
+    let sending = order.upstream.clients.upgrade(request);
+    let fault = match tokio::time::timeout(timeout, sending).await {
+        Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            settling.head_came(Instant::now());
+            return Ok(switch(&order, upgrade, response, settling, stamp));
+        }
+        Ok(Ok(response)) => return Ok(refused(&order, response, settling, stamp).await),
+        Ok(Err(_)) => Fault::new(FaultKind::Connect, "no connection for the WebSocket"),
+        Err(_) => Fault::new(FaultKind::Timeout, "no reply to the WebSocket's handshake"),
+    };
+    order.shared.metrics.no_reply(&order.model.metrics, fault.kind.error_class());
+    let (kind, message) = (fault.kind, format!("gave up after 1 attempt; last: {}.", fault.summary));
+    // Not tried again, whatever the core says: dropping what follows withdraws the call.
+    drop(settling.failed(fault, None));
+    order.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+    Err(Box::new(OwnReply::upstream_failed(kind, message, false)))
+}
+
+/// Both sides agree: joins them until one closes, or the process ends.
+fn switch(
+    order: &Order,
+    upgrade: Upgrade,
+    mut response: Response<Incoming>,
+    settling: Settling,
+    stamp: &Stamp,
+) -> Response<ReplyBody> {
+    order.shared.metrics.replied(&order.model.metrics, response.status().as_u16());
+    let theirs = hyper::upgrade::on(&mut response);
+    let (mut head, _) = response.into_parts();
+    headers::clean_reply(&mut head.headers);
+    upgrade.put_on(&mut head.headers);
+    stamp.put_on(&mut head.headers);
+    let mut phase = order.shared.phase.subscribe();
+    let ours = upgrade.on;
+    tokio::spawn(async move {
+        let joined = async {
+            let (ours, theirs) = (ours.await?, theirs.await?);
+            join(ours, theirs).await
+        };
+        tokio::select! {
+            joined = joined => match joined {
+                Ok(()) => settling.succeeded(None),
+                Err(error) => {
+                    tracing::debug!("a WebSocket broke off: {error}");
+                    settling.cut_short(Fault::new(FaultKind::Broken, "the WebSocket broke off"), None);
+                }
+            },
+            _ = phase.wait_for(|phase| *phase == Phase::Cut) => settling.cancelled(None),
+        }
+    });
+    let mut switched = Response::new(ReplyBody::empty());
+    *switched.status_mut() = head.status;
+    *switched.headers_mut() = head.headers;
+    switched
+}
+
+async fn join(ours: Upgraded, theirs: Upgraded) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await?;
+    Ok(())
+}
+
+/// The upstream answered, but not with the other protocol.
+async fn refused(
+    order: &Order,
+    response: Response<Incoming>,
+    settling: Settling,
+    stamp: &Stamp,
+) -> Response<ReplyBody> {
+    let (mut head, body) = response.into_parts();
+    let status = head.status.as_u16();
+    order.shared.metrics.replied(&order.model.metrics, status);
+    let limited = http_body_util::Limited::new(body, REFUSAL_BYTES_MAX);
+    let said = tokio::time::timeout(REFUSAL_FOR, http_body_util::BodyExt::collect(limited)).await;
+    let said = said.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    match faults::classify(status, &Lookup(&head.headers), &said, unix_now()) {
+        Some(fault) => {
+            drop(settling.failed(fault, None));
+            order.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+        }
+        None => settling.succeeded(None),
+    }
+    headers::clean_reply(&mut head.headers);
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.insert(headers::SHOULD_RETRY, HeaderValue::from_static("false"));
+    stamp.put_on(&mut head.headers);
+    let mut response = Response::new(ReplyBody::full(said));
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    response
+}
