@@ -2,8 +2,6 @@
 
 mod check;
 mod config_files;
-mod gateway;
-mod listen;
 mod log;
 mod outcome;
 mod serve;

@@ -7,10 +7,10 @@ use std::process;
 use clap::Args;
 use tidegate_core::config::{Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
 
+use tidegate_gateway::{Gateway, GatewayOptions, StartError};
 use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::{ConfigFault, ConfigFiles};
-use crate::gateway::{Gateway, GatewayOptions, StartError};
 use crate::outcome::{Failure, print};
 use crate::signals::{Asked, Signals};
 use crate::sim;
@@ -64,7 +64,6 @@ fn upstream_url(written: &str) -> Result<String, String> {
 
 /// What the flags say over the configuration; a reload says it again.
 struct Flags {
-    allow_anonymous: bool,
     listen: Vec<ListenAddr>,
     admin_listen: Option<SocketAddr>,
     upstream: Option<UpstreamFlag>,
@@ -101,12 +100,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
         Some(simulator) => Some(UpstreamFlag::Simulator(simulator.base_url())),
         None => args.upstream.map(UpstreamFlag::Url),
     };
-    let flags = Flags {
-        allow_anonymous: args.allow_anonymous,
-        listen: args.listen,
-        admin_listen: args.admin_listen.map(ListenAddr::socket),
-        upstream,
-    };
+    let flags = Flags { listen: args.listen, admin_listen: args.admin_listen.map(ListenAddr::socket), upstream };
     flags.lay_on(&mut config)?;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
 
@@ -139,7 +133,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
 
 async fn start_simulator() -> Result<Simulator, Failure> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let simulator = sim::start(Scenario::default(), Options::default(), addr, "--upstream").await?;
+    let simulator = sim::start(Scenario::default(), Options::default(), addr).await?;
     tracing::info!("the simulator is the upstream, at {}", simulator.base_url());
     Ok(simulator)
 }
@@ -176,19 +170,7 @@ impl Flags {
             }
             None => {}
         }
-        if self.allow_anonymous { Ok(()) } else { refuse_open_door(config) }
-    }
-}
-
-/// Without keys whoever reaches the listener spends the upstream's credential, so only this machine may reach it.
-fn refuse_open_door(config: &Config) -> Result<(), Failure> {
-    let is_shared = config.upstreams.iter().any(|upstream| upstream.api_key.is_some());
-    match config.server.listen.iter().find(|listen| !listen.is_loopback()) {
-        Some(open) if is_shared && config.keys.is_empty() => Err(Failure::Usage(format!(
-            "{open} can be reached from other machines, and whoever reaches it could spend the upstream's credential; \
-             configure a [[key]] for each caller, listen on localhost, or allow it with --allow-anonymous"
-        ))),
-        _ => Ok(()),
+        Ok(())
     }
 }
 
@@ -235,5 +217,8 @@ fn reload(gateway: &Gateway, files: &ConfigFiles, flags: &Flags) {
 }
 
 fn start_failure(error: StartError) -> Failure {
-    Failure::Failed(error.to_string())
+    match error {
+        StartError::Config(message) => Failure::Usage(message),
+        other => Failure::Failed(other.to_string()),
+    }
 }

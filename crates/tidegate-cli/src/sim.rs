@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tidegate_core::config::ListenAddr;
+use tidegate_gateway::ListenError;
 use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::read_text;
 use crate::outcome::{Failure, print};
+use crate::serve;
 use crate::signals::Signals;
-use crate::{listen, serve};
 
 /// `tidegate sim`.
 #[derive(Args, Debug)]
@@ -63,23 +64,19 @@ async fn simulate(args: SimArgs) -> Result<(), Failure> {
     }
     let options = Options { seed: args.seed, speed: args.speed, request_log: args.request_log };
     let mut signals = Signals::new().map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))?;
-    let simulator = start(scenario, options, args.listen.socket(), "--listen").await?;
+    let simulator = start(scenario, options, args.listen.socket()).await?;
     print(&format!("tidegate sim ready api={}", simulator.base_url()))?;
     signals.stop().await;
     simulator.shutdown().await;
     Ok(())
 }
 
-/// Starts a simulator on `addr`; `flag` is what to try where that is taken.
-pub(crate) async fn start(
-    scenario: Scenario,
-    options: Options,
-    addr: SocketAddr,
-    flag: &str,
-) -> Result<Simulator, Failure> {
+/// Starts a simulator on `addr`.
+pub(crate) async fn start(scenario: Scenario, options: Options, addr: SocketAddr) -> Result<Simulator, Failure> {
+    // Said as the gateway says it of its own listeners.
     Simulator::start(scenario, options, addr)
         .await
-        .map_err(|error| Failure::Failed(listen::failure(addr, &error, flag)))
+        .map_err(|source| Failure::Failed(ListenError { addr, is_admin: false, source }.to_string()))
 }
 
 fn read_scenario(path: &Path) -> Result<Scenario, Failure> {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod check;
+mod gateway;
+mod held_stream;
 mod process;
 mod serve;
 mod sim;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
@@ -41,9 +41,7 @@ impl Place {
 
     /// Runs it to its end, which must come by itself.
     pub(crate) fn run(&self, args: &[&str]) -> Ended {
-        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Running { child, stdout: Some(stdout), ready: String::new() }.end()
+        Running::spawn(self.command(args)).end()
     }
 
     /// Starts it and waits for its first line on standard output.
@@ -64,20 +62,34 @@ pub(crate) struct Ended {
 pub(crate) struct Running {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
+    logs: Receiver<String>,
+    seen: String,
     /// The first line on standard output.
     pub(crate) ready: String,
 }
 
 impl Running {
-    pub(crate) fn start(mut command: Command) -> Self {
+    /// Starts it without waiting for anything.
+    fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (send, logs) = mpsc::channel();
+        // Ends with the pipe, or with whoever listens.
+        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, stdout: Some(stdout), logs, seen: String::new(), ready: String::new() }
+    }
+
+    pub(crate) fn start(command: Command) -> Self {
+        let mut running = Self::spawn(command);
+        let mut stdout = running.stdout.take().unwrap();
         let (stdout, ready) = in_time(move || {
             let mut line = String::new();
             stdout.read_line(&mut line).unwrap();
             (stdout, line)
         });
-        let mut running = Self { child, stdout: Some(stdout), ready: ready.trim_end().to_owned() };
+        running.stdout = Some(stdout);
+        running.ready = ready.trim_end().to_owned();
         if running.ready.is_empty() {
             let ended = running.end();
             panic!("ended before it was ready: {ended:?}");
@@ -98,18 +110,34 @@ impl Running {
         assert!(sent.success());
     }
 
+    /// Waits until it has logged a line with `text` in it.
+    pub(crate) fn logs(&mut self, text: &str) {
+        loop {
+            let line = self.logs.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("it never logged {text:?} but {}", self.seen));
+            let found = line.contains(text);
+            self.seen += &line;
+            self.seen += "\n";
+            if found {
+                return;
+            }
+        }
+    }
+
     /// Waits for its end.
     pub(crate) fn end(&mut self) -> Ended {
         let mut stdout = self.stdout.take().unwrap();
-        let mut stderr = self.child.stderr.take().unwrap();
         // Both pipes close when the process ends.
-        let (rest, logs) = in_time(move || {
-            let (mut rest, mut logs) = (String::new(), String::new());
+        let stdout = in_time(move || {
+            let mut rest = String::new();
             stdout.read_to_string(&mut rest).unwrap();
-            stderr.read_to_string(&mut logs).unwrap();
-            (rest, logs)
+            rest
         });
-        Ended { code: self.child.wait().unwrap().code(), stdout: rest, stderr: logs }
+        while let Ok(line) = self.logs.recv_timeout(PATIENCE) {
+            self.seen += &line;
+            self.seen += "\n";
+        }
+        Ended { code: self.child.wait().unwrap().code(), stdout, stderr: std::mem::take(&mut self.seen) }
     }
 }
 
