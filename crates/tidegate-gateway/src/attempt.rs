@@ -226,7 +226,8 @@ impl Sending<'_> {
                 Err(Late) if self.is_over() => return self.timed_out(head_at.elapsed(), "no event"),
                 Err(Late) => break,
             }
-            if stream.meter.is_committed() || reply.held.bytes > HELD_BYTES_MAX {
+            let cannot_be_known = stream.is_unread() || reply.held.bytes > HELD_BYTES_MAX;
+            if stream.meter.is_committed() || cannot_be_known {
                 break;
             }
             if let Some(fault) = stream.meter.fault() {

@@ -17,7 +17,7 @@ use tidegate_core::config::UpstreamKind;
 use tidegate_core::cost::Cost;
 use tidegate_core::openai::endpoints::{Endpoint, Route, classify_path};
 use tidegate_core::openai::estimate::{self, Calibration, Request as Asked};
-use tidegate_core::refusal::{Reason, Refusal};
+use tidegate_core::refusal::{GiveUpReason, Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::time::Instant;
 
@@ -303,8 +303,10 @@ impl Order {
                         Some(Settled::GiveUp(given_up)) => Some(given_up),
                         _ => None,
                     };
-                    let result = given_up.map_or("not_replayable", |given_up| given_up.reason.name());
-                    self.shared.metrics.retry(reason, result);
+                    // A caller's mistake is no retry that failed.
+                    if let Some(given_up) = given_up.filter(|given_up| given_up.reason != GiveUpReason::NotRetryable) {
+                        self.shared.metrics.retry(reason, given_up.reason.name());
+                    }
                     if let Some(answer) = failed.reply {
                         return Ok(self.last_answer(settings, *answer, stamp));
                     }

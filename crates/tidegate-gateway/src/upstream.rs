@@ -42,18 +42,7 @@ impl Upstream {
         let named = |problem: String| format!("upstream \"{}\": {problem}", config.name);
         let is_azure = config.kind == UpstreamKind::Azure;
         let base = Base::new(&config.base_url, is_azure).ok_or_else(|| named("base_url is no URL".to_owned()))?;
-        let env = |name: &str| std::env::var(name).ok();
-        let file = |path: &Path| std::fs::read_to_string(path);
-        let secret = config.api_key.as_ref().map(|source| source.resolve(env, file)).transpose();
-        let secret = secret.map_err(|error| named(error.to_string()))?;
-        let credential = secret.as_ref().map(|secret| {
-            let value = if is_azure { secret.clone() } else { format!("Bearer {secret}") };
-            HeaderValue::try_from(value).map(|mut value| {
-                value.set_sensitive(true);
-                value
-            })
-        });
-        let credential = credential.transpose().map_err(|_| named("api_key cannot be sent in a header".to_owned()))?;
+        let credential = credential(&config).map_err(named)?;
         let is_https = base.scheme == Scheme::HTTPS;
         let clients = Clients::new(is_https, config.connect_timeout, config.ca_file.as_deref()).map_err(named)?;
         let own_account = match &credential {
@@ -72,6 +61,11 @@ impl Upstream {
             forwards_credential: is_first,
             config,
         })
+    }
+
+    /// Whether it is what `config` says, the secret included, which may have been renewed where it is kept.
+    pub(crate) fn is_still(&self, config: &UpstreamConfig) -> bool {
+        self.config == *config && credential(config).is_ok_and(|credential| credential == self.credential)
     }
 
     /// Whether calls without a credential of their own are made with one that all share.
@@ -121,6 +115,18 @@ impl Upstream {
         accounts.insert(digest, account.clone());
         account
     }
+}
+
+/// The configured credential as its header has it.
+fn credential(config: &UpstreamConfig) -> Result<Option<HeaderValue>, String> {
+    let Some(source) = &config.api_key else { return Ok(None) };
+    let env = |name: &str| std::env::var(name).ok();
+    let file = |path: &Path| std::fs::read_to_string(path);
+    let secret = source.resolve(env, file).map_err(|error| error.to_string())?;
+    let value = if config.kind == UpstreamKind::Azure { secret } else { format!("Bearer {secret}") };
+    let mut value = HeaderValue::try_from(value).map_err(|_| "api_key cannot be sent in a header".to_owned())?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 fn account(upstream: &str, digest: &[u8; 32]) -> Arc<str> {
@@ -180,6 +186,22 @@ mod tests {
         let first = upstream(true, true, UpstreamKind::OpenAi, true);
         assert_eq!(authorization(&sent(&first, "Bearer sk-one").0), Some("Bearer sk-one"));
         assert_eq!(authorization(&sent(&first, "Bearer tidegate").0), Some("Bearer sk-tidegate-sim"));
+    }
+
+    #[tokio::test]
+    async fn a_renewed_secret_makes_another_upstream_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "sk-old").unwrap();
+        let config = UpstreamConfig {
+            base_url: "http://127.0.0.1:1/v1".to_owned(),
+            api_key: Some(SecretSource::File(path.clone())),
+            ..UpstreamConfig::default()
+        };
+        let upstream = Upstream::new(config.clone(), true).unwrap();
+        assert!(upstream.is_still(&config));
+        std::fs::write(&path, "sk-new").unwrap();
+        assert!(!upstream.is_still(&config));
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use tidegate::Permit;
 use tidegate_core::fault::{Fault, FaultKind};
 use tidegate_core::openai::faults;
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::attempt::Settling;
@@ -126,8 +127,16 @@ fn switch(
     switched
 }
 
+/// Until either side closes: a WebSocket has no use for half a connection, and its slot would stay taken.
 async fn join(ours: Upgraded, theirs: Upgraded) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    tokio::io::copy_bidirectional(&mut TokioIo::new(ours), &mut TokioIo::new(theirs)).await?;
+    let (mut from_caller, mut to_caller) = tokio::io::split(TokioIo::new(ours));
+    let (mut from_upstream, mut to_upstream) = tokio::io::split(TokioIo::new(theirs));
+    tokio::select! {
+        copied = tokio::io::copy(&mut from_caller, &mut to_upstream) => copied?,
+        copied = tokio::io::copy(&mut from_upstream, &mut to_caller) => copied?,
+    };
+    // One of them is gone already: that is what ended it.
+    let (_caller, _upstream) = tokio::join!(to_caller.shutdown(), to_upstream.shutdown());
     Ok(())
 }
 

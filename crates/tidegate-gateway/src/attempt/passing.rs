@@ -45,7 +45,8 @@ impl Passing {
     ) -> Self {
         let mut passing =
             Self { held, rest, watch, settling, idle, end, timer: None, last_at: Instant::now(), _place: place };
-        if passing.rest.is_none() {
+        // A reply without a body (HEAD, 204) is never asked for a piece of it.
+        if passing.rest.as_ref().is_none_or(Body::is_end_stream) {
             passing.ended();
         }
         passing

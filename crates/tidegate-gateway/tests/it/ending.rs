@@ -1,0 +1,168 @@
+//! How calls, and the process, end: nothing reserved is left behind.
+
+use std::time::Duration;
+
+use crate::support::*;
+
+const EVENT: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+
+#[tokio::test]
+async fn a_caller_that_leaves_a_stream_cancels_the_upstreams_work() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(EVENT).await;
+    client.head().await;
+    drop(client);
+    assert!(peer.closed().await);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_before_the_reply_cancels_the_upstreams_work() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    drop(client);
+    assert!(peer.closed().await);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_the_queue_makes_room_for_the_next() {
+    let (gateway, upstream) = scripted_with(|config| {
+        let mut limit = team_limit(1_000_000);
+        limit.base = tidegate_core::limit::Rates::default().with(tidegate_core::limit::Dimension::MaxInFlight, 1);
+        config.policy.limits.push(limit);
+    })
+    .await;
+    let mut first = client(&gateway).await;
+    first.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    let mut leaves = client(&gateway).await;
+    leaves.post("/v1/chat/completions", "", CHAT).await;
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+    drop(leaves);
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 0)).await;
+    let mut stays = client(&gateway).await;
+    stays.post("/v1/chat/completions", "", CHAT).await;
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(first.message(false).await.status(), 200);
+    peer.message(false).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(stays.message(false).await.status(), 200);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_closes_before_its_end_is_cut_off_for_the_caller_too() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(EVENT).await;
+    client.head().await;
+    assert_eq!(client.next_chunk().await.unwrap(), EVENT.as_bytes());
+    drop(peer);
+    // Without the last chunk: a client can tell that something is missing.
+    assert!(client.closed().await);
+    idle(&gateway).await;
+    let metrics = call_admin(&gateway, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.text();
+    let broken = "tidegate_calls_total{upstream=\"openai\",model=\"gpt-4o\",priority=\"normal\",outcome=\"broken\"} 1";
+    assert!(metrics.contains(broken), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_stream_that_falls_silent_is_cut_off() {
+    let (gateway, upstream) =
+        scripted_with(|config| config.upstreams[0].idle_timeout = Some(Duration::from_millis(20))).await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(EVENT).await;
+    client.head().await;
+    assert!(client.closed().await && peer.closed().await);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn draining_refuses_new_calls_and_lets_streams_finish() {
+    let (gateway, upstream) = scripted().await;
+    let api = gateway.api_addrs()[0];
+    let admin = gateway.admin_addr();
+    let mut streaming = client(&gateway).await;
+    streaming.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(EVENT).await;
+    streaming.head().await;
+    assert!(streaming.next_chunk().await.is_some());
+    let mut unused = client(&gateway).await;
+    let draining = tokio::spawn(gateway.drain());
+    // A connection that is not in use is closed at once, and so is the listener.
+    assert!(unused.closed().await);
+    until(|| std::net::TcpStream::connect(api).is_err()).await;
+    let mut ready = Peer::connect(admin).await;
+    ready.write("GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(ready.message(true).await.status(), 503);
+    peer.chunk("data: [DONE]\n\n").await;
+    peer.end_stream().await;
+    assert_eq!(streaming.next_chunk().await.unwrap(), b"data: [DONE]\n\n");
+    assert_eq!(streaming.next_chunk().await, None);
+    within(draining).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_does_not_finish_in_time_is_cut_off() {
+    let (gateway, upstream) = scripted_with(|config| config.server.drain_timeout = Duration::from_millis(20)).await;
+    let driver = gateway.driver().clone();
+    let mut streaming = client(&gateway).await;
+    streaming.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(EVENT).await;
+    streaming.head().await;
+    within(gateway.drain()).await;
+    assert!(streaming.closed().await && peer.closed().await);
+    assert_eq!(driver.with(|gate, _| gate.in_flight()), 0);
+}
+
+#[tokio::test]
+async fn levels_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    config.policy.limits.push(team_limit(100));
+    let start = || async {
+        let options = tidegate_gateway::GatewayOptions {
+            config: config.clone(),
+            allow_anonymous: false,
+            state_dir: Some(dir.path().to_owned()),
+            admin_token: None,
+        };
+        tidegate_gateway::Gateway::start(options).await.unwrap()
+    };
+    let all = CHAT.replace("}]}", "}],\"max_tokens\":90}");
+    let first = start().await;
+    let mut caller = client(&first).await;
+    caller.post("/v1/chat/completions", "", &all).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "", r#"{"usage":{"prompt_tokens":10,"completion_tokens":90}}"#).await;
+    assert_eq!(caller.message(false).await.status(), 200);
+    within(first.drain()).await;
+    let second = start().await;
+    let mut caller = client(&second).await;
+    caller.post("/v1/chat/completions", "x-tidegate-max-wait: 1ms\r\n", &all).await;
+    assert_eq!(caller.message(false).await.status(), 429);
+    let token = std::fs::read_to_string(dir.path().join("admin-token")).unwrap();
+    let ask = format!(
+        "GET /admin/v1/status HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n"
+    );
+    assert_eq!(call_admin(&second, &ask).await.status(), 200);
+}

@@ -1,0 +1,11 @@
+//! The gateway from outside: real sockets, upstreams that say exactly what a test wants, and the simulator.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod ending;
+mod passing;
+mod refusing;
+mod retrying;
+mod simulated;
+mod support;
+mod websockets;

@@ -1,0 +1,166 @@
+//! What does not go through, and what is said of it.
+
+use std::time::Duration;
+
+use tidegate_core::config::KeyConfig;
+
+use crate::support::*;
+
+fn get(path: &str, headers: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")
+}
+
+#[tokio::test]
+async fn an_unknown_path_is_told_the_right_base_url() {
+    let (gateway, _upstream) = scripted().await;
+    for path in ["/", "/v1/v1/chat/completions", "/v2/chat/completions", "/api/generate"] {
+        let reply = call(&gateway, get(path, "")).await;
+        assert_eq!((reply.status(), reply.header("x-should-retry")), (404, Some("false")), "{path}");
+        let base_url = format!("http://{}/v1", gateway.api_addrs()[0]);
+        assert!(reply.error("message").contains(&base_url), "{}", reply.text());
+        assert_eq!(reply.header("x-request-id"), reply.header("x-tidegate-id"));
+    }
+}
+
+#[tokio::test]
+async fn a_bad_body_is_refused_with_what_is_wrong_and_where() {
+    let (gateway, _upstream) = scripted().await;
+    for (body, says) in [
+        ("{\"model\":\"gpt-4o\",", "byte"),
+        ("", "JSON"),
+        ("[1]", "JSON object"),
+        ("{\"model\":1,\"messages\":[]}", "model must be a string"),
+        ("{\"model\":\"a\",\"model\":\"b\"}", "model is given twice"),
+        ("{\"model\":\"a\",\"max_tokens\":\"many\"}", "max_tokens must be a whole number"),
+        ("{\"model\":\"a\",\"messages\":\"hi\"}", "messages must be"),
+    ] {
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", "", body).await;
+        let reply = client.message(false).await;
+        assert_eq!((reply.status(), reply.error("code").as_str()), (400, "invalid_body"), "{body}");
+        assert!(reply.error("message").contains(says), "{body}: {}", reply.text());
+        assert_eq!(reply.header("x-tidegate-reason"), Some("bad_request"));
+    }
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "content-encoding: br\r\n", CHAT).await;
+    assert_eq!(client.message(false).await.status(), 400);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_with_or_without_a_length() {
+    let (gateway, _upstream) = scripted_with(|config| config.server.max_body = 64).await;
+    let mut with_length = client(&gateway).await;
+    with_length.post("/v1/chat/completions", "", CHAT).await;
+    let reply = with_length.message(true).await;
+    assert_eq!((reply.status(), reply.error("code").as_str()), (413, "request_too_large"));
+    let mut without = client(&gateway).await;
+    without.write("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    without.chunk(CHAT).await;
+    without.end_stream().await;
+    assert_eq!(without.message(true).await.status(), 413);
+}
+
+#[tokio::test]
+async fn half_a_body_reaches_nobody_and_leaves_nothing_behind() {
+    let (gateway, upstream) = scripted().await;
+    let mut half = client(&gateway).await;
+    half.write("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{\"model\":").await;
+    drop(half);
+    let mut whole = client(&gateway).await;
+    whole.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, request) = upstream.request().await;
+    assert_eq!(request.text(), CHAT);
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(whole.message(false).await.status(), 200);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn web_pages_and_foreign_names_do_not_get_in() {
+    let (gateway, _upstream) = scripted().await;
+    for headers in ["origin: https://evil.example\r\n", "sec-fetch-site: cross-site\r\n", "origin: null\r\n"] {
+        let reply = call(&gateway, get("/v1/models", headers)).await;
+        assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (403, Some("auth")), "{headers}");
+    }
+    let rebound = "GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
+    assert_eq!(call(&gateway, rebound).await.status(), 403);
+    let health = "GET /readyz HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
+    assert_eq!(call(&gateway, health).await.status(), 200);
+    let status = "GET /admin/v1/status HTTP/1.1\r\nhost: evil.example\r\nauthorization: Bearer operator\r\nconnection: close\r\n\r\n";
+    assert_eq!(call_admin(&gateway, status).await.status(), 403);
+}
+
+#[tokio::test]
+async fn only_known_keys_pass_and_only_where_they_may() {
+    use sha2::{Digest, Sha256};
+    let (gateway, upstream) = scripted_with(|config| {
+        config.keys = vec![KeyConfig {
+            name: "billing".into(),
+            sha256: Sha256::digest(b"tg-secret").into(),
+            ..KeyConfig::default()
+        }];
+    })
+    .await;
+    assert_eq!(gateway.auth(), "keys");
+    for headers in ["", "authorization: Bearer sk-openai\r\n", "authorization: Bearer tidegate\r\n"] {
+        let reply = call(&gateway, get("/v1/models", headers)).await;
+        assert_eq!((reply.status(), reply.error("code").as_str()), (401, "invalid_api_key"), "{headers}");
+    }
+    let key = "authorization: Bearer tg-secret\r\nopenai-organization: org-other\r\n";
+    let reply = call(&gateway, get("/v1/files", key)).await;
+    assert_eq!((reply.status(), reply.error("code").as_str()), (403, "forbidden"));
+    let mut client = client(&gateway).await;
+    client.write(get("/v1/models", key)).await;
+    let (mut peer, request) = upstream.request().await;
+    assert_eq!(request.header("authorization"), Some("Bearer sk-tidegate-sim"));
+    assert_eq!(request.header("openai-organization"), None);
+    assert!(!format!("{request:?}").contains("tg-secret"));
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(client.message(true).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_call_above_a_limit_is_refused_with_the_numbers() {
+    let (gateway, _upstream) = scripted_with(|config| config.policy.limits.push(team_limit(100))).await;
+    let mut client = client(&gateway).await;
+    let large = CHAT.replace("hello", &"a".repeat(2000));
+    client.post("/v1/chat/completions", "", &large).await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.error("type").as_str()), (429, "tokens"));
+    assert_eq!(reply.header("x-tidegate-reason"), Some("too_large"));
+    assert_eq!(reply.header("x-tidegate-limit"), Some("team/tokens_per_minute"));
+    assert_eq!((reply.header("retry-after"), reply.header("x-should-retry")), (None, Some("false")));
+    assert!(reply.error("message").starts_with("tidegate: request too large for limit \"team\" (TPM): Limit 100,"));
+}
+
+#[tokio::test]
+async fn a_call_that_would_miss_its_deadline_is_told_when_to_come_back() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(team_limit(100))).await;
+    let mut first = client(&gateway).await;
+    let all = CHAT.replace("}]}", "}],\"max_tokens\":96}");
+    first.post("/v1/chat/completions", "", &all).await;
+    let (_held, _) = upstream.request().await;
+    let mut second = client(&gateway).await;
+    second.post("/v1/chat/completions", "x-tidegate-max-wait: 10ms\r\n", &all).await;
+    let reply = second.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (429, Some("limit")));
+    let wait = reply.header("retry-after").unwrap().parse::<u64>().unwrap();
+    let millis = reply.header("retry-after-ms").unwrap().parse::<u64>().unwrap();
+    assert!(wait >= 1 && Duration::from_secs(wait) >= Duration::from_millis(millis), "{wait} {millis}");
+    assert!(reply.error("message").contains("Limit 100, Used "), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn the_status_is_for_those_with_the_token() {
+    let (gateway, _upstream) = scripted().await;
+    let ask = |headers: &str| get("/admin/v1/status", headers);
+    for headers in ["", "authorization: Bearer wrong\r\n", "authorization: operator\r\n"] {
+        assert_eq!(call_admin(&gateway, &ask(headers)).await.status(), 401, "{headers}");
+    }
+    let reply = call_admin(&gateway, &ask("authorization: Bearer operator\r\n")).await;
+    let status: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+    for part in ["limits", "queue", "breakers", "upstreams", "learned"] {
+        assert!(!status[part].is_null(), "{part} is missing from {status}");
+    }
+    assert_eq!(call_admin(&gateway, &get("/healthz", "")).await.status(), 200);
+}

@@ -1,0 +1,52 @@
+//! Upgrades go through, both ways, and end with either side.
+
+use crate::support::*;
+
+const HANDSHAKE: &str = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\n\
+                         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[tokio::test]
+async fn bytes_go_both_ways_after_the_upgrade() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.write(HANDSHAKE).await;
+    let (mut peer, request) = upstream.request().await;
+    assert_eq!(request.start, "GET /v1/realtime?model=gpt-realtime HTTP/1.1");
+    assert_eq!(request.header("upgrade"), Some("websocket"));
+    assert_eq!(request.header("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+    peer.write("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nfirst").await;
+    let (start, headers) = client.head().await;
+    assert!(start.contains("101"), "{start}");
+    assert!(headers.iter().any(|(name, _)| name == "x-tidegate-id"));
+    client.expect(b"first").await;
+    client.write("ping").await;
+    peer.expect(b"ping").await;
+    peer.write("pong").await;
+    client.expect(b"pong").await;
+    assert_eq!(gateway.driver().with(|gate, _| gate.in_flight()), 1);
+    drop(peer);
+    assert!(client.closed().await);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_passed_on() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.write(HANDSHAKE).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("401 Unauthorized", "", "{\"error\":{\"code\":\"invalid_api_key\"}}").await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.text().as_str()), (401, "{\"error\":{\"code\":\"invalid_api_key\"}}"));
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_is_refused_where_tokens_are_limited() {
+    let (gateway, _upstream) = scripted_with(|config| config.policy.limits.push(team_limit(1000))).await;
+    let mut client = client(&gateway).await;
+    client.write(HANDSHAKE).await;
+    let reply = client.message(false).await;
+    assert_eq!(reply.status(), 403);
+    assert!(reply.error("message").contains("limit \"team\""), "{}", reply.text());
+}
