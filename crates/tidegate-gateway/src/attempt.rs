@@ -350,15 +350,25 @@ fn connect_fault(error: &legacy::Error) -> Fault {
             break;
         }
         if let Some(io) = cause.downcast_ref::<io::Error>() {
-            if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            let innermost = innermost(io);
+            if innermost.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
                 words = "the TLS handshake failed";
                 break;
             }
-            words = words_for_io(io);
+            words = words_for_io(innermost);
         }
         source = cause.source();
     }
     Fault::new(kind, words)
+}
+
+/// What an error of I/O that wraps others of its kind is about; `source` passes over the wrapped ones.
+fn innermost(error: &io::Error) -> &io::Error {
+    let mut error = error;
+    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        error = inner;
+    }
+    error
 }
 
 fn words_for(error: &hyper::Error) -> &'static str {

@@ -8,4 +8,5 @@ mod refusing;
 mod retrying;
 mod simulated;
 mod support;
+mod tls;
 mod websockets;
