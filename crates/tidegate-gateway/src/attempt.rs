@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use crate::body::{Late, SendBody, next_frame};
 use crate::client::Place;
-use crate::headers::Lookup;
+use crate::headers::{Lookup, of_limits};
 use crate::reply::ReplyBody;
 use crate::shared::unix_now;
 use crate::upstream::Upstream;
@@ -180,7 +180,10 @@ impl Sending<'_> {
         let now = Instant::now();
         head_at.0 = Some(now);
         let (head, body) = response.into_parts();
-        permit.observe(&server_headers::server_limits(&Lookup(&head.headers)));
+        let told = of_limits(&head.headers);
+        if !told.is_empty() {
+            permit.observe(&server_headers::server_limits(told.as_slice()));
+        }
         let reply = Reply { head, held: Held::default(), rest: Some(body), watch: Watch::Nothing, usage: None, place };
         let status = reply.head.status;
         if status.is_client_error() || status.is_server_error() {

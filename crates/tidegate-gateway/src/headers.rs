@@ -46,6 +46,16 @@ impl HeaderLookup for Lookup<'_> {
     }
 }
 
+/// The headers that speak of the server's limits. They are asked for by two dozen names, most of which are never there, so
+/// that a short list is searched faster than the whole map.
+pub(crate) fn of_limits(headers: &HeaderMap) -> Vec<(&str, &str)> {
+    headers
+        .iter()
+        .filter(|(name, _)| name.as_str().contains("ratelimit"))
+        .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
+        .collect()
+}
+
 /// The header's value as text; `None` where it is absent or no text.
 pub(crate) fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())

@@ -28,6 +28,8 @@ pub(crate) struct Caller {
     /// Name of the key.
     pub(crate) key: Option<Arc<str>>,
     pub(crate) tenant: Arc<str>,
+    /// SHA-256 of the credential that may be sent on.
+    pub(crate) credential: Option<[u8; 32]>,
     organization: Option<Arc<str>>,
     project: Option<Arc<str>>,
     pub(crate) user: Option<Arc<str>>,
@@ -44,8 +46,6 @@ pub(crate) struct Identity {
     pub(crate) caller: Arc<Caller>,
     pub(crate) organization: Option<Arc<str>>,
     pub(crate) project: Option<Arc<str>>,
-    /// The call brought a credential of its own that may be sent on.
-    pub(crate) has_credential: bool,
 }
 
 /// Who may call.
@@ -58,10 +58,11 @@ pub(crate) struct Callers {
 }
 
 impl Caller {
-    fn without_key(tenant: Arc<str>) -> Self {
+    fn without_key(tenant: Arc<str>, credential: Option<[u8; 32]>) -> Self {
         Self {
             key: None,
             tenant,
+            credential,
             organization: None,
             project: None,
             user: None,
@@ -77,6 +78,7 @@ impl Caller {
         Self {
             key: Some(key.name.clone()),
             tenant: key.organization.as_ref().unwrap_or(&key.name).clone(),
+            credential: None,
             organization: key.organization.clone(),
             project: key.project.clone(),
             user: key.user.clone(),
@@ -112,7 +114,7 @@ impl Callers {
     pub(crate) fn new(keys: &[KeyConfig]) -> Self {
         Self {
             keys: keys.iter().map(|key| (key.sha256, Arc::new(Caller::with_key(key)))).collect(),
-            anonymous: Arc::new(Caller::without_key(Arc::from("anonymous"))),
+            anonymous: Arc::new(Caller::without_key(Arc::from("anonymous"), None)),
             by_credential: Mutex::default(),
         }
     }
@@ -145,12 +147,13 @@ impl Callers {
             caller: caller.clone(),
             organization: caller.organization.clone(),
             project: caller.project.clone(),
-            has_credential: false,
         })
     }
 
     fn by_headers(&self, headers: &mut HeaderMap) -> Identity {
-        let caller = match credential(headers).map(token::secret_digest) {
+        // A key of ours means nothing where none is configured, and to an upstream.
+        let forwarded = credential(headers).filter(|secret| !secret.starts_with(KEY_PREFIX.as_bytes()));
+        let caller = match forwarded.map(token::secret_digest) {
             Some(digest) => Some(self.with_credential(digest)),
             None => {
                 remove_credentials(headers);
@@ -158,7 +161,6 @@ impl Callers {
             }
         };
         Identity {
-            has_credential: caller.is_some(),
             caller: caller.unwrap_or_else(|| self.anonymous.clone()),
             organization: named(headers, &headers::ORGANIZATION),
             project: named(headers, &headers::PROJECT),
@@ -174,7 +176,7 @@ impl Callers {
             known.clear();
         }
         let tenant = format!("caller-{}", token::fingerprint(&digest));
-        let caller = Arc::new(Caller::without_key(tenant.into()));
+        let caller = Arc::new(Caller::without_key(tenant.into(), Some(digest)));
         known.insert(digest, caller.clone());
         caller
     }
@@ -207,13 +209,6 @@ fn remove_credentials(headers: &mut HeaderMap) {
     headers.remove(headers::API_KEY);
 }
 
-/// Takes a tidegate key out where it is nobody's business: it means nothing to an upstream.
-pub(crate) fn remove_stray_key(headers: &mut HeaderMap) {
-    if credential(headers).is_some_and(|secret| secret.starts_with(KEY_PREFIX.as_bytes())) {
-        remove_credentials(headers);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tidegate_core::openai::endpoints::classify_path;
@@ -240,7 +235,7 @@ mod tests {
         let mut headers = map(&[("authorization", "Bearer tg-secret"), ("openai-organization", "org-other")]);
         let identity = callers.identify(&mut headers, 999).unwrap();
         assert_eq!((&*identity.caller.tenant, identity.organization.as_deref()), ("acme", Some("acme")));
-        assert!(headers.is_empty() && !identity.has_credential);
+        assert!(headers.is_empty() && identity.caller.credential.is_none());
         for (pairs, now) in [
             (map(&[("authorization", "Bearer tg-secret")]), 1000),
             (map(&[("authorization", "Bearer sk-openai")]), 0),
@@ -258,9 +253,11 @@ mod tests {
         let identity = callers.identify(&mut headers, 0).unwrap();
         assert_eq!((&*identity.caller.tenant, identity.project.as_deref()), ("anonymous", Some("p")));
         assert!(!headers.contains_key("authorization"));
+        let mut headers = map(&[("authorization", "Bearer tg-secret")]);
+        assert!(callers.identify(&mut headers, 0).unwrap().caller.credential.is_none() && headers.is_empty());
         let mut headers = map(&[("authorization", "Bearer sk-1")]);
         let identity = callers.identify(&mut headers, 0).unwrap();
-        assert!(identity.has_credential && headers.contains_key("authorization"));
+        assert!(identity.caller.credential.is_some() && headers.contains_key("authorization"));
         assert!(identity.caller.tenant.starts_with("caller-") && !identity.caller.tenant.contains("sk-1"));
     }
 

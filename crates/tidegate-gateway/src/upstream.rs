@@ -11,7 +11,7 @@ use tidegate_core::config::{UpstreamConfig, UpstreamKind};
 
 use crate::client::Clients;
 use crate::headers;
-use crate::identity::{Identity, remove_stray_key};
+use crate::identity::Identity;
 use crate::model::Models;
 use crate::target::Base;
 use crate::token;
@@ -76,7 +76,7 @@ impl Upstream {
     /// Puts on a cleaned request what this upstream needs, and says on which account the call goes.
     pub(crate) fn address(&self, headers: &mut HeaderMap, identity: &Identity) -> Arc<str> {
         headers.insert(header::HOST, self.host.clone());
-        let takes_callers = identity.has_credential && self.forwards_credential;
+        let takes_callers = identity.caller.credential.is_some() && self.forwards_credential;
         let use_own = match &self.credential {
             Some(_) => !(self.config.caller_first && takes_callers),
             None => false,
@@ -84,26 +84,31 @@ impl Upstream {
         if use_own || !takes_callers {
             headers.remove(header::AUTHORIZATION);
             headers.remove(headers::API_KEY);
-        } else {
-            remove_stray_key(headers);
         }
         if let (true, Some(credential)) = (use_own, &self.credential) {
             let name = if self.config.kind == UpstreamKind::Azure { headers::API_KEY } else { header::AUTHORIZATION };
             headers.insert(name, credential.clone());
         }
-        self.account_of(headers, use_own)
+        let forwarded = identity.caller.credential.filter(|_| takes_callers && !use_own);
+        self.account_of(headers, use_own, forwarded)
     }
 
     /// By the credential, organization and project that are really sent.
-    fn account_of(&self, headers: &HeaderMap, use_own: bool) -> Arc<str> {
+    fn account_of(&self, headers: &HeaderMap, use_own: bool, forwarded: Option<[u8; 32]>) -> Arc<str> {
         let value = |name| headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
         let (organization, project) = (value(headers::ORGANIZATION), value(headers::PROJECT));
         if use_own && organization.is_empty() && project.is_empty() {
             return self.own_account.clone();
         }
-        let authorization = value(header::AUTHORIZATION);
-        let credential = if authorization.is_empty() { value(headers::API_KEY) } else { authorization };
-        let digest = token::digest(&[credential, organization, project]);
+        let digest = match forwarded {
+            // Known already: hashing is what naming an account costs.
+            Some(credential) if organization.is_empty() && project.is_empty() => credential,
+            _ => {
+                let authorization = value(header::AUTHORIZATION);
+                let credential = if authorization.is_empty() { value(headers::API_KEY) } else { authorization };
+                token::digest(&[credential, organization, project])
+            }
+        };
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = accounts.get(&digest) {
             return account.clone();
@@ -207,7 +212,8 @@ mod tests {
     #[tokio::test]
     async fn only_the_first_upstream_sees_a_callers_credential_and_none_a_key_of_ours() {
         let second = upstream(false, false, UpstreamKind::OpenAi, false);
-        assert_eq!(authorization(&sent(&second, "Bearer sk-one").0), None);
+        let (headers, account) = sent(&second, "Bearer sk-one");
+        assert_eq!((authorization(&headers), account), (None, sent(&second, "").1));
         let first = upstream(false, false, UpstreamKind::OpenAi, true);
         assert_eq!(authorization(&sent(&first, "Bearer tg-secret").0), None);
     }
