@@ -30,7 +30,7 @@ pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
 const RESERVED_MAX: usize = 1 << 20;
 /// A compressed body above this is unpacked off the runtime's threads.
 const UNPACKED_HERE_MAX: usize = 16 << 10;
-/// What is still read of a body that is refused for its size, so that the caller gets to see the answer.
+/// What is still read of a body whose call is refused, so that the caller gets to see the answer.
 const DRAINED_FOR: Duration = Duration::from_secs(5);
 
 /// Why a body broke off.
@@ -175,7 +175,10 @@ fn unpack_now(packed: &[u8], bytes_max: u64) -> Result<Bytes, Box<OwnReply>> {
 }
 
 /// Reads on for a while: a connection that is closed with unread data is reset, and the answer with it.
-async fn drain(mut body: Incoming, bytes_max: u64) {
+pub(crate) async fn drain(mut body: Incoming, bytes_max: u64) {
+    if body.is_end_stream() {
+        return;
+    }
     let mut left = bytes_max.max(1 << 20);
     let read_on = async {
         while let Some(Ok(frame)) = body.frame().await {

@@ -59,15 +59,14 @@ impl Gateway {
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
-        let scheme = if settings.tls.is_some() { "https" } else { "http" };
-        let first = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
+        let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&driver),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
             phase: watch::Sender::new(Phase::Serving),
             admin_token: token::secret_digest(admin_token.as_bytes()),
-            base_url: format!("{scheme}://{first}/v1"),
+            first_addr,
         });
         for listener in listeners {
             tokio::spawn(accept_api(listener, shared.clone()));

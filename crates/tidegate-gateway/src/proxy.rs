@@ -64,20 +64,16 @@ async fn handle(
     stamp: &mut Stamp,
 ) -> Answer {
     let settings = shared.settings.load_full();
-    settings.guard.check(request.uri(), request.headers(), local)?;
-    if shared.phase() >= Phase::Closing {
-        return Err(Box::new(OwnReply::draining()));
-    }
     let upgrade = Upgrade::of(&mut request);
     let (parts, body) = request.into_parts();
     let http::request::Parts { method, uri, mut headers, .. } = parts;
-    let route = classify_path(uri.path());
-    if route.endpoint == Endpoint::Unknown {
-        return Err(Box::new(OwnReply::unknown_path(uri.path(), &shared.base_url)));
-    }
-    let identity = settings.callers.identify(&mut headers, unix_now().as_secs())?;
-    identity.caller.may_use(&route, method.as_str())?;
-    let wishes = Wishes::read(&headers)?;
+    let (route, identity, wishes) = match let_in(shared, &settings, local, &method, &uri, &mut headers) {
+        Ok(let_in) => let_in,
+        Err(own) => {
+            body::drain(body, settings.config.server.max_body).await;
+            return Err(own);
+        }
+    };
     headers::clean_request(&mut headers);
 
     // A form with files has no JSON to read; it streams through and costs what its endpoint costs at least.
@@ -149,6 +145,31 @@ async fn handle(
         Some(upgrade) => websocket::run(call, upgrade, permit, stamp).await,
         None => call.run(&settings, body, permit, stamp).await,
     }
+}
+
+/// Who calls, by which path, and with which wishes; nothing of the body is needed to turn somebody away.
+fn let_in<'u>(
+    shared: &Shared,
+    settings: &Settings,
+    local: IpAddr,
+    method: &Method,
+    uri: &'u Uri,
+    headers: &mut HeaderMap,
+) -> Result<(Route<'u>, Identity, Wishes), Box<OwnReply>> {
+    settings.guard.check(uri, headers, local)?;
+    if shared.phase() >= Phase::Closing {
+        return Err(Box::new(OwnReply::draining()));
+    }
+    let route = classify_path(uri.path());
+    if route.endpoint == Endpoint::Unknown {
+        // By the name that the caller knows us by; it is one of ours.
+        let host = headers::text(headers, &header::HOST).unwrap_or(&shared.first_addr);
+        let scheme = if settings.tls.is_some() { "https" } else { "http" };
+        return Err(Box::new(OwnReply::unknown_path(uri.path(), &format!("{scheme}://{host}/v1"))));
+    }
+    let identity = settings.callers.identify(headers, unix_now().as_secs())?;
+    identity.caller.may_use(&route, method.as_str())?;
+    Ok((route, identity, Wishes::read(headers)?))
 }
 
 /// A call that is ready to be sent.

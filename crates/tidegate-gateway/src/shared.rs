@@ -65,8 +65,8 @@ pub(crate) struct Shared {
     pub(crate) phase: watch::Sender<Phase>,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
-    /// `http://127.0.0.1:8080/v1`: what a client is told to use.
-    pub(crate) base_url: String,
+    /// `127.0.0.1:8080`: what a client that names no host is told to use.
+    pub(crate) first_addr: String,
 }
 
 impl std::fmt::Debug for Settings {

@@ -16,8 +16,7 @@ async fn an_unknown_path_is_told_the_right_base_url() {
     for path in ["/", "/v1/v1/chat/completions", "/v2/chat/completions", "/api/generate"] {
         let reply = call(&gateway, get(path, "")).await;
         assert_eq!((reply.status(), reply.header("x-should-retry")), (404, Some("false")), "{path}");
-        let base_url = format!("http://{}/v1", gateway.api_addrs()[0]);
-        assert!(reply.error("message").contains(&base_url), "{}", reply.text());
+        assert!(reply.error("message").contains("base_url to http://localhost/v1"), "{}", reply.text());
         assert_eq!(reply.header("x-request-id"), reply.header("x-tidegate-id"));
     }
 }
@@ -117,6 +116,32 @@ async fn only_known_keys_pass_and_only_where_they_may() {
     assert!(!format!("{request:?}").contains("tg-secret"));
     peer.reply("200 OK", "", "{}").await;
     assert_eq!(client.message(true).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_caller_that_is_turned_away_while_it_still_sends_sees_why() {
+    let (gateway, _upstream) = scripted_with(|config| config.keys = vec![KeyConfig::default()]).await;
+    let mut client = client(&gateway).await;
+    let large = CHAT.replace("hello", &"a".repeat(4 << 20));
+    client.post("/v1/chat/completions", "authorization: Bearer tg-wrong\r\n", &large).await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.error("code").as_str()), (401, "invalid_api_key"));
+}
+
+#[tokio::test]
+async fn a_wish_is_heeded_or_refused_by_name() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "x-tidegate-priority: urgent\r\n", CHAT).await;
+    let reply = client.message(false).await;
+    assert_eq!(reply.status(), 400);
+    assert!(reply.error("message").contains("x-tidegate-priority must be low, normal or high"), "{}", reply.text());
+    client.post("/v1/chat/completions", "x-tidegate-timeout: 300ms\r\n", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.error("code").as_str()), (504, "upstream_timeout"));
+    assert!(peer.closed().await);
+    idle(&gateway).await;
 }
 
 #[tokio::test]

@@ -187,7 +187,7 @@ async fn absurd_limits_in_headers_change_nothing() {
 async fn an_upstream_that_does_not_answer_in_time_is_a_timeout() {
     let (gateway, upstream) = scripted_with(|config| {
         config.policy.retry.max_attempts = 1;
-        config.upstreams[0].first_byte_timeout = Some(Duration::from_millis(20));
+        config.upstreams[0].first_byte_timeout = Some(Duration::from_millis(300));
     })
     .await;
     let mut client = client(&gateway).await;
