@@ -103,7 +103,7 @@ impl Caller {
         }
         if route.class(method) == PathClass::All {
             let path: String = route.path.chars().take(200).collect();
-            let message = format!("key \"{key}\" may not use {method} /v1{path}; an operator can allow it with paths.");
+            let message = format!("key \"{key}\" may not use /v1{path}; an operator can allow it with paths.");
             return Err(Box::new(OwnReply::forbidden(message)));
         }
         Ok(())

@@ -108,6 +108,8 @@ async fn only_known_keys_pass_and_only_where_they_may() {
     let key = "authorization: Bearer tg-secret\r\nopenai-organization: org-other\r\n";
     let reply = call(&gateway, get("/v1/files", key)).await;
     assert_eq!((reply.status(), reply.error("code").as_str()), (403, "forbidden"));
+    let says = "tidegate: key \"billing\" may not use /v1/files; an operator can allow it with paths.";
+    assert_eq!(reply.error("message"), says);
     let mut client = client(&gateway).await;
     client.write(get("/v1/models", key)).await;
     let (mut peer, request) = upstream.request().await;
