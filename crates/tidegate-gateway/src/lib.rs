@@ -1,12 +1,13 @@
 //! The tidegate proxy: an OpenAI-compatible API listener in front of the decision core, and its admin listener.
 //!
-//! A call comes in at [`listener`], is let past by [`guard`], gets its [`identity`], and then follows [`proxy`], which can be
+//! A call comes in at `listener`, is let past by `guard`, gets its `identity`, and then follows `proxy`, which can be
 //! read down one page: read, estimate, admit, send, look, pass on or try again. What is decided is decided by the core;
 //! nothing here counts, waits for room or judges a fault.
 //!
 //! Prompts, completions and credentials are never logged, recorded or kept, at any level.
 
 mod admin;
+mod asking;
 mod attempt;
 mod body;
 mod client;

@@ -1,4 +1,4 @@
-//! Decides where to listen, and hands each connection to [`crate::connection`].
+//! Decides where to listen, and hands each connection to `crate::connection`.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,6 +1,6 @@
 //! Decides what is counted, under which names and labels. Labels are bounded: of models, the first 64 that succeed in being seen.
 //!
-//! Never waits: counters are atomics, and those of the common path are resolved once and kept (see [`crate::model`]).
+//! Never waits: counters are atomics, and those of the common path are resolved once and kept (see `crate::model`).
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
