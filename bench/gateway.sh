@@ -11,6 +11,9 @@ pids=
 trap 'for pid in $pids; do kill "$pid" 2>/dev/null || true; done; rm -rf "$work"' EXIT
 
 cat >"$work/scenario.toml" <<'S'
+[latency]
+first_token = "0s"
+tokens_per_second = 1000000000.0
 [model."gpt-4o-mini"]
 rpm = 1000000000
 tpm = 100000000000
@@ -41,7 +44,7 @@ requests_per_minute = 100000000
 tokens_per_minute = 10000000000
 requests_per_day = 100000000000
 T
-"$bin/tidegate" sim --listen 127.0.0.1:18180 --scenario "$work/scenario.toml" --speed 0 >"$work/sim.out" 2>"$work/sim.err" & sim=$!; pids="$pids $sim"
+"$bin/tidegate" sim --listen 127.0.0.1:18180 --scenario "$work/scenario.toml" >"$work/sim.out" 2>"$work/sim.err" & sim=$!; pids="$pids $sim"
 nginx -c "$work/nginx.conf" 2>/dev/null & nginx=$!; pids="$pids $nginx"
 "$bin/tidegate" serve --config "$work/tidegate.toml" --listen 127.0.0.1:18182 --admin-listen 127.0.0.1:18183 \
     --upstream http://127.0.0.1:18180/v1 --state-dir "$work/state" >"$work/serve.out" 2>"$work/serve.err" & gate=$!; pids="$pids $gate"

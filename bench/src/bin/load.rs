@@ -62,21 +62,35 @@ async fn main() -> Result<(), Failure> {
     for target in &mut targets {
         let cpu: Vec<f64> = target.cpu.iter().map(|round| round.iter().sum()).collect();
         let (p50, p99) = (quantile(&mut target.latencies, 0.5), quantile(&mut target.latencies, 0.99));
-        let spread = median(&cpu).map_or("-".into(), |(least, middle, most)| format!("{middle:.1} ({least:.1} to {most:.1})"));
+        let spread =
+            median(&cpu).map_or("-".into(), |(least, middle, most)| format!("{middle:.1} ({least:.1} to {most:.1})"));
         let (added50, added99) = (p50 - base[0], p99 - base[1]);
-        println!("{:<12} {spread:>28} {:>22} {:>22}", target.name, format!("{p50:.3} / {p99:.3}"), format!("{added50:+.3} / {added99:+.3}"));
+        println!(
+            "{:<12} {spread:>28} {:>22} {:>22}",
+            target.name,
+            format!("{p50:.3} / {p99:.3}"),
+            format!("{added50:+.3} / {added99:+.3}")
+        );
     }
     Ok(())
 }
 
 fn parse(text: &str) -> Result<Target, Failure> {
     let mut parts = text.split('=');
-    let (Some(name), Some(address)) = (parts.next(), parts.next()) else { return Err(format!("{text}: not NAME=ADDRESS").into()) };
+    let (Some(name), Some(address)) = (parts.next(), parts.next()) else {
+        return Err(format!("{text}: not NAME=ADDRESS").into());
+    };
     let address: SocketAddr = address.parse()?;
     if !address.ip().is_loopback() {
         return Err(format!("{address} is not a loopback address; load goes nowhere else").into());
     }
-    let processes = parts.next().unwrap_or("").split(',').filter(|pid| !pid.is_empty()).map(str::parse).collect::<Result<_, _>>()?;
+    let processes = parts
+        .next()
+        .unwrap_or("")
+        .split(',')
+        .filter(|pid| !pid.is_empty())
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     Ok(Target { name: name.into(), address, processes, cpu: Vec::new(), latencies: Vec::new() })
 }
 

@@ -1,5 +1,9 @@
 //! The binary `tidegate`: a table of modes. Nothing is decided here but which of them runs.
 
+/// Several small allocations a call: this takes a few percent less time over them than the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod check;
 mod config_files;
 mod log;

@@ -18,6 +18,8 @@ use crate::time::{Time, micros_up};
 const BINS: usize = 10;
 /// Tenants remembered at once; more than enough to tell one from several.
 const TENANTS: usize = 8;
+/// Unused for so long, it knows nothing that still counts.
+const IDLE_FOR: Duration = Duration::from_secs(3600);
 /// Reopened again and again, it stays open at most so many times as long as the first time.
 const LONGEST_OPEN: u64 = 10;
 
@@ -114,6 +116,7 @@ pub struct Breaker {
     probe_successes: u32,
     cause: Arc<str>,
     last_status: Option<u16>,
+    used_at: Time,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,6 +149,7 @@ impl Breaker {
             probe_successes: 0,
             cause: "".into(),
             last_status: None,
+            used_at: Time::ZERO,
         }
     }
 
@@ -170,6 +174,7 @@ impl Breaker {
 
     /// Takes leave for an attempt after [`Breaker::says`] said go. An open breaker whose time is over becomes half-open.
     pub fn permit(&mut self, now: Time) -> BreakerPermit {
+        self.used_at = now;
         if self.state == BreakerState::Open && now >= self.open_until {
             self.enter(BreakerState::HalfOpen, now);
         }
@@ -385,10 +390,11 @@ impl Breaker {
         }
     }
 
-    /// True if forgetting it would lose nothing.
+    /// True if nobody has used it for so long that what it knows is worth nothing. What an operator forced is kept.
     #[must_use]
     pub fn is_idle(&self, now: Time) -> bool {
-        self.state == BreakerState::Closed && self.run == 0 && self.ramp_share(now) >= 1.0
+        let forced = matches!(self.state, BreakerState::ForcedClosed | BreakerState::ForcedOpen);
+        !forced && self.probes == 0 && now.since(self.used_at) > IDLE_FOR
     }
 }
 

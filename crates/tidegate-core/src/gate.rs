@@ -190,9 +190,13 @@ pub struct Gate {
     events: bool,
     ages: u64,
     in_flight: usize,
+    /// Timers in the heap at which those that are stale are looked for.
+    purge_timers_at: usize,
     /// Where the search for what is idle goes on: routes, levels, targets.
     sweep_at: [u32; 3],
     restored: HashMap<Box<str>, snapshot::KeptLevel>,
+    /// The run before ended in a crash: its state was saved at this instant, and what came after is not known.
+    crashed_after: Option<Time>,
     restored_targets: HashMap<(Box<str>, Box<str>), snapshot::KeptTarget>,
 }
 
@@ -226,8 +230,10 @@ impl Gate {
             events: false,
             ages: 0,
             in_flight: 0,
+            purge_timers_at: upkeep::TIMERS_KEPT,
             sweep_at: [0; 3],
             restored: HashMap::new(),
+            crashed_after: None,
             restored_targets: HashMap::new(),
         }
     }

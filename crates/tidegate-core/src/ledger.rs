@@ -100,7 +100,7 @@ impl Amounts {
             (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, true) | (Dimension::MaxInFlight, _) => 1,
             (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, false) => self.own_requests,
             (Dimension::TokensPerMinute | Dimension::TokensPerDay, true) => {
-                if self.mirror_judged <= meter.limit() {
+                if meter.is_stale || self.mirror_judged <= meter.limit() {
                     self.mirror_tokens.min(meter.limit())
                 } else {
                     self.mirror_tokens.max(self.mirror_judged)
@@ -113,6 +113,7 @@ impl Amounts {
                     self.own_tokens
                 }
             }
+            (Dimension::ImagesPerMinute, _) if meter.is_stale => self.images.min(meter.limit()),
             (Dimension::ImagesPerMinute, _) => self.images,
         }
     }

@@ -15,6 +15,8 @@ use crate::window::Window;
 const ACTIVE_FOR_MICROS: u64 = 600_000_000;
 /// Grants leave so much of a mirror's refill: 1/4 s, against jitter on the way.
 const MARGIN_DIVISOR: u64 = 4;
+/// A limit that the server told so long ago no longer makes a request too large; it goes when the level is full.
+const STALE_MICROS: u64 = 60_000_000;
 /// How soon to look again where another call's earmark is due already.
 const EARMARK_DUE_MICROS: u64 = 1000;
 /// An earmark that was not used within this of its instant binds nobody: what it was worked out from has changed.
@@ -82,6 +84,10 @@ pub(crate) struct Meter {
     pub(crate) correction: Option<Box<Correction>>,
     active_until: [Time; 3],
     pub(crate) paused_until: Time,
+    /// When the server last told this limit; `Time::NEVER` for one that was configured.
+    pub(crate) told_at: Time,
+    /// It was told too long ago to call a request too large for it: it may have been nonsense, or have moved.
+    pub(crate) is_stale: bool,
     /// Calls that shadow mode would have held back.
     pub(crate) would_hold: u64,
     pub(crate) lot: Lot,
@@ -127,6 +133,8 @@ impl Meter {
             correction: None,
             active_until: [Time::ZERO; 3],
             paused_until: Time::ZERO,
+            told_at: Time::NEVER,
+            is_stale: false,
             would_hold: 0,
             lot: Lot::default(),
             earmark: None,
@@ -220,12 +228,13 @@ impl Meter {
 
     #[inline]
     pub(crate) fn refill(&mut self, now: Time) {
+        self.is_stale = now > self.told_at.plus_micros(STALE_MICROS);
         match &mut self.kind {
             Kind::Bucket(bucket) => {
                 bucket.refill(now);
                 if let Some(correction) = &mut self.correction {
-                    let per_second =
-                        bucket.limit() * 1_000_000 / self.dimension.period_micros().unwrap_or(60_000_000).max(1);
+                    let seconds = self.dimension.period_micros().map_or(60, |period| period / 1_000_000);
+                    let per_second = bucket.limit() / seconds.max(1);
                     let taken = correction.others_use(now, per_second);
                     if taken != 0 {
                         bucket.set_level(bucket.level().saturating_sub(taken));

@@ -227,8 +227,8 @@ impl Queue {
         waiting.insert(at, (age, ticket));
         let class = class.index();
         self.waiting[class] += 1;
-        self.waiting_bytes += bytes;
-        self.active_backlog[class] += share;
+        self.waiting_bytes = self.waiting_bytes.saturating_add(bytes);
+        self.active_backlog[class] = self.active_backlog[class].saturating_add(share);
         let id = *tenant;
         let tenant = &mut self.tenants[id as usize];
         if tenant.waiting == 0 {
@@ -237,7 +237,7 @@ impl Queue {
             self.active[class].push(id);
         }
         tenant.waiting += 1;
-        tenant.backlog += share;
+        tenant.backlog = tenant.backlog.saturating_add(share);
     }
 
     /// Notes that a call which waited in `lane` no longer does (it was granted, refused, or left).
@@ -367,6 +367,17 @@ impl Queue {
             }
             return Some(lane);
         }
+    }
+
+    /// Notes that others have taken from a level while lanes wait for it. True if that is news to one of those that go first.
+    pub(crate) fn passed_by(&mut self, lot: &mut Lot) -> bool {
+        let mut news = false;
+        for class in Priority::ALL {
+            if let Some(first) = self.first(class, lot) {
+                news |= !std::mem::replace(&mut self.lanes[first as usize].bypassed, true);
+            }
+        }
+        news
     }
 
     /// Up to `most` further lanes of a class behind the first, in no particular order.

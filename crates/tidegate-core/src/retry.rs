@@ -132,24 +132,28 @@ impl RetryPolicy {
             .iter()
             .find(|(error, _)| fault.code.as_deref() == Some(error) || fault.kind.error_class() == error)
             .map(|(_, strategy)| strategy);
+        let is_rate_limit = fault.kind == FaultKind::RateLimited;
+        let attempt = if is_rate_limit { history.rate_limits } else { history.attempts };
+        if is_rate_limit && attempt >= MAX_RATE_LIMITS {
+            return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
+        }
         if let Some(strategy) = own {
-            if !strategy.should_retry(fault, history.attempts) {
+            if !strategy.should_retry(fault, attempt) {
                 return Decision::GiveUp(GiveUpReason::NotRetryable);
             }
-            return Decision::Retry { delay: at_least(fault.wait, strategy.delay(history.attempts)) };
+            return Decision::Retry { delay: at_least(fault.wait, strategy.delay(attempt)) };
         }
         if !self.is_retryable(fault) {
             return Decision::GiveUp(GiveUpReason::NotRetryable);
         }
-        if fault.kind == FaultKind::RateLimited {
-            if history.rate_limits >= MAX_RATE_LIMITS {
-                return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
-            }
+        let configured =
+            self.strategy_value(fault, |strategy| strategy.max_attempts.or(strategy.base_delay.map(|_| u32::MAX)));
+        if is_rate_limit && configured.is_none() {
             // The queue spreads those that wait, so that the server's wait needs no jitter on top.
-            let guess = RATE_WAIT.mul_f64(f64::from(1 << (history.rate_limits - 1).min(6)) * (0.5 + random.f64()));
+            let guess = RATE_WAIT.mul_f64(f64::from(1 << attempt.saturating_sub(1).min(6)) * (0.5 + random.f64()));
             return Decision::Retry { delay: at_least(None, fault.wait.unwrap_or(guess)) };
         }
-        if history.attempts >= self.max_attempts(fault) {
+        if attempt >= configured.unwrap_or(self.config.max_attempts).max(1) {
             return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
         }
         let backoff = Backoff {
@@ -161,7 +165,7 @@ impl RetryPolicy {
             jitter: self.config.jitter,
         };
         let factor = self.config.priority_factor[priority.index()];
-        let ours = backoff.delay(history.attempts, factor, history.previous_delay, random);
+        let ours = backoff.delay(attempt, factor, history.previous_delay, random);
         // The server's wait is a floor; jitter goes on top, so that those who were told the same do not return as one.
         let delay = match fault.wait {
             Some(wait) if wait > ours => {

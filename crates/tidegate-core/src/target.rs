@@ -21,6 +21,8 @@ pub(crate) struct Learned {
     pub(crate) meter: u32,
     /// When a reply last told it.
     pub(crate) told_at: Time,
+    /// Replies since that told other limits and not this one.
+    pub(crate) missed: u32,
 }
 
 #[derive(Clone, Debug)]

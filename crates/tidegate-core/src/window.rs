@@ -74,7 +74,7 @@ impl Window {
         } else {
             for number in self.current + 1..=bin {
                 let at = slot(number);
-                self.sum -= self.bins[at];
+                self.sum = self.sum.saturating_sub(self.bins[at]);
                 self.bins[at] = 0;
             }
         }
@@ -179,8 +179,9 @@ impl Window {
     pub fn restore(&mut self, bins_back: u64, units: u64) {
         let Some(number) = self.current.checked_sub(bins_back) else { return };
         if bins_back < BINS as u64 {
-            self.bins[slot(number)] += units;
-            self.sum += units;
+            let bin = &mut self.bins[slot(number)];
+            *bin = bin.saturating_add(units);
+            self.sum = self.sum.saturating_add(units);
         }
     }
 

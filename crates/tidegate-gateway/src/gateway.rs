@@ -36,7 +36,6 @@ pub struct Gateway {
     admin_addr: SocketAddr,
     allow_anonymous: bool,
     state_dir: Option<PathBuf>,
-    saving: Option<JoinHandle<()>>,
     /// The admin listener outlives the API's: `/readyz` and `/metrics` answer to the last.
     admin_phase: watch::Sender<Phase>,
     /// One reload at a time.
@@ -73,17 +72,10 @@ impl Gateway {
         }
         let admin_phase = watch::Sender::new(Phase::Serving);
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
-        let saving = state_dir.clone().map(|dir| tokio::spawn(state::keep_saving(driver, dir)));
-        Ok(Self {
-            shared,
-            api_addrs,
-            admin_addr,
-            allow_anonymous,
-            state_dir,
-            saving,
-            admin_phase,
-            reloading: Mutex::new(()),
-        })
+        if let Some(dir) = &state_dir {
+            state::keep_saving(&driver, dir);
+        }
+        Ok(Self { shared, api_addrs, admin_addr, allow_anonymous, state_dir, admin_phase, reloading: Mutex::new(()) })
     }
 
     /// Where the API is served; never empty. For `localhost` the IPv4 address first.
@@ -154,11 +146,8 @@ impl Gateway {
             self.shared.phase.send_replace(Phase::Cut);
             self.shared.phase.closed().await;
         }
-        if let Some(saving) = self.saving.take() {
-            saving.abort();
-        }
         if let Some(dir) = &self.state_dir
-            && let Err(error) = state::save(&self.shared.driver, dir, true).await
+            && let Err(error) = self.shared.driver.save_state(dir, true)
         {
             tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
         }
@@ -177,9 +166,6 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         self.shared.phase.send_replace(Phase::Cut);
         self.admin_phase.send_replace(Phase::Cut);
-        if let Some(saving) = self.saving.take() {
-            saving.abort();
-        }
     }
 }
 

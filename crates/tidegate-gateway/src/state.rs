@@ -4,72 +4,32 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use tidegate::Driver;
 use tidegate_core::config::Policy;
-use tidegate_core::gate::{Gate, Snapshot};
+use tidegate_core::gate::Gate;
 
-/// The file with levels and what was learned.
-const LEVELS: &str = "levels.json";
 /// The file with the admin listener's token.
 const ADMIN_TOKEN: &str = "admin-token";
-/// Between two savings: what at most a crash makes a day level forget.
-const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// A core with `policy` and what the run before left in `dir`.
 pub(crate) fn restored(policy: Policy, dir: Option<&Path>) -> Gate {
     let mut gate = Gate::new(policy, fastrand::u64(..));
-    let Some(path) = dir.map(|dir| dir.join(LEVELS)) else { return gate };
-    let read = match fs::read(&path) {
-        Ok(text) => Snapshot::from_json(&text).map_err(|error| error.to_string()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return gate,
-        Err(error) => Err(error.to_string()),
-    };
-    match read {
-        Ok(snapshot) => gate.restore(snapshot),
-        Err(why) => {
-            let aside = path.with_extension("json.unreadable");
-            tracing::warn!("levels start full: {}: {why}; it is kept as {}", path.display(), aside.display());
-            if let Err(error) = fs::rename(&path, &aside) {
-                tracing::warn!("{} cannot be set aside: {error}", path.display());
-            }
-        }
+    match dir.map(tidegate::state::load) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(snapshot))) => gate.restore(snapshot),
+        Some(Err(error)) => tracing::warn!("levels start full: {error}"),
     }
     gate
 }
 
-/// Saves again and again until it is dropped.
-pub(crate) async fn keep_saving(driver: Driver, dir: PathBuf) {
-    let mut complained = false;
-    loop {
-        tokio::time::sleep(SAVE_EVERY).await;
-        match save(&driver, &dir, false).await {
-            Ok(()) => complained = false,
-            Err(error) if !complained => {
-                complained = true;
-                tracing::warn!("levels cannot be saved in {}: {error}; trying on", dir.display());
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// Saves how everything stands. `clean`: nothing will happen after it.
-pub(crate) async fn save(driver: &Driver, dir: &Path, clean: bool) -> io::Result<()> {
-    let snapshot = driver.with(|gate, now| gate.snapshot(clean, now));
-    let path = dir.join(LEVELS);
-    let written = tokio::task::spawn_blocking(move || {
-        let text = snapshot.to_json().map_err(io::Error::other)?;
-        let new = path.with_extension("json.new");
-        let mut file = private(&new)?;
-        file.write_all(&text)?;
-        // A crash must leave the one or the other, never half of it.
-        file.sync_all()?;
-        fs::rename(&new, &path)
+/// Saves again and again, as long as the driver goes.
+pub(crate) fn keep_saving(driver: &Driver, dir: &Path) {
+    let shown = dir.display().to_string();
+    driver.keep_state(dir.to_owned(), move |error| {
+        tracing::warn!("levels cannot be saved in {shown}: {error}; trying on");
     });
-    written.await.map_err(io::Error::other)?
 }
 
 fn private(path: &Path) -> io::Result<fs::File> {
@@ -134,13 +94,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_is_set_aside_and_what_was_saved_is_read() {
+    async fn a_state_that_cannot_be_read_does_not_keep_anybody_from_starting() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(LEVELS), "{").unwrap();
-        let gate = restored(Policy::default(), Some(dir.path()));
+        fs::write(dir.path().join("levels.json"), "{").unwrap();
+        let driver = Driver::with_gate(restored(Policy::default(), Some(dir.path())));
         assert!(dir.path().join("levels.json.unreadable").exists());
-        save(&Driver::with_gate(gate), dir.path(), true).await.unwrap();
-        let text = fs::read(dir.path().join(LEVELS)).unwrap();
-        assert!(Snapshot::from_json(&text).is_ok());
+        driver.save_state(dir.path(), true).unwrap();
+        assert!(tidegate::state::load(dir.path()).unwrap().is_some());
     }
 }

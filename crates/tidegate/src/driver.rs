@@ -46,13 +46,15 @@ struct Inner {
     /// Wakes the timer when something is due sooner than it knew.
     sooner: Arc<Notify>,
     events: broadcast::Sender<Arc<Event>>,
+    /// Held while the state is saved; true once a clean one has been.
+    state_closed: Mutex<bool>,
 }
 
 #[derive(Debug)]
 struct State {
     gate: Gate,
-    /// By ticket index.
-    seats: Vec<Seat>,
+    /// By ticket index. Several for one index where a call has ended whose task has not looked yet, and another has its place.
+    seats: Vec<Vec<(Ticket, Seat)>>,
     /// When the timer will come by itself.
     timer_at: Time,
     /// Taken out under the lock, woken outside of it.
@@ -60,15 +62,10 @@ struct State {
 }
 
 /// Where the decision on one call is left for the task that awaits it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum Seat {
-    #[default]
-    Empty,
     Waits(Option<Waker>),
-    Granted {
-        attempt: u32,
-        queued_for: Duration,
-    },
+    Granted { attempt: u32, queued_for: Duration },
     Refused(Box<Refusal>),
 }
 
@@ -120,6 +117,7 @@ impl Driver {
             clock: Clock::start(),
             sooner: sooner.clone(),
             events: broadcast::channel(EVENTS_KEPT).0,
+            state_closed: Mutex::new(false),
         });
         tokio::spawn(run_timer(Arc::downgrade(&inner), sooner, inner.clock));
         Self(inner)
@@ -146,6 +144,10 @@ impl Driver {
         let result = act(&mut state.gate, now);
         self.0.finish(state);
         result
+    }
+
+    pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {
+        self.0.state_closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A handle that does not keep the driver going.
@@ -212,7 +214,7 @@ impl Inner {
             state.gate.seen(ticket, seen);
         }
         state.gate.cancel(ticket, now);
-        state.seats[ticket.index()] = Seat::Empty;
+        state.leave_seat(ticket);
         self.finish(state);
     }
 
@@ -223,9 +225,8 @@ impl Inner {
         ticket: Ticket,
         context: &Context<'_>,
     ) -> Poll<Result<Permit, Box<Refusal>>> {
-        let seat = &mut state.seats[ticket.index()];
-        match std::mem::take(seat) {
-            Seat::Granted { attempt, queued_for } => Poll::Ready(Ok(Permit {
+        match state.leave_seat(ticket) {
+            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(Permit {
                 inner: self.clone(),
                 ticket,
                 attempt,
@@ -234,13 +235,13 @@ impl Inner {
                 seen: None,
                 ended: false,
             })),
-            Seat::Refused(refusal) => Poll::Ready(Err(refusal)),
-            Seat::Waits(Some(waker)) if waker.will_wake(context.waker()) => {
-                *seat = Seat::Waits(Some(waker));
+            Some(Seat::Refused(refusal)) => Poll::Ready(Err(refusal)),
+            Some(Seat::Waits(Some(waker))) if waker.will_wake(context.waker()) => {
+                state.seat(ticket, Seat::Waits(Some(waker)));
                 Poll::Pending
             }
-            Seat::Empty | Seat::Waits(_) => {
-                *seat = Seat::Waits(Some(context.waker().clone()));
+            Some(Seat::Waits(_)) | None => {
+                state.seat(ticket, Seat::Waits(Some(context.waker().clone())));
                 Poll::Pending
             }
         }
@@ -250,11 +251,23 @@ impl Inner {
 impl State {
     fn seat(&mut self, ticket: Ticket, decision: Seat) {
         if self.seats.len() <= ticket.index() {
-            self.seats.resize_with(ticket.index() + 1, Seat::default);
+            self.seats.resize_with(ticket.index() + 1, Vec::new);
         }
-        if let Seat::Waits(Some(waker)) = std::mem::replace(&mut self.seats[ticket.index()], decision) {
+        let here = &mut self.seats[ticket.index()];
+        let Some((_, seat)) = here.iter_mut().find(|(other, _)| *other == ticket) else {
+            here.push((ticket, decision));
+            return;
+        };
+        if let Seat::Waits(Some(waker)) = std::mem::replace(seat, decision) {
             self.to_wake.push(waker);
         }
+    }
+
+    /// Takes what was left for a call.
+    fn leave_seat(&mut self, ticket: Ticket) -> Option<Seat> {
+        let here = self.seats.get_mut(ticket.index())?;
+        let at = here.iter().position(|(other, _)| *other == ticket)?;
+        Some(here.swap_remove(at).1)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Decides nothing of what is kept (`Gate::snapshot` does). A state that cannot be read is set aside and told of, never
 //! silently dropped, and never keeps a process from starting.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -67,22 +67,33 @@ pub fn save(folder: &Path, snapshot: &Snapshot) -> Result<(), StateError> {
     let failed = |source| StateError::File { path: path.clone(), source };
     let text = snapshot.to_json().map_err(|error| failed(io::Error::other(error)))?;
     let aside = folder.join(format!("{NAME}.new"));
-    let mut file = File::create(&aside).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    // It tells who uses what: for the owner alone.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&aside).map_err(failed)?;
     file.write_all(&text).and_then(|()| file.sync_data()).map_err(failed)?;
     fs::rename(&aside, &path).map_err(failed)
 }
 
 impl Driver {
-    /// Saves the state into `folder`. `clean`: no call will be admitted after it.
+    /// Saves the state into `folder`. `clean`: no call will be admitted after it, and nothing is saved after it.
     ///
     /// # Errors
     /// If it cannot be written; what was there before is still there.
     pub fn save_state(&self, folder: &Path, clean: bool) -> Result<(), StateError> {
+        // One at a time, so that a save which was under way cannot overwrite the last one.
+        let mut closed = self.state_closed();
+        if *closed {
+            return Ok(());
+        }
+        *closed = clean;
         save(folder, &self.with(|gate, now| gate.snapshot(clean, now)))
     }
 
-    /// Saves the state every second while there are calls, until the driver is dropped. `failed` is told of the first of
-    /// a row of failures; saving goes on.
+    /// Saves the state every second while there are calls, until the driver is dropped or has saved a clean one. `failed` is
+    /// told of the first of a row of failures; saving goes on.
     pub fn keep_state(&self, folder: PathBuf, failed: impl Fn(&StateError) + Send + 'static) {
         let driver = self.downgrade();
         tokio::spawn(async move {
@@ -95,12 +106,9 @@ impl Driver {
                 if saved_calls == Some(calls) {
                     continue;
                 }
-                let snapshot = driver.with(|gate, now| gate.snapshot(false, now));
-                drop(driver);
                 let folder = folder.clone();
                 // Syncing a file takes milliseconds: not on a thread that serves calls.
-                let result = tokio::task::spawn_blocking(move || save(&folder, &snapshot)).await;
-                match result {
+                match tokio::task::spawn_blocking(move || driver.save_state(&folder, false)).await {
                     Ok(Ok(())) => {
                         saved_calls = Some(calls);
                         failing = false;

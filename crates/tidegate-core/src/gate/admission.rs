@@ -22,6 +22,9 @@ use crate::time::{Time, Wait, micros_up};
 /// How often a bound on calls in flight that grows with time is looked at again.
 const GAUGE_GROWS_MICROS: u64 = 250_000;
 
+/// The share of a level that is all of it.
+const WHOLE_LEVEL: u64 = 1 << 40;
+
 /// What all meters of a call say together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -224,7 +227,11 @@ impl Gate {
         match self.targets[target].breaker.says(now) {
             BreakerSays::Go => {}
             _ if when_open == WhenOpen::Refuse => return self.refuse_for_breaker(ticket),
-            _ => return self.wait_at(ticket, self.targets[target].waits_for_breaker, None),
+            BreakerSays::NotBefore(at) => {
+                let wait = Wait::from_micros(at.micros_since(now));
+                return self.wait_at(ticket, self.targets[target].waits_for_breaker, Some(wait));
+            }
+            BreakerSays::NotUntilChange => return self.wait_at(ticket, self.targets[target].waits_for_breaker, None),
         }
         let lane = self.routes[route].lanes[class.index()];
         if !self.is_contended(route, lane, &amounts) {
@@ -263,7 +270,8 @@ impl Gate {
         contended.copied().unwrap_or(self.targets[self.routes[route].target].gauge)
     }
 
-    fn never_fits(&self, route: u32, amounts: &Amounts) -> Option<u32> {
+    fn never_fits(&mut self, route: u32, amounts: &Amounts) -> Option<u32> {
+        self.refill_route(route);
         self.routes[route].meters.iter().copied().find(|meter| {
             let meter = &self.ledger.meters[*meter];
             let amount = amounts.of(meter);
@@ -293,11 +301,11 @@ impl Gate {
         let mut verdict = Verdict::Go;
         for id in &route.meters {
             let meter = &mut self.ledger.meters[*id];
+            meter.refill(now);
             let amount = amounts.of(meter);
             if amount == 0 {
                 continue;
             }
-            meter.refill(now);
             match meter.says(amount, class, lane, reserve_permille, now) {
                 MeterSays::Room => {}
                 MeterSays::Never => return Verdict::Never { meter: *id },
@@ -317,7 +325,10 @@ impl Gate {
     }
 
     /// Lets an attempt go: breaker permit and every charge in one step.
-    pub(super) fn grant(&mut self, ticket: Ticket, lane: Option<LaneId>) {
+    ///
+    /// `from`: the lane that it waited in, and the meter whose lot is being served.
+    pub(super) fn grant(&mut self, ticket: Ticket, from: Option<(LaneId, u32)>) {
+        let (lane, from) = (from.map(|(lane, _)| lane), from.map(|(_, meter)| meter));
         let now = self.clock;
         if lane.is_some() {
             self.leave_queue(ticket);
@@ -357,8 +368,13 @@ impl Gate {
         if self.queue.total_waiting() > 0 {
             for charge in &entry.charges {
                 let lot = &mut self.ledger.meters[charge.meter].lot;
-                if !lot.is_empty() {
-                    lot.went(class, share, weight);
+                if lot.is_empty() {
+                    continue;
+                }
+                lot.went(class, share, weight);
+                if from != Some(charge.meter) && self.queue.passed_by(lot) {
+                    // Whoever is first there is promised room when it is asked next: now.
+                    self.stirred.push(charge.meter);
                 }
             }
         }
@@ -393,6 +409,7 @@ impl Gate {
             let entry = &self.entries[ticket.index()];
             (entry.class, entry.route, entry.start_by, entry.body_bytes)
         };
+        self.refill_route(route);
         let predicted = self.predicted_wait(ticket);
         let queue = &self.policy.queue;
         let retry = self.entries[ticket.index()].attempts > 0;
@@ -404,10 +421,16 @@ impl Gate {
             let after = predicted.map(|(micros, _)| Duration::from_micros(micros.max(1)));
             return self.refuse(ticket, Reason::QueueFull { waiting }, after);
         }
-        let exact = wait.filter(|wait| *wait != Wait::UNTIL_EVENT).map_or(0, Wait::micros);
+        // A place in flight is free when somebody ends; how often that is looked at is no wait.
+        let is_guess =
+            meter == self.targets[self.routes[route].target].gauge && self.ledger.meters[meter].paused_until <= now;
+        let exact = wait.filter(|wait| !is_guess && *wait != Wait::UNTIL_EVENT).map_or(0, Wait::micros);
         let (longest, binding) = predicted.unwrap_or((0, meter));
         let (longest, binding) = if exact > longest { (exact, meter) } else { (longest, binding) };
         if now.plus_micros(longest) > start_by || now >= start_by {
+            if meter == self.targets[self.routes[route].target].waits_for_breaker {
+                return self.refuse_for_breaker(ticket);
+            }
             let after = (longest > 0).then(|| Duration::from_micros(longest));
             return self.refuse_for_limit(ticket, binding, after);
         }
@@ -460,8 +483,8 @@ impl Gate {
             .meters
             .iter()
             .map(|meter| &self.ledger.meters[*meter])
-            .filter(|meter| meter.shared)
-            .map(|meter| amounts.of(meter).saturating_mul(meter.share_per_unit))
+            .filter(|meter| meter.shared && meter.enforce)
+            .map(|meter| amounts.of(meter).saturating_mul(meter.share_per_unit).min(WHOLE_LEVEL))
             .max()
             .unwrap_or(1)
             .max(1)
@@ -527,6 +550,13 @@ impl Gate {
         longest
     }
 
+    fn refill_route(&mut self, route: u32) {
+        let now = self.clock;
+        for meter in &self.routes[route].meters {
+            self.ledger.meters[*meter].refill(now);
+        }
+    }
+
     pub(super) fn refuse_for_limit(&mut self, ticket: Ticket, meter: u32, retry_after: Option<Duration>) {
         let entry = &self.entries[ticket.index()];
         let requested = entry.amounts.of(&self.ledger.meters[meter]);
@@ -576,6 +606,7 @@ impl Gate {
             self.refuse_for_breaker(ticket);
         } else {
             let meter = parked_at.unwrap_or(target.gauge);
+            self.refill_route(route);
             // What is ahead of it now is ahead of it no longer when it comes back: its place is at the end.
             let after = self.predicted_wait(ticket).map(|(micros, _)| Duration::from_micros(micros.max(1)));
             self.refuse_for_limit(ticket, meter, after);

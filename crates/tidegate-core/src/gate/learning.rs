@@ -5,9 +5,13 @@ use crate::event::Event;
 use crate::fault::{Fault, FaultKind};
 use crate::learn::correction::Told;
 use crate::ledger::{LEARNED, Note, Source, learned_spec};
-use crate::limit::Dimension;
+use crate::limit::{Allowance, Dimension};
+use crate::meter::Spec;
 use crate::outcome::{ServerLimit, ServerLimits};
 use crate::target::Learned;
+
+/// Replies in a row that tell limits and do not mention one of those learned, before that one is forgotten.
+const UNTOLD_REPLIES: u32 = 16;
 
 impl Gate {
     /// The head of a reply told the server's limits.
@@ -18,6 +22,39 @@ impl Gate {
         for told in &limits.0 {
             self.learn_limit(ticket, *told);
         }
+        let target = self.routes[self.entries[ticket.index()].route].target;
+        self.forget_untold(target, limits);
+    }
+
+    /// A limit that reply after reply does not mention any more was a mistake, or is gone.
+    fn forget_untold(&mut self, target: u32, limits: &ServerLimits) {
+        if limits.0.is_empty() {
+            return;
+        }
+        let mut gone = smallvec::SmallVec::<[u32; 2]>::new();
+        self.targets[target].learned.retain(|learned| {
+            if limits.0.iter().any(|told| told.dimension == learned.dimension) {
+                learned.missed = 0;
+                return true;
+            }
+            learned.missed += 1;
+            if learned.missed >= UNTOLD_REPLIES {
+                gone.push(learned.meter);
+            }
+            learned.missed < UNTOLD_REPLIES
+        });
+        if !gone.is_empty() {
+            self.targets[target].version = self.targets[target].version.wrapping_add(1);
+            gone.into_iter().for_each(|meter| self.unlearn(meter));
+        }
+    }
+
+    /// A learned limit binds no more. Its meter stays: calls may wait in its lot, and the server may tell it again.
+    pub(super) fn unlearn(&mut self, meter: u32) {
+        let now = self.clock;
+        let (level, dimension) = (self.ledger.meters[meter].level, self.ledger.meters[meter].dimension);
+        self.ledger.put_meter(level, Spec { allowance: Allowance::Unlimited, ..learned_spec(dimension, 1) }, now);
+        self.stir(meter);
     }
 
     fn learn_limit(&mut self, ticket: Ticket, told: ServerLimit) {
@@ -56,6 +93,7 @@ impl Gate {
                 let learned = &mut self.targets[target].learned[at];
                 learned.told_at = now;
                 let id = learned.meter;
+                self.ledger.meters[id].told_at = now;
                 let note = notes.iter().find(|note| note.meter == id).copied();
                 if self.ledger.meters[id].limit() != told.limit {
                     self.follow(target, id, told, note);
@@ -104,8 +142,9 @@ impl Gate {
         let left = crate::bucket::as_level(told.remaining.unwrap_or(told.limit));
         let level = left.saturating_sub(crate::bucket::as_level(others.saturating_mul(each)));
         self.ledger.meters[meter].follow(told.limit, level);
+        self.ledger.meters[meter].told_at = now;
         let entry = &mut self.targets[target];
-        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now });
+        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now, missed: 0 });
         entry.version = entry.version.wrapping_add(1);
         entry.cold_start = None;
         let gauge = entry.gauge;

@@ -173,7 +173,7 @@ impl Gate {
     }
 
     fn let_go(&mut self, ticket: Ticket, lane: LaneId, meter: u32) {
-        self.grant(ticket, Some(lane));
+        self.grant(ticket, Some((lane, meter)));
         if self.head(lane).is_some() {
             self.queue.park_again(lane, &mut self.ledger.meters[meter].lot);
         } else {

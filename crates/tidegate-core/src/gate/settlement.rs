@@ -20,6 +20,9 @@ const PAUSE_MICROS: u64 = 1_000_000;
 /// … and at most for so long: longer waits are the call's own, not everybody's.
 const PAUSE_MAX_MICROS: u64 = 60_000_000;
 
+/// A reply that says it used more than this is not believed: no call can.
+const TOKENS_MAX: u64 = 1_000_000_000;
+
 /// What becomes of the units that an attempt took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keep {
@@ -40,7 +43,8 @@ impl Gate {
             return Next::Done;
         }
         let entry = &self.entries[ticket.index()];
-        let seen = outcome.usage.or(entry.seen);
+        let reported = outcome.usage.filter(|usage| usage.total() <= TOKENS_MAX);
+        let seen = reported.or(entry.seen.filter(|usage| usage.total() <= TOKENS_MAX));
         let keep = match &outcome.ending {
             Ending::Unsent => Keep::Nothing,
             Ending::Success | Ending::CutShort(_) | Ending::Cancelled => Keep::Used(seen),
@@ -78,7 +82,7 @@ impl Gate {
                 let gauge = self.targets[target].gauge;
                 self.stir(gauge);
             }
-            if let Some(usage) = outcome.usage {
+            if let Some(usage) = reported {
                 let request_type = self.request_type(route);
                 let target = &mut self.targets[target];
                 target.typical_output.wrote(request_type, usage.output_tokens);
@@ -105,6 +109,7 @@ impl Gate {
 
     /// Gives back, or debits, the difference between what was taken and what is kept.
     fn give_back(&mut self, ticket: Ticket, keep: Keep) {
+        let now = self.clock;
         let entry = &mut self.entries[ticket.index()];
         self.in_flight -= 1;
         entry.state = State::BackingOff;
@@ -114,10 +119,9 @@ impl Gate {
         let mut debt = None;
         let mut corrected_share = 0;
         for charge in entry.charges.drain(..) {
-            let Some(meter) = self.ledger.meters.get_mut(charge.meter).filter(|meter| meter.epoch == charge.epoch)
-            else {
-                continue;
-            };
+            let Some(meter) = self.ledger.charged_meter(charge.meter, charge.epoch) else { continue };
+            // Up to date first: a debit of a level of a minute ago would be refilled for a minute that has passed.
+            meter.refill(now);
             let kept = match (meter.dimension, keep) {
                 (Dimension::MaxInFlight, _) | (_, Keep::Nothing) => 0,
                 (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, _) => charge.amount,
@@ -146,7 +150,7 @@ impl Gate {
                 corrected_share = units.saturating_mul(crate::bucket::as_level(meter.share_per_unit));
             }
         }
-        if keep == Keep::Nothing {
+        if keep == Keep::Nothing && entry.amounts.own_requests > 0 {
             entry.own_request_charged = false;
         }
         let (class, call) = (entry.class, &entry.id);

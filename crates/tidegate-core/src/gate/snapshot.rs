@@ -15,6 +15,11 @@ use crate::time::Time;
 /// The form of the snapshot; another one is not read.
 const FORMAT: u32 = 1;
 
+/// What is older than this says nothing any more.
+const DAY_MICROS: u64 = 25 * 3_600_000_000;
+/// A minute's level that nothing is known of after a crash is full again after this.
+const MINUTE_MICROS: u64 = 61_000_000;
+
 /// Everything that is to survive a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -108,6 +113,10 @@ impl Gate {
             .filter(|level| !level.meters.is_empty())
             .collect();
         // Whoever has not called since the last start is still owed, and still owes, what was kept then.
+        // A day later every level is full again.
+        let is_recent = |at_micros: u64| clock.micros_since(Time::from_micros(at_micros)) < DAY_MICROS;
+        self.restored.retain(|_, kept| is_recent(kept.at_micros));
+        self.restored_targets.retain(|_, kept| is_recent(kept.at_micros));
         levels.extend(self.restored.values().cloned());
         let mut targets: Vec<KeptTarget> = self
             .targets
@@ -133,6 +142,9 @@ impl Gate {
     ///
     /// After a crash a minute's level starts with no more than was refilled meanwhile; a day's stands as it was kept.
     pub fn restore(&mut self, snapshot: Snapshot) {
+        if !snapshot.clean {
+            self.crashed_after = Some(Time::from_micros(snapshot.taken_at_micros));
+        }
         for mut level in snapshot.levels {
             if !snapshot.clean && level.at_micros == snapshot.taken_at_micros {
                 level.meters.iter_mut().for_each(KeptMeter::distrust);
@@ -148,17 +160,32 @@ impl Gate {
     }
 
     pub(super) fn restore_levels(&mut self, levels: &[u32]) {
-        if self.restored.is_empty() {
+        let now = self.clock;
+        // A level that was full when it was saved, or not there yet, may have been used up before the crash.
+        self.crashed_after = self.crashed_after.filter(|at| now.micros_since(*at) < MINUTE_MICROS);
+        if self.restored.is_empty() && self.crashed_after.is_none() {
             return;
         }
-        let now = self.clock;
         for id in levels {
             let level = &self.ledger.levels[*id];
-            let Some(kept) = self.restored.remove(&level.key) else { continue };
+            if level.routes > 1 {
+                // Another's calls have touched it since: it stands as it must.
+                continue;
+            }
+            let kept = self.restored.remove(&level.key);
             for meter in level.meters.clone() {
                 let meter = &mut self.ledger.meters[meter];
-                if let Some(kept_meter) = kept.meters.iter().find(|kept| kept.dimension == meter.dimension.name()) {
-                    kept_meter.put_into(meter, Time::from_micros(kept.at_micros), now);
+                let of_kept = |kept: &KeptLevel| {
+                    kept.meters.iter().find(|kept| kept.dimension == meter.dimension.name()).cloned()
+                };
+                let known = kept.as_ref().and_then(|kept| Some((of_kept(kept)?, Time::from_micros(kept.at_micros))));
+                if let Some((kept, at)) = known {
+                    kept.put_into(meter, at, now);
+                } else if let (Some(crashed_after), Some(mut unknown)) = (self.crashed_after, KeptMeter::whole(meter)) {
+                    unknown.distrust();
+                    if unknown.dimension.ends_with("per_minute") {
+                        unknown.put_into(meter, crashed_after, now);
+                    }
                 }
             }
         }
@@ -186,7 +213,8 @@ impl Gate {
             };
             let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.limit), now);
             limit.put_into(&mut self.ledger.meters[meter], kept_at, now);
-            self.targets[id].learned.push(Learned { dimension, meter, told_at: kept_at });
+            self.ledger.meters[meter].told_at = kept_at;
+            self.targets[id].learned.push(Learned { dimension, meter, told_at: kept_at, missed: 0 });
         }
         self.targets[id].cold_start = None;
     }

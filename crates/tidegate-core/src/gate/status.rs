@@ -1,5 +1,7 @@
 //! How everything stands at one instant, for people and metrics.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{Gate, State};
@@ -62,7 +64,7 @@ pub struct MeterStatus {
 #[derive(Clone, Debug, Serialize)]
 pub struct QueueStatus {
     /// Calls waiting, by priority.
-    pub waiting: [(&'static str, usize); 3],
+    pub waiting: BTreeMap<&'static str, usize>,
     /// Calls waiting in all.
     pub depth: usize,
     /// Bytes of their bodies.
@@ -126,7 +128,7 @@ impl Gate {
         Status {
             limits: self.level_statuses(),
             queue: QueueStatus {
-                waiting: Priority::ALL.map(|class| (class.name(), self.queue.waiting[class.index()])),
+                waiting: Priority::ALL.iter().map(|class| (class.name(), self.queue.waiting[class.index()])).collect(),
                 depth: self.queue.total_waiting(),
                 bytes: self.queue.waiting_bytes,
                 oldest_seconds: oldest.map_or(0.0, |at| clock.since(at).as_secs_f64()),

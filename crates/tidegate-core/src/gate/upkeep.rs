@@ -4,11 +4,13 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::{Gate, State, Ticket, Timer};
-use crate::config::Policy;
+use crate::config::{Policy, TokenCharge};
 use crate::event::Event;
 use crate::ledger::Source;
 use crate::time::Time;
 
+/// Timers that may lie in the heap before those that are stale are looked for.
+pub(super) const TIMERS_KEPT: usize = 1024;
 /// A route is forgotten after so long without a call.
 const ROUTE_IDLE_MICROS: u64 = 60_000_000;
 /// What was learned of a target is forgotten after so long without a call to it.
@@ -47,7 +49,7 @@ impl Gate {
 
     /// Deadlines of calls that went long ago stay behind in the heap; it must not grow with them.
     pub(super) fn drop_stale_timers(&mut self) {
-        if self.timers.len() < 1024 || self.timers.len() < 4 * self.queue.total_waiting() {
+        if self.timers.len() < self.purge_timers_at {
             return;
         }
         let entries = &self.entries;
@@ -60,10 +62,13 @@ impl Gate {
         self.timers.retain(|Reverse((at, timer))| match timer {
             Timer::Deadline(ticket) => is_in(*ticket, State::Waiting),
             Timer::BackOff(ticket) => is_in(*ticket, State::BackingOff),
-            Timer::Lot { meter, epoch } => meters
-                .get(*meter)
-                .is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at && !meter.lot.is_empty()),
+            // Kept while the lot counts on it, empty or not: who parks there next relies on it.
+            Timer::Lot { meter, epoch } => {
+                meters.get(*meter).is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at)
+            }
         });
+        // Not again before it has doubled, so that the search costs each timer a constant.
+        self.purge_timers_at = (2 * self.timers.len()).max(TIMERS_KEPT);
     }
 
     /// Looks at a few routes, levels and targets, and forgets what is idle: memory follows use, at a constant cost a call.
@@ -94,9 +99,7 @@ impl Gate {
         if self.target_is_idle(target, now) {
             self.forget_target(target);
         }
-        if self.timers.len() > 4096 {
-            self.drop_stale_timers();
-        }
+        self.drop_stale_timers();
     }
 
     fn forget_route(&mut self, id: u32) {
@@ -170,6 +173,12 @@ impl Gate {
             let upstream = target.account.split('#').next().unwrap_or("");
             let policy = self.policy.upstreams.iter().find(|policy| &*policy.name == upstream);
             target.learn_limits = policy.is_none_or(|policy| policy.learn_limits);
+            target.charge_rule.reconfigure(policy.map_or(TokenCharge::Learned, |policy| policy.token_charge));
+            if !target.learn_limits {
+                target.cold_start = None;
+                let learned: Vec<u32> = target.learned.drain(..).map(|learned| learned.meter).collect();
+                learned.into_iter().for_each(|meter| self.unlearn(meter));
+            }
         }
         let routes: Vec<u32> = self.routes.iter().map(|(id, _)| id).collect();
         for id in routes {

@@ -53,6 +53,11 @@ impl ChargeRule {
         if self.configured == TokenCharge::Learned { self.confirmed } else { Some(self.configured) }
     }
 
+    /// Takes over another configured rule; what was found out stays known.
+    pub(crate) fn reconfigure(&mut self, configured: TokenCharge) {
+        self.configured = configured;
+    }
+
     /// A rule that was found out before a restart.
     pub(crate) fn restore(&mut self, rule: TokenCharge) {
         if rule != TokenCharge::Learned {

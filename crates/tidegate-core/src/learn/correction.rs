@@ -56,6 +56,7 @@ pub(crate) struct Correction {
     charged: u64,
     /// `charged` at the end of each bin.
     history: Box<[u64]>,
+    history_from: Time,
     current_bin: u64,
     /// How far replies exceeded the expectation, while every one of them did.
     excess_since: Option<Time>,
@@ -76,7 +77,8 @@ impl Correction {
         Self {
             fix: 0,
             charged: 0,
-            history: vec![0; BINS].into_boxed_slice(),
+            history: Box::default(),
+            history_from: Time::ZERO,
             current_bin: now.as_micros() / BIN_MICROS,
             excess_since: None,
             excesses: VecDeque::new(),
@@ -95,13 +97,19 @@ impl Correction {
     pub(crate) fn charged(&mut self, cost: u64, level: i64, now: Time) -> Seen {
         self.advance(now);
         self.charged = self.charged.wrapping_add(cost);
-        self.history[slot(self.current_bin)] = self.charged;
+        if let Some(bin) = self.history.get_mut(slot(self.current_bin)) {
+            *bin = self.charged;
+        }
         Seen { level, fix: self.fix, charged: self.charged, own: cost }
     }
 
     fn advance(&mut self, now: Time) {
         let bin = now.as_micros() / BIN_MICROS;
         if bin <= self.current_bin {
+            return;
+        }
+        if self.history.is_empty() {
+            self.current_bin = bin;
             return;
         }
         let first = (self.current_bin + 1).max(bin.saturating_sub(BINS as u64 - 1));
@@ -135,7 +143,7 @@ impl Correction {
             return 0;
         }
         let period = OTHERS_SECONDS as i64 * 1_000_000;
-        let most = (per_second as i64).saturating_mul(9) / 10 * OTHERS_SECONDS as i64;
+        let most = (crate::bucket::as_level(per_second) / 10).saturating_mul(9 * OTHERS_SECONDS as i64);
         let flow = i128::from(sum.min(most)) * i128::from(elapsed) + i128::from(self.others_remainder);
         let taken = i64::try_from(flow / i128::from(period)).unwrap_or(i64::MAX);
         self.others_remainder = i64::try_from(flow % i128::from(period)).unwrap_or(0);
@@ -165,10 +173,23 @@ impl Correction {
         let previous = self.newest_reply_sent_at;
         self.newest_reply_sent_at = previous.max(sent_at);
         self.advance(now);
-        let Some(after) = self.charged_by(sent_at.plus_micros(REORDER_MICROS)) else { return 0 };
-        let before_at = Time::from_micros(sent_at.as_micros().saturating_sub(REORDER_MICROS));
-        let before = self.charged_by(before_at).map_or(0, |by| seen.charged.wrapping_sub(seen.own).wrapping_sub(by));
-        let after = after.wrapping_sub(seen.charged);
+        if self.history.is_empty() {
+            // Made with the first reply: most levels of callers who come once never see one.
+            self.history = vec![self.charged; BINS].into_boxed_slice();
+            self.history_from = now;
+        }
+        let since = self.charged.wrapping_sub(seen.charged);
+        let is_comparable = sent_at >= self.history_from;
+        let (after, before) = if is_comparable {
+            let Some(after) = self.charged_by(sent_at.plus_micros(REORDER_MICROS)) else { return 0 };
+            let before_at = Time::from_micros(sent_at.as_micros().saturating_sub(REORDER_MICROS));
+            let before =
+                self.charged_by(before_at).map_or(0, |by| seen.charged.wrapping_sub(seen.own).wrapping_sub(by));
+            (after.wrapping_sub(seen.charged), before)
+        } else {
+            // What went when is not known: all since then may be in the server's number.
+            (since, 0)
+        };
         let remaining = crate::bucket::as_level(remaining);
         let expect = seen.level.saturating_add(self.fix.saturating_sub(seen.fix));
         let low = expect.min(level).saturating_sub(crate::bucket::as_level(after));
@@ -182,7 +203,7 @@ impl Correction {
             self.note_others(less.min(crate::bucket::as_level(flowed.saturating_mul(9) / 10)), now);
             return -less;
         }
-        if refused {
+        if refused || !is_comparable {
             return 0;
         }
         if remaining <= high {
@@ -213,7 +234,7 @@ impl Correction {
 
     /// A 429 was met: one call more of margin, at most a tenth of the capacity.
     pub(crate) fn widen_margin(&mut self, cost: u64, capacity: u64, now: Time) {
-        self.margin = (self.margin(now) + cost).min(capacity / 10);
+        self.margin = self.margin(now).saturating_add(cost).min(capacity / 10);
         self.margin_at = now;
     }
 
@@ -227,7 +248,9 @@ impl Correction {
         let halvings = elapsed / MARGIN_HALVES_MICROS;
         let halved = self.margin.checked_shr(u32::try_from(halvings).unwrap_or(64)).unwrap_or(0);
         // Between two halvings a straight line is near enough to the exponential.
-        halved - halved / 2 * (elapsed % MARGIN_HALVES_MICROS) / MARGIN_HALVES_MICROS
+        let part =
+            u128::from(halved / 2) * u128::from(elapsed % MARGIN_HALVES_MICROS) / u128::from(MARGIN_HALVES_MICROS);
+        halved - u64::try_from(part).unwrap_or(halved)
     }
 }
 
@@ -245,10 +268,17 @@ mod tests {
 
     const PER_SECOND: u64 = 1000;
 
+    /// One that has had its first reply.
+    fn compared_from(start: Time) -> Correction {
+        let mut correction = Correction::new(start);
+        correction.reply(Seen::default(), Told { sent_at: start, remaining: 0, refused: true }, 0, PER_SECOND, start);
+        correction
+    }
+
     #[test]
     fn a_server_that_has_less_than_we_thought_lowers_the_level_at_once() {
         let start = Time::from_secs(1000);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         let seen = correction.charged(10, 990, start);
         let change = correction.reply(
             seen,
@@ -263,7 +293,7 @@ mod tests {
     #[test]
     fn charges_sent_just_after_explain_a_lower_remaining() {
         let start = Time::from_secs(1000);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         let seen = correction.charged(10, 990, start);
         correction.charged(100, 890, start.plus_micros(200_000));
         let change = correction.reply(
@@ -279,7 +309,7 @@ mod tests {
     #[test]
     fn one_reply_with_more_than_expected_changes_nothing_and_ten_seconds_of_them_do() {
         let start = Time::from_secs(1000);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         let mut change = 0;
         for second in 0..16_u64 {
             let now = start.plus_micros(second * 1_000_000);
@@ -299,7 +329,7 @@ mod tests {
     #[test]
     fn a_refusal_never_raises_the_level() {
         let start = Time::from_secs(1000);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         for second in 0..30_u64 {
             let now = start.plus_micros(second * 1_000_000);
             let seen = correction.charged(10, 500, now);
@@ -313,7 +343,7 @@ mod tests {
     #[test]
     fn steady_use_by_others_is_expected_to_go_on() {
         let start = Time::from_secs(1000);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         let mut level = 10_000_i64;
         for second in 1..=30_u64 {
             let now = start.plus_micros(second * 1_000_000);
@@ -335,7 +365,7 @@ mod tests {
     #[test]
     fn the_margin_halves_each_minute_and_is_bounded_by_a_tenth() {
         let start = Time::from_secs(1);
-        let mut correction = Correction::new(start);
+        let mut correction = compared_from(start);
         correction.widen_margin(1000, 100_000, start);
         assert_eq!(correction.margin(start), 1000);
         assert_eq!(correction.margin(start.plus_micros(60_000_000)), 500);

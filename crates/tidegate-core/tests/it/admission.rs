@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tidegate_core::call::RequestType;
-use tidegate_core::limit::{Dimension, Limit, Mode, Override, Rates, Scope};
+use tidegate_core::fault::FaultKind;
+use tidegate_core::limit::{Algorithm, Dimension, Limit, Mode, Override, Rates, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Reason;
 use tidegate_core::time::Time;
@@ -273,4 +274,51 @@ fn own_levels_tell_the_tightest_limit() {
     let own = bench.gate.own_levels(ticket, bench.now).unwrap();
     assert_eq!(own.requests, Some((10, 9, 6_000_000)));
     assert_eq!(own.tokens, Some((1000, 900, 6_000_000)));
+}
+
+#[test]
+fn use_beyond_the_estimate_is_owed_however_long_nobody_looked() {
+    for algorithm in [Algorithm::TokenBucket, Algorithm::SlidingWindow] {
+        let rule = Limit { algorithm: Some(algorithm), ..limit("own", &[], &[(TPM, 6000)]) };
+        let mut bench = Bench::with_limits(vec![rule]);
+        let ticket = bench.admit(call("ada", 100));
+        bench.now = bench.now + Duration::from_secs(90);
+        bench.succeed(ticket, 6000);
+        let remaining = bench.remaining("own", TPM);
+        assert!(remaining <= 100, "{algorithm:?} {remaining}");
+    }
+}
+
+#[test]
+fn a_usage_that_no_call_can_have_is_not_believed() {
+    let mut bench = Bench::with_limits(vec![limit("own", &[], &[(TPM, 6000)])]);
+    let ticket = bench.admit(call("ada", 100));
+    bench.succeed(ticket, u64::MAX);
+    assert_eq!(bench.remaining("own", TPM), 5900, "what was reserved is charged");
+    bench.run_for(Duration::from_secs(100));
+    assert_eq!(bench.remaining("own", TPM), 6000);
+}
+
+#[test]
+fn a_reload_that_takes_a_dimension_from_a_mirror_does_no_harm() {
+    let mirror = |dimensions: &[(Dimension, u64)]| policy(vec![bucket("account", &[Scope::Account], dimensions)]);
+    let mut bench = Bench::new(mirror(&[(RPM, 100), (TPM, 1000)]));
+    bench.admit(call("ada", 10));
+    bench.gate.reload(mirror(&[(RPM, 100)]), bench.now);
+    bench.run_for(Duration::from_secs(1));
+    let ticket = bench.admit(call("ada", 100_000));
+    assert!(bench.is_granted(ticket));
+}
+
+#[test]
+fn a_request_is_charged_once_also_when_a_later_attempt_never_reached_the_upstream() {
+    let mut bench = Bench::with_limits(vec![limit("own", &[], &[(Dimension::RequestsPerDay, 10)])]);
+    let ticket = bench.admit(call("ada", 1));
+    for (kind, status) in [(FaultKind::Server, 500), (FaultKind::Connect, 0)] {
+        bench.settle(ticket, &failed(kind, status));
+        bench.run_for(Duration::from_secs(60));
+    }
+    assert_eq!(bench.granted.len(), 3);
+    bench.succeed(ticket, 1);
+    assert_eq!(bench.remaining("own", Dimension::RequestsPerDay), 9);
 }

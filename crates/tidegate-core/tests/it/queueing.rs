@@ -262,3 +262,54 @@ fn those_who_will_not_wait_are_refused_when_the_breaker_opens_and_the_others_wai
         assert!(bench.is_granted(patient), "the probe goes when the breaker's time is over");
     }
 }
+
+#[test]
+fn a_large_request_is_not_overtaken_without_end_by_calls_that_wait_for_limits_of_their_own() {
+    let mut bench =
+        Bench::with_limits(vec![bucket("shared", &[], &[(TPM, 60_000)]), bucket("each", &[Scope::User], &[(RPM, 6)])]);
+    bench.admit(call("start", 60_000));
+    for _ in 0..100 {
+        for user in 0..9 {
+            bench.admit(call(&format!("small-{user}"), 1000));
+        }
+    }
+    let start = bench.now;
+    let large = bench.admit(call("whale", 55_000));
+    bench.run_for(Duration::from_secs(240));
+    let at = bench.granted.iter().find(|(_, ticket)| *ticket == large).map(|(at, _)| at.since(start));
+    assert!(at.is_some_and(|at| at < Duration::from_secs(120)), "{at:?}");
+}
+
+#[test]
+fn a_lot_whose_waiters_all_left_wakes_the_next_one_all_the_same() {
+    let mut bench = Bench::with_limits(vec![
+        bucket("each", &[Scope::User], &[(RPM, 60)]),
+        bucket("slots", &[Scope::Organization], &[(Dimension::MaxInFlight, 1)]),
+    ]);
+    let in_own_slot = |user: &str, number: usize| {
+        let mut made = call(user, 1);
+        made.subject.organization = Some(format!("{user}-{number}").into());
+        made
+    };
+    let patient = |bench: &Bench, mut made: Call| {
+        made.start_by = bench.now + Duration::from_secs(240);
+        made
+    };
+    for number in 0..60 {
+        bench.admit(in_own_slot("ada", number));
+    }
+    let first = patient(&bench, in_own_slot("ada", 60));
+    let first = bench.admit(first);
+    bench.gate.cancel(first, bench.now);
+    bench.admit(in_own_slot("bob", 0));
+    for _ in 0..3000 {
+        let other = patient(&bench, in_own_slot("bob", 0));
+        let other = bench.admit(other);
+        bench.gate.cancel(other, bench.now);
+    }
+    bench.drain();
+    let waiting = patient(&bench, in_own_slot("ada", 61));
+    let waiting = bench.admit(waiting);
+    bench.run_for(Duration::from_secs(2));
+    assert!(bench.is_granted(waiting), "{:?}", bench.refusal(waiting));
+}

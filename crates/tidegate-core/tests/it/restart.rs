@@ -98,3 +98,12 @@ fn a_state_of_another_form_is_refused_and_not_misread() {
     let other = br#"{"format":99,"taken_at_micros":0,"clean":true,"levels":[],"targets":[]}"#;
     assert_eq!(Snapshot::from_json(other).err(), Some(SnapshotError::Format(99)));
 }
+
+#[test]
+fn after_a_crash_a_level_that_was_full_when_it_was_saved_does_not_start_full_again() {
+    let limits = || vec![bucket("own", &[], &[(RPM, 60)])];
+    let bench = Bench::with_limits(limits());
+    let mut bench = restarted(bench, false, Duration::from_secs(5), policy(limits()));
+    bench.admit(call("ada", 1));
+    assert_eq!(bench.remaining("own", RPM), 4);
+}

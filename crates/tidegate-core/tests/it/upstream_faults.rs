@@ -264,3 +264,47 @@ fn too_large_for_a_learned_limit_is_judged_on_the_input_alone() {
     let ticket = bench.admit(call("ada", 1001));
     assert!(matches!(bench.refusal(ticket).unwrap().reason, Reason::TooLarge(_)));
 }
+
+#[test]
+fn a_nonsense_limit_in_one_reply_does_not_refuse_calls_for_ever() {
+    let mut bench = Bench::new(learning());
+    let ticket = bench.admit(call("ada", 10));
+    let told = ServerLimit { dimension: TPM, limit: 1, remaining: Some(1) };
+    bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+    bench.succeed(ticket, 10);
+    bench.run_for(Duration::from_secs(180));
+    let ticket = bench.admit(call("ada", 100));
+    bench.run_for(Duration::from_secs(120));
+    assert!(bench.is_granted(ticket), "{:?}", bench.refusal(ticket));
+}
+
+#[test]
+fn a_limit_that_replies_no_longer_mention_binds_no_more() {
+    let mut bench = Bench::new(learning());
+    let tell = |bench: &mut Bench, dimension, limit| {
+        let ticket = bench.admit(call("ada", 1));
+        assert!(bench.is_granted(ticket));
+        let told = ServerLimit { dimension, limit, remaining: Some(limit - 1) };
+        bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+        bench.succeed(ticket, 1);
+    };
+    tell(&mut bench, Dimension::RequestsPerDay, 1000);
+    for _ in 0..16 {
+        tell(&mut bench, RPM, 1000);
+    }
+    let learned = bench.gate.status(bench.now).learned[0].limits.clone();
+    assert_eq!(learned.iter().map(|limit| limit.dimension).collect::<Vec<_>>(), ["requests_per_minute"]);
+}
+
+#[test]
+fn a_strategy_for_rate_limits_is_obeyed_and_bounded() {
+    let mut policy = policy(Vec::new());
+    let strategy = tidegate_core::config::RetryStrategyConfig { max_attempts: Some(2), ..Default::default() };
+    policy.retry.strategies.insert("rate_limit_exceeded".into(), strategy);
+    let mut bench = Bench::new(policy);
+    let ticket = bench.admit(call("ada", 1));
+    assert!(matches!(bench.settle(ticket, &failed(FaultKind::RateLimited, 429)), Next::Retry { .. }));
+    bench.run_for(Duration::from_secs(60));
+    let end = bench.settle(ticket, &failed(FaultKind::RateLimited, 429));
+    assert_eq!(give_up_reason(&end), Some(GiveUpReason::AttemptsExhausted));
+}

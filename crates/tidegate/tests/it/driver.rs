@@ -213,3 +213,44 @@ async fn the_state_is_kept_and_taken_up_again() {
     let _permit = driver.admit(call()).await.unwrap();
     assert_eq!(remaining(&driver), 69);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_nobody_has_looked_at_is_not_lost_to_the_next_call_with_its_place() {
+    let driver = Driver::new(policy(Dimension::MaxInFlight, 1), 1);
+    let held = driver.admit(call()).await.unwrap();
+    let mut hurried = call();
+    hurried.start_by = driver.now() + Duration::from_secs(1);
+    let mut first = Box::pin(driver.admit(hurried));
+    assert!(poll_once(&mut first).await.is_none());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Refused by now, and its place in the core is free: the next call gets it.
+    let mut second = Box::pin(driver.admit(call()));
+    assert!(poll_once(&mut second).await.is_none());
+    assert!(first.await.is_err());
+    drop(held);
+    assert!(second.await.is_ok());
+
+    let held = driver.admit(call()).await.unwrap();
+    let mut hurried = call();
+    hurried.start_by = driver.now() + Duration::from_secs(1);
+    let mut first = Box::pin(driver.admit(hurried));
+    assert!(poll_once(&mut first).await.is_none());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut second = Box::pin(driver.admit(call()));
+    assert!(poll_once(&mut second).await.is_none());
+    // Dropped without having looked: what it leaves is its own seat, not the other's.
+    drop(first);
+    drop(held);
+    assert!(second.await.is_ok());
+}
+
+/// Polls once.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
