@@ -1,5 +1,8 @@
 //! The binary `tidegate`: a table of modes. Nothing is decided here but which of them runs.
 
+// Doc comments here are the help texts on the terminal, where a bare URL is the clickable one.
+#![allow(rustdoc::bare_urls)]
+
 /// Several small allocations a call: this takes a few percent less time over them than the system's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -9,7 +9,6 @@ use tidegate::Driver;
 use tidegate_core::config::Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::metrics::Metrics;
 use crate::shared::{Phase, Settings, Shared, StartError};
@@ -132,7 +131,7 @@ impl Gateway {
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
     /// finish, and what is left then is cut off.
-    pub async fn drain(mut self) {
+    pub async fn drain(self) {
         let server = self.shared.settings.load().config.server.clone();
         self.shared.phase.send_replace(Phase::Draining);
         if !server.drain_delay.is_zero() {
