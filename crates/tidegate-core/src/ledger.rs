@@ -94,7 +94,7 @@ impl Amounts {
     }
 
     /// What `meter` is charged.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of(&self, meter: &Meter) -> u64 {
         match (meter.dimension, meter.mirror) {
             (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, true) | (Dimension::MaxInFlight, _) => 1,

@@ -84,8 +84,8 @@ pub(crate) struct Meter {
     pub(crate) correction: Option<Box<Correction>>,
     active_until: [Time; 3],
     pub(crate) paused_until: Time,
-    /// When the server last told this limit; `Time::NEVER` for one that was configured.
-    pub(crate) told_at: Time,
+    /// Until when the server's word for this limit counts; `Time::NEVER` for one that was configured.
+    stale_at: Time,
     /// It was told too long ago to call a request too large for it: it may have been nonsense, or have moved.
     pub(crate) is_stale: bool,
     /// Calls that shadow mode would have held back.
@@ -133,7 +133,7 @@ impl Meter {
             correction: None,
             active_until: [Time::ZERO; 3],
             paused_until: Time::ZERO,
-            told_at: Time::NEVER,
+            stale_at: Time::NEVER,
             is_stale: false,
             would_hold: 0,
             lot: Lot::default(),
@@ -195,6 +195,12 @@ impl Meter {
         }
     }
 
+    /// The server told this limit at `at`.
+    pub(crate) fn told(&mut self, at: Time) {
+        self.stale_at = at.plus_micros(STALE_MICROS);
+        self.is_stale = false;
+    }
+
     /// Units per period.
     pub(crate) fn limit(&self) -> u64 {
         match &self.kind {
@@ -228,7 +234,7 @@ impl Meter {
 
     #[inline]
     pub(crate) fn refill(&mut self, now: Time) {
-        self.is_stale = now > self.told_at.plus_micros(STALE_MICROS);
+        self.is_stale = now > self.stale_at;
         match &mut self.kind {
             Kind::Bucket(bucket) => {
                 bucket.refill(now);
@@ -246,6 +252,7 @@ impl Meter {
         }
     }
 
+    #[inline]
     fn plain_fit(&self, cost: u64, floor: u64, now: Time) -> Fit {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.fit(cost, floor),
@@ -302,6 +309,7 @@ impl Meter {
         let fit = self.plain_fit(cost, margin.saturating_add(reserve), now);
         let says = match fit {
             Fit::Never => return MeterSays::Never,
+            Fit::Now if self.earmark.is_none() => MeterSays::Room,
             Fit::Now => self.past_earmark(cost, lane, now),
             Fit::Later(wait) => MeterSays::Wait(wait, if reserve > 0 { Obstacle::Reserve } else { Obstacle::Shortage }),
         };

@@ -93,7 +93,7 @@ impl Gate {
                 let learned = &mut self.targets[target].learned[at];
                 learned.told_at = now;
                 let id = learned.meter;
-                self.ledger.meters[id].told_at = now;
+                self.ledger.meters[id].told(now);
                 let note = notes.iter().find(|note| note.meter == id).copied();
                 if self.ledger.meters[id].limit() != told.limit {
                     self.follow(target, id, told, note);
@@ -142,7 +142,7 @@ impl Gate {
         let left = crate::bucket::as_level(told.remaining.unwrap_or(told.limit));
         let level = left.saturating_sub(crate::bucket::as_level(others.saturating_mul(each)));
         self.ledger.meters[meter].follow(told.limit, level);
-        self.ledger.meters[meter].told_at = now;
+        self.ledger.meters[meter].told(now);
         let entry = &mut self.targets[target];
         entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now, missed: 0 });
         entry.version = entry.version.wrapping_add(1);

@@ -89,14 +89,16 @@ impl Gate {
                 target.charge_rule.used(usage);
             }
         }
-        let call = self.entries[ticket.index()].id.clone();
-        match &outcome.ending {
-            Ending::Success => self.emit(|| Event::AttemptSuccess { call, attempt, duration }),
-            Ending::Failed(fault) | Ending::CutShort(fault) => {
-                let kind = fault.kind;
-                self.emit(|| Event::AttemptFailed { call, attempt, kind });
+        if self.events {
+            let call = self.entries[ticket.index()].id.clone();
+            match &outcome.ending {
+                Ending::Success => self.emit(|| Event::AttemptSuccess { call, attempt, duration }),
+                Ending::Failed(fault) | Ending::CutShort(fault) => {
+                    let kind = fault.kind;
+                    self.emit(|| Event::AttemptFailed { call, attempt, kind });
+                }
+                Ending::Unsent | Ending::Cancelled => {}
             }
-            Ending::Unsent | Ending::Cancelled => {}
         }
         match &outcome.ending {
             Ending::Failed(fault) => self.after_failure(ticket, fault),
@@ -120,8 +122,6 @@ impl Gate {
         let mut corrected_share = 0;
         for charge in entry.charges.drain(..) {
             let Some(meter) = self.ledger.charged_meter(charge.meter, charge.epoch) else { continue };
-            // Up to date first: a debit of a level of a minute ago would be refilled for a minute that has passed.
-            meter.refill(now);
             let kept = match (meter.dimension, keep) {
                 (Dimension::MaxInFlight, _) | (_, Keep::Nothing) => 0,
                 (Dimension::RequestsPerMinute | Dimension::RequestsPerDay, _) => charge.amount,
@@ -140,6 +140,9 @@ impl Gate {
                     self.stirred.push(charge.meter);
                 }
             } else if kept > charge.amount {
+                // Up to date first: a debit of a level of a minute ago would be refilled for a minute that has passed.
+                // (For a refund the order makes no difference.)
+                meter.refill(now);
                 meter.debit(kept - charge.amount, charge.bin);
                 if meter.level() < 0 {
                     debt = Some((meter.level, meter.level().unsigned_abs()));
