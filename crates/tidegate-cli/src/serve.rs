@@ -89,10 +89,27 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))
 }
 
+/// What is read and checked, but has no effect in this version: nobody must rely on it unknowingly.
+fn warn_of_what_is_not_in_force(config: &Config) {
+    let default = Config::default();
+    let sections = [
+        ("[audit]", config.audit != default.audit),
+        ("[store]", config.store != default.store),
+        ("[[alert]]", !config.alerts.is_empty()),
+        ("[telemetry]", config.telemetry != default.telemetry),
+        ("[[admin]]", !config.admins.is_empty()),
+        ("upstream.fallback and weight", config.upstreams.iter().any(|upstream| upstream.fallback)),
+    ];
+    for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
+        tracing::warn!("{section} is configured, but has no effect in this version");
+    }
+}
+
 async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let mut signals = Signals::new().map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))?;
     let files = ConfigFiles::new(args.config);
     let mut config = files.read()?;
+    warn_of_what_is_not_in_force(&config);
     let state_dir = StateDir::take(args.state_dir)?;
 
     let simulator = if args.sim { Some(start_simulator().await?) } else { None };

@@ -85,6 +85,16 @@ pub(crate) fn model_in_query<'u>(uri: &'u Uri, route: &Route<'_>) -> Option<&'u 
     uri.query()?.split('&').find_map(|pair| pair.strip_prefix("model=")).filter(|model| !model.is_empty())
 }
 
+/// What stands for the model where none is named: the resource, and for audio and images which of its endpoints.
+pub(crate) fn without_model(route: &Route<'_>) -> String {
+    let mut parts = route.path.split('/').filter(|part| !part.is_empty());
+    let resource = parts.next().unwrap_or("");
+    match (resource, parts.next()) {
+        ("audio" | "images", Some(endpoint)) => format!("-/{resource}/{endpoint}"),
+        _ => format!("-/{resource}"),
+    }
+}
+
 /// The body with the model's name as the upstream knows it, where that is another and stands in the body.
 pub(crate) fn renamed(
     body: Bytes,

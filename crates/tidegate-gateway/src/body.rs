@@ -26,6 +26,10 @@ use crate::refusal::OwnReply;
 
 /// A caller that sends nothing for so long while its body is awaited is given up.
 pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
+/// Slower than this on the whole, after that, it is not awaited.
+const SLOWEST_BYTES_PER_SECOND: usize = 16 << 10;
+/// Bodies of calls that are not metered are kept up to this, to be sent again; larger ones stream through.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// Reserved at once for a body that says how long it is; the rest as it comes, so that nobody gets memory for a promise.
 const RESERVED_MAX: usize = 1 << 20;
 /// A compressed body above this is unpacked off the runtime's threads.
@@ -119,14 +123,29 @@ pub(crate) async fn read_whole(
     }
 }
 
+/// True if the body tells its length, and that is little enough to be kept for another attempt.
+pub(crate) fn is_small(body: &Incoming) -> bool {
+    body.size_hint().exact().is_some_and(|length| length <= SMALL_BYTES_MAX)
+}
+
+/// All of a body that [`is_small`], as it comes.
+pub(crate) async fn read_small(mut body: Incoming) -> Result<Bytes, Box<OwnReply>> {
+    Ok(collect(&mut body, usize::MAX).await?.unwrap_or_default())
+}
+
 /// `None`: it is larger than allowed.
 async fn collect(body: &mut Incoming, bytes_max: usize) -> Result<Option<Bytes>, Box<OwnReply>> {
     let mut first: Option<Bytes> = None;
     let mut joined: Option<BytesMut> = None;
     let mut length = 0;
+    let started_at = Instant::now();
     loop {
         // Only made into a timer where the body is not here yet.
-        let deadline = (!body.is_end_stream()).then(|| Instant::now() + BODY_IDLE);
+        let deadline = (!body.is_end_stream()).then(|| {
+            // A client that sends a byte now and then must not hold memory for as long as it likes.
+            let at_least_so_fast = BODY_IDLE + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
+            (Instant::now() + BODY_IDLE).min(started_at + at_least_so_fast)
+        });
         let frame = match next_frame(body, deadline).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => break,

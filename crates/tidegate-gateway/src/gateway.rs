@@ -118,6 +118,17 @@ impl Gateway {
                 return Err(error);
             }
         };
+        // The sockets stay as they are: what may be spent through them must stay guarded as it was.
+        if let Some(addr) = self.api_addrs.iter().find(|addr| !addr.ip().is_loopback())
+            && settings.is_open_to_all()
+            && !self.allow_anonymous
+        {
+            self.shared.metrics.reload_successful.set(0);
+            return Err(StartError::Config(format!(
+                "this process still listens on {addr}: without any [[key]] anybody who reaches it could spend the upstream's \
+                 api_key; restart it to listen elsewhere"
+            )));
+        }
         let (old, new) = (&before.config.server, &settings.config.server);
         if old.listen != new.listen || old.admin_listen != new.admin_listen {
             tracing::warn!("addresses to listen on change with a restart only");

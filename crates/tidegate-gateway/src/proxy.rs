@@ -21,7 +21,7 @@ use tidegate_core::refusal::{GiveUpReason, Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::time::Instant;
 
-use crate::asking::{cost, is_multipart, model_in_query, narrow_encodings, renamed, subject};
+use crate::asking::{cost, is_multipart, model_in_query, narrow_encodings, renamed, subject, without_model};
 use crate::attempt::passing::Passing;
 use crate::attempt::{Came, Failed, HeadTime, Reply, Sending, Settling, Watch, earliest};
 use crate::body::{self, SendBody};
@@ -36,6 +36,9 @@ use crate::shared::{Phase, Settings, Shared, unix_now};
 use crate::upstream::Upstream;
 use crate::websocket::{self, Upgrade};
 use crate::wishes::Wishes;
+
+/// No model's name is longer.
+const MODEL_BYTES_MAX: usize = 256;
 
 type Answer = Result<Response<ReplyBody>, Box<OwnReply>>;
 
@@ -83,6 +86,9 @@ async fn handle(
     let (bytes, passing) = if is_read {
         narrow_encodings(&mut headers);
         (body::read_whole(body, &mut headers, bytes_max).await?, None)
+    } else if upgrade.is_none() && body::is_small(&body) {
+        // Kept, so that it can be sent again like any other.
+        (body::read_small(body).await?, None)
     } else {
         (Bytes::new(), Some(body).filter(|body| !body.is_end_stream()))
     };
@@ -93,12 +99,18 @@ async fn handle(
     };
 
     let named = asked.model.as_deref().or(route.deployment.as_deref()).or_else(|| model_in_query(&uri, &route));
+    if let Some(name) = named.filter(|name| name.len() > MODEL_BYTES_MAX) {
+        let message = format!("model is {} bytes long; a model's name has at most {MODEL_BYTES_MAX}", name.len());
+        return Err(Box::new(OwnReply::invalid_body(message)));
+    }
     let Some((upstream, sent_name)) = settings.upstream_for(named) else {
         return Err(Box::new(OwnReply::unserved_model(named.unwrap_or(""))));
     };
     let is_deployment = upstream.config.kind == UpstreamKind::Azure;
+    // What names no model has limits of its own, by what it is: a transcription's must not hold up a list of files.
+    let unnamed = named.is_none().then(|| without_model(&route));
     let model = upstream.models.named(
-        sent_name.as_deref().or(named).unwrap_or(""),
+        sent_name.as_deref().or(named).or(unnamed.as_deref()).unwrap_or(""),
         is_deployment,
         &settings.groups,
         &upstream.config.name,
@@ -409,7 +421,9 @@ impl Order {
     fn last_answer(&self, settings: &Settings, reply: Reply, stamp: &Stamp) -> Response<ReplyBody> {
         let Reply { mut head, held, rest, place, .. } = reply;
         headers::clean_reply(&mut head.headers);
-        head.headers.insert(headers::SHOULD_RETRY, HeaderValue::from_static("false"));
+        if self.is_whole {
+            head.headers.insert(headers::SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         if settings.has_own_limits && head.status == StatusCode::TOO_MANY_REQUESTS {
             // It speaks of the upstream's limits, not of ours.
             headers::set_ratelimit_aside(&mut head.headers);

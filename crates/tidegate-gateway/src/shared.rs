@@ -113,8 +113,8 @@ impl Settings {
             && upstreams.iter().any(|upstream| upstream.shares_credential())
         {
             return Err(StartError::Config(format!(
-                "listening on {addr} would let anybody who reaches it spend the upstream's api_key; configure a [[key]] \
-                 (tidegate key new), listen on localhost, or pass --allow-anonymous"
+                "listening on {addr} would let anybody who reaches it spend the upstream's api_key; configure a \
+                 [[key]], listen on localhost, or pass --allow-anonymous"
             )));
         }
         let has_own_limits = config.policy.limits.iter().any(|limit| !limit.is_mirror() && limit.mode == Mode::Enforce);
@@ -128,6 +128,11 @@ impl Settings {
             has_own_limits,
             config,
         })
+    }
+
+    /// True if whoever reaches the listener spends a credential of ours.
+    pub(crate) fn is_open_to_all(&self) -> bool {
+        self.config.keys.is_empty() && self.upstreams.iter().any(|upstream| upstream.shares_credential())
     }
 
     /// Where a call for `model` goes: the first that serves it, those that are no fallback first. With the name under which it

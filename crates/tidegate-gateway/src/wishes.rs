@@ -18,6 +18,9 @@ const USER: HeaderName = HeaderName::from_static("x-tidegate-user");
 /// The official SDKs tell how long they will wait for the reply, in seconds.
 const SDK_READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
 
+/// Node's tells it under this name.
+const SDK_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
+
 /// The longest wait that can be asked for.
 const WISH_MAX: Duration = Duration::from_secs(86_400);
 
@@ -39,7 +42,10 @@ impl Wishes {
     /// Reads them, or says which one cannot be understood.
     pub(crate) fn read(headers: &HeaderMap) -> Result<Self, Box<OwnReply>> {
         let mut wishes = Self {
-            max_wait_at_most: duration(headers, &SDK_READ_TIMEOUT).map(|timeout| timeout / 2),
+            max_wait_at_most: [&SDK_READ_TIMEOUT, &SDK_TIMEOUT]
+                .into_iter()
+                .find_map(|name| duration(headers, name).filter(|timeout| !timeout.is_zero()))
+                .map(|timeout| timeout / 2),
             ..Self::default()
         };
         // Most calls wish for nothing.
@@ -48,7 +54,8 @@ impl Wishes {
         }
         wishes.priority = read(headers, &PRIORITY, "low, normal or high", Priority::parse)?;
         wishes.max_wait = read(headers, &MAX_WAIT, "a duration such as 2500ms", parse_duration)?;
-        wishes.timeout = read(headers, &TIMEOUT, "a duration such as 30s", parse_duration)?;
+        let longer_than_zero = |text: &str| parse_duration(text).filter(|timeout| !timeout.is_zero());
+        wishes.timeout = read(headers, &TIMEOUT, "a duration such as 30s", longer_than_zero)?;
         wishes.declared_tokens =
             read(headers, &ESTIMATED_TOKENS, "a whole number", |text| text.parse().ok())?.unwrap_or(0);
         wishes.user = crate::identity::named(headers, &USER);

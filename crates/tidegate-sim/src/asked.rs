@@ -256,7 +256,7 @@ impl Asked {
     pub(crate) fn charge(&self, endpoint: &Endpoint, rule: ChargeRule) -> Charge {
         let images = IMAGE_TOKENS * self.input.images;
         let input = self.input.chars / 4 + images;
-        let most = self.max_tokens.unwrap_or(ASSUMED_MAX_TOKENS) * self.n;
+        let most = self.max_tokens.unwrap_or(ASSUMED_MAX_TOKENS).saturating_mul(self.n);
         let tokens = match endpoint {
             Endpoint::Speech | Endpoint::Transcriptions | Endpoint::InputTokens => 0,
             Endpoint::ImageGenerations | Endpoint::ImageEdits => IMAGE_TOKENS,

@@ -200,16 +200,34 @@ async fn an_upstream_that_does_not_answer_in_time_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_form_is_never_sent_twice() {
+async fn a_form_of_unknown_length_is_never_sent_twice_and_its_sender_may_retry() {
     let (gateway, upstream) = scripted().await;
     let mut client = client(&gateway).await;
     client
-        .write("POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\ncontent-length: 5\r\n\r\n--b--")
+        .write("POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\ntransfer-encoding: chunked\r\n\r\n5\r\n--b--\r\n0\r\n\r\n")
         .await;
     let (mut peer, _) = upstream.request().await;
     peer.reply("503 Service Unavailable", "", "{\"error\":{}}").await;
     let reply = client.message(false).await;
     assert_eq!((reply.status(), reply.text().as_str()), (503, "{\"error\":{}}"));
-    assert_eq!((reply.header("x-should-retry"), reply.header("x-tidegate-attempts")), (Some("false"), Some("1")));
+    assert_eq!((reply.header("x-should-retry"), reply.header("x-tidegate-attempts")), (None, Some("1")));
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_small_form_waits_for_a_rate_limit_and_is_sent_again_like_any_other_call() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client
+        .write("POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\ncontent-length: 5\r\n\r\n--b--")
+        .await;
+    let (mut peer, first) = upstream.request().await;
+    peer.reply("429 Too Many Requests", "retry-after-ms: 20\r\n", "{\"error\":{\"code\":\"rate_limit_exceeded\"}}")
+        .await;
+    let second = peer.message(false).await;
+    assert_eq!((first.text(), second.text()), ("--b--".to_owned(), "--b--".to_owned()));
+    peer.reply("200 OK", "", "{}").await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-attempts")), (200, Some("2")));
     idle(&gateway).await;
 }
