@@ -17,6 +17,8 @@ const ACTIVE_FOR_MICROS: u64 = 600_000_000;
 const MARGIN_DIVISOR: u64 = 4;
 /// A limit that the server told so long ago no longer makes a request too large; it goes when the level is full.
 const STALE_MICROS: u64 = 60_000_000;
+/// Of the refill of a level below its reserve, lower classes get one part in so many: they are never shut out, and it still fills.
+const LOWER_PART: u64 = 8;
 /// How soon to look again where another call's earmark is due already.
 const EARMARK_DUE_MICROS: u64 = 1000;
 /// An earmark that was not used within this of its instant binds nobody: what it was worked out from has changed.
@@ -83,6 +85,8 @@ pub(crate) struct Meter {
     margin: u64,
     pub(crate) correction: Option<Box<Correction>>,
     active_until: [Time; 3],
+    /// When a lower class last took from it while a higher one was active.
+    lower_at: Time,
     pub(crate) paused_until: Time,
     /// Until when the server's word for this limit counts; `Time::NEVER` for one that was configured.
     stale_at: Time,
@@ -132,6 +136,7 @@ impl Meter {
             margin: 0,
             correction: None,
             active_until: [Time::ZERO; 3],
+            lower_at: Time::ZERO,
             paused_until: Time::ZERO,
             stale_at: Time::NEVER,
             is_stale: false,
@@ -257,10 +262,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.fit(cost, floor),
             Kind::Window(window) => window.fit(cost, floor, now),
-            Kind::Gauge { used, limit } if cost > *limit => {
-                let _ = used;
-                Fit::Never
-            }
+            Kind::Gauge { limit, .. } if cost > *limit => Fit::Never,
             Kind::Gauge { used, limit } if used.saturating_add(cost).saturating_add(floor) <= *limit => Fit::Now,
             Kind::Gauge { .. } => Fit::Later(Wait::UNTIL_EVENT),
         }
@@ -284,6 +286,21 @@ impl Meter {
         // A call that needs more than the rest still goes when the level is full.
         let capacity = self.capacity();
         (capacity / 1000 * share_permille + capacity % 1000 * share_permille / 1000).min(capacity.saturating_sub(cost))
+    }
+
+    /// How long until a lower class has its part of the refill since it last took something. 0: it has.
+    fn lower_part_in(&self, cost: u64, now: Time) -> u64 {
+        let flow = cost.saturating_mul(LOWER_PART);
+        let micros = match &self.kind {
+            Kind::Bucket(bucket) => bucket.micros_to_refill(flow),
+            Kind::Window(window) => {
+                let period = self.dimension.period_micros().unwrap_or(0);
+                let micros = u128::from(flow) * u128::from(period) / u128::from(window.limit().max(1));
+                u64::try_from(micros).unwrap_or(u64::MAX)
+            }
+            Kind::Gauge { .. } => return u64::MAX,
+        };
+        self.lower_at.plus_micros(micros).micros_since(now)
     }
 
     /// Whether `cost` may be taken by a call of `class` that waits in `lane` (if it does).
@@ -311,7 +328,18 @@ impl Meter {
             Fit::Never => return MeterSays::Never,
             Fit::Now if self.earmark.is_none() => MeterSays::Room,
             Fit::Now => self.past_earmark(cost, lane, now),
-            Fit::Later(wait) => MeterSays::Wait(wait, if reserve > 0 { Obstacle::Reserve } else { Obstacle::Shortage }),
+            Fit::Later(wait) if reserve == 0 => MeterSays::Wait(wait, Obstacle::Shortage),
+            Fit::Later(wait) => {
+                let part_in = self.lower_part_in(cost, now);
+                match self.plain_fit(cost, margin, now) {
+                    Fit::Now if part_in == 0 => self.past_earmark(cost, lane, now),
+                    Fit::Now => MeterSays::Wait(wait.min(Wait::from_micros(part_in)), Obstacle::Reserve),
+                    Fit::Later(short) => {
+                        MeterSays::Wait(wait.min(short.max(Wait::from_micros(part_in))), Obstacle::Reserve)
+                    }
+                    Fit::Never => MeterSays::Never,
+                }
+            }
         };
         if self.paused_until <= now {
             return says;
@@ -355,6 +383,9 @@ impl Meter {
     #[inline]
     pub(crate) fn charge(&mut self, cost: u64, class: Priority, now: Time) -> u64 {
         self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
+        if self.active_until[class.index() + 1..].iter().any(|until| *until > now) {
+            self.lower_at = now;
+        }
         if !self.enforce && (self.blocked || self.plain_fit(cost, 0, now) != Fit::Now) {
             // Shadow mode counts what it would have held back, and goes on as if it had.
             self.would_hold += 1;

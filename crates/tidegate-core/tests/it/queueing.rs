@@ -313,3 +313,19 @@ fn a_lot_whose_waiters_all_left_wakes_the_next_one_all_the_same() {
     bench.run_for(Duration::from_secs(2));
     assert!(bench.is_granted(waiting), "{:?}", bench.refusal(waiting));
 }
+
+#[test]
+fn a_level_below_its_reserve_shuts_no_class_out_while_it_fills() {
+    let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(TPM, 60_000)])]);
+    // Somebody interactive takes all at once: the level is empty, and the reserve is armed.
+    for _ in 0..10 {
+        bench.admit(of_class("person", 6000, Priority::High));
+    }
+    let batch = many(&mut bench, 100, || of_class("batch", 100, Priority::Low));
+    bench.run_for(Duration::from_secs(16));
+    // An eighth of 1,000 a second.
+    let done = granted(&bench, &batch);
+    assert!((15..=21).contains(&done), "{done}");
+    let level = bench.remaining("team", TPM);
+    assert!(level >= 13_000, "the reserve fills meanwhile: {level}");
+}
