@@ -109,6 +109,11 @@ pub enum Event {
         /// Now.
         to: BreakerState,
     },
+    /// What operators decided for all processes alike is in force.
+    OverrideApplied {
+        /// Its version.
+        version: u64,
+    },
     /// Levels were set back to full.
     LimitsReset,
     /// A new configuration is in force.

@@ -4,7 +4,8 @@
 //! comes back by [`Gate::wake_at`]. It never waits, sends or reads a clock itself.
 //!
 //! - Inputs: [`Gate::admit`], [`Gate::sent`], [`Gate::observe`], [`Gate::settle`], [`Gate::cancel`], [`Gate::advance`],
-//!   [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`].
+//!   [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`]; where levels are
+//!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`], [`Gate::override_with`].
 //! - Outputs: [`Gate::poll_output`], in the order in which they were decided.
 //! - Getters: [`Gate::wake_at`], [`Gate::status`], [`Gate::snapshot`], [`Gate::own_levels`].
 //!
@@ -15,6 +16,7 @@ mod admission;
 mod learning;
 mod serving;
 mod settlement;
+mod sharing;
 mod snapshot;
 mod status;
 mod upkeep;
@@ -43,6 +45,7 @@ use crate::slots::Slots;
 use crate::target::Target;
 use crate::time::Time;
 
+pub use sharing::{Demand, LevelKey, Overrides};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{BreakerStatus, LearnedStatus, LevelStatus, MeterStatus, QueueStatus, Status};
 
@@ -80,6 +83,8 @@ pub enum Output {
         /// Why.
         refusal: Box<Refusal>,
     },
+    /// Credit for shared levels is needed; only where the policy says that levels are shared.
+    Demand(Demand),
     /// Something happened; only while events are asked for.
     Event(Box<Event>),
 }
@@ -186,6 +191,7 @@ pub struct Gate {
     budget: RetryBudget,
     random: fastrand::Rng,
     paused: Option<Arc<str>>,
+    overrides: Overrides,
     draining: bool,
     events: bool,
     ages: u64,
@@ -210,7 +216,7 @@ impl Gate {
             clock: Time::ZERO,
             breaker_config: Arc::new(policy.breaker.clone()),
             reserve_permille: (policy.queue.reserve.clamp(0.0, 1.0) * 1000.0) as u64,
-            ledger: Ledger::new(policy.limits.clone().into()),
+            ledger: Ledger::new(policy.limits.clone().into(), policy.level_source),
             policy: Arc::new(policy),
             queue: Queue::default(),
             targets: Slots::default(),
@@ -226,6 +232,7 @@ impl Gate {
             budget,
             random: fastrand::Rng::with_seed(seed),
             paused: None,
+            overrides: Overrides::default(),
             draining: false,
             events: false,
             ages: 0,

@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use crate::call::Subject;
+use crate::config::LevelSource;
 use crate::cost::Cost;
 use crate::learn::correction::Seen;
 use crate::limit::{Algorithm, Allowance, Dimension, Limit, Mode, Scope};
@@ -126,12 +127,14 @@ pub(crate) struct Ledger {
     pub(crate) levels: Slots<Level>,
     ids: HashMap<Box<str>, u32>,
     pub(crate) limits: Arc<[Limit]>,
+    /// Where the refill of configured levels comes from.
+    pub(crate) source: LevelSource,
     epoch: u64,
 }
 
 impl Ledger {
-    pub(crate) fn new(limits: Arc<[Limit]>) -> Self {
-        Self { limits, ..Self::default() }
+    pub(crate) fn new(limits: Arc<[Limit]>, source: LevelSource) -> Self {
+        Self { limits, source, ..Self::default() }
     }
 
     /// The meters that calls of `subject` touch because of configured limits; levels are made on first use.
@@ -140,7 +143,7 @@ impl Ledger {
         let mut meters = SmallVec::new();
         let mut levels = SmallVec::new();
         for (position, limit) in limits.iter().enumerate() {
-            let specs = specs(limit, subject);
+            let specs = specs(limit, subject, self.source);
             if specs.is_empty() {
                 continue;
             }
@@ -258,6 +261,12 @@ impl Ledger {
         }
     }
 
+    /// The meter of a level's key for one dimension, if there is one.
+    pub(crate) fn meter_of_key(&self, key: &str, dimension: Dimension) -> Option<u32> {
+        let level = self.level_of_key(key)?;
+        self.levels[level].meters.iter().copied().find(|meter| self.meters[*meter].dimension == dimension)
+    }
+
     /// The meter of a charge, if it is still the one that was charged.
     #[inline]
     pub(crate) fn charged_meter(&mut self, meter: u32, epoch: u64) -> Option<&mut Meter> {
@@ -282,7 +291,7 @@ impl Ledger {
 }
 
 /// What a limit says of a subject, as meters to make.
-fn specs(limit: &Limit, subject: &Subject) -> SmallVec<[Spec; 6]> {
+fn specs(limit: &Limit, subject: &Subject, source: LevelSource) -> SmallVec<[Spec; 6]> {
     let rates = limit.rates_for(subject);
     let rpm = match rates.allowance(Dimension::RequestsPerMinute) {
         Some(Allowance::Units(units)) => Some(units.get()),
@@ -313,6 +322,7 @@ fn specs(limit: &Limit, subject: &Subject) -> SmallVec<[Spec; 6]> {
                 enforce: limit.mode == Mode::Enforce,
                 mirror: limit.is_mirror(),
                 shared: tenants_share,
+                source,
             })
         })
         .collect()
@@ -328,6 +338,7 @@ pub(crate) fn learned_spec(dimension: Dimension, limit: u64) -> Spec {
         enforce: true,
         mirror: true,
         shared: true,
+        source: LevelSource::Rate,
     }
 }
 
@@ -341,6 +352,7 @@ pub(crate) fn gauge_spec() -> Spec {
         enforce: true,
         mirror: false,
         shared: true,
+        source: LevelSource::Rate,
     }
 }
 

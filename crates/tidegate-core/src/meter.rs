@@ -5,14 +5,15 @@
 
 use crate::bucket::{Bucket, Fit, as_level};
 use crate::call::Priority;
+use crate::config::LevelSource;
+use crate::credit::Credit;
 use crate::learn::correction::{Correction, Seen, Told};
 use crate::limit::{Algorithm, Allowance, Dimension};
 use crate::queue::{LaneId, Lot};
+use crate::reserve::Reserve;
 use crate::time::{Time, Wait};
 use crate::window::Window;
 
-/// How long a higher class counts as active after its last call.
-const ACTIVE_FOR_MICROS: u64 = 600_000_000;
 /// Grants leave so much of a mirror's refill: 1/4 s, against jitter on the way.
 const MARGIN_DIVISOR: u64 = 4;
 /// A limit that the server told so long ago no longer makes a request too large; it goes when the level is full.
@@ -29,6 +30,7 @@ const EARMARK_GRACE_MICROS: u64 = 10_000;
 pub(crate) enum Kind {
     Bucket(Bucket),
     Window(Window),
+    Credit(Credit),
     Gauge { used: u64, limit: u64 },
 }
 
@@ -84,9 +86,7 @@ pub(crate) struct Meter {
     pub(crate) share_per_unit: u64,
     margin: u64,
     pub(crate) correction: Option<Box<Correction>>,
-    active_until: [Time; 3],
-    /// When a lower class last took from it while a higher one was active.
-    lower_at: Time,
+    reserve: Reserve,
     pub(crate) paused_until: Time,
     /// Until when the server's word for this limit counts; `Time::NEVER` for one that was configured.
     stale_at: Time,
@@ -111,20 +111,13 @@ pub(crate) struct Spec {
     pub(crate) enforce: bool,
     pub(crate) mirror: bool,
     pub(crate) shared: bool,
+    pub(crate) source: LevelSource,
 }
 
 impl Meter {
     pub(crate) fn new(spec: Spec, level: u32, epoch: u64, now: Time) -> Self {
-        let units = units(spec.allowance);
-        let kind = match (spec.dimension.period_micros(), spec.algorithm) {
-            (None, _) => Kind::Gauge { used: 0, limit: units },
-            (Some(period), Algorithm::TokenBucket) => {
-                Kind::Bucket(Bucket::full(units, spec.burst.unwrap_or(units), period, now))
-            }
-            (Some(period), Algorithm::SlidingWindow) => Kind::Window(Window::empty(units, spec.burst, period, now)),
-        };
         let mut meter = Self {
-            kind,
+            kind: Kind::fresh(&spec, now),
             dimension: spec.dimension,
             epoch,
             level,
@@ -135,8 +128,7 @@ impl Meter {
             share_per_unit: 0,
             margin: 0,
             correction: None,
-            active_until: [Time::ZERO; 3],
-            lower_at: Time::ZERO,
+            reserve: Reserve::default(),
             paused_until: Time::ZERO,
             stale_at: Time::NEVER,
             is_stale: false,
@@ -152,24 +144,23 @@ impl Meter {
     /// Takes over other words of the configuration; what was used stays used.
     pub(crate) fn reconfigure(&mut self, spec: Spec, now: Time) {
         let units = units(spec.allowance);
-        match (&mut self.kind, spec.algorithm) {
+        let fresh = Kind::fresh(&spec, now);
+        let (used, limit) = (used(self.limit(), self.level()), self.limit());
+        match (&mut self.kind, fresh) {
             (Kind::Gauge { limit, .. }, _) => *limit = units,
-            (Kind::Bucket(bucket), Algorithm::TokenBucket) => bucket.reconfigure(units, spec.burst.unwrap_or(units)),
-            (Kind::Window(window), Algorithm::SlidingWindow) => {
+            (Kind::Bucket(bucket), Kind::Bucket(_)) => bucket.reconfigure(units, spec.burst.unwrap_or(units)),
+            (Kind::Window(window), Kind::Window(_)) => {
                 window.reconfigure(units, spec.burst, spec.dimension.period_micros().unwrap_or(1), now);
             }
-            (Kind::Bucket(bucket), Algorithm::SlidingWindow) => {
-                let used = used(bucket.limit(), bucket.level());
-                let mut window = Window::empty(units, spec.burst, spec.dimension.period_micros().unwrap_or(1), now);
-                window.charge(used);
-                self.kind = Kind::Window(window);
-            }
-            (Kind::Window(window), Algorithm::TokenBucket) => {
-                let used = used(window.limit(), window.level());
-                let period = spec.dimension.period_micros().unwrap_or(1);
-                let mut bucket = Bucket::full(units, spec.burst.unwrap_or(units), period, now);
-                bucket.charge(used);
-                self.kind = Kind::Bucket(bucket);
+            (Kind::Credit(credit), Kind::Credit(_)) => credit.set_limit(units),
+            (kind, mut fresh) => {
+                match &mut fresh {
+                    Kind::Bucket(bucket) => bucket.charge(used),
+                    // What the others had of a shared level is not known here: it starts with what was credited.
+                    Kind::Window(window) => window.charge(used.min(limit)),
+                    Kind::Credit(_) | Kind::Gauge { .. } => {}
+                }
+                *kind = fresh;
             }
         }
         self.apply(spec, now);
@@ -211,6 +202,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.limit(),
             Kind::Window(window) => window.limit(),
+            Kind::Credit(credit) => credit.limit(),
             Kind::Gauge { limit, .. } => *limit,
         }
     }
@@ -220,6 +212,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.capacity().unsigned_abs(),
             Kind::Window(window) => window.limit(),
+            Kind::Credit(credit) => credit.limit(),
             Kind::Gauge { limit, .. } => *limit,
         }
     }
@@ -233,6 +226,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.level(),
             Kind::Window(window) => window.level(),
+            Kind::Credit(credit) => credit.level(),
             Kind::Gauge { used, limit } => as_level(*limit).saturating_sub(as_level(*used)),
         }
     }
@@ -253,6 +247,7 @@ impl Meter {
                 }
             }
             Kind::Window(window) => window.advance(now),
+            Kind::Credit(credit) => credit.advance(now),
             Kind::Gauge { .. } => {}
         }
     }
@@ -262,6 +257,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.fit(cost, floor),
             Kind::Window(window) => window.fit(cost, floor, now),
+            Kind::Credit(credit) => credit.fit(cost, now),
             Kind::Gauge { limit, .. } if cost > *limit => Fit::Never,
             Kind::Gauge { used, limit } if used.saturating_add(cost).saturating_add(floor) <= *limit => Fit::Now,
             Kind::Gauge { .. } => Fit::Later(Wait::UNTIL_EVENT),
@@ -280,12 +276,34 @@ impl Meter {
     /// Units that a call of `class` must leave for higher classes that were active lately.
     #[inline]
     fn reserve(&self, class: Priority, share_permille: u64, cost: u64, now: Time) -> u64 {
-        if !self.active_until[class.index() + 1..].iter().any(|until| *until > now) {
+        // What is kept of a shared level is its keeper's to keep.
+        let is_own = !matches!(self.kind, Kind::Credit(_));
+        if share_permille == 0 || !is_own || class == Priority::High || !self.reserve.is_kept_from(class, now) {
             return 0;
         }
         // A call that needs more than the rest still goes when the level is full.
+        self.whole_reserve(share_permille).min(self.capacity().saturating_sub(cost))
+    }
+
+    fn whole_reserve(&self, share_permille: u64) -> u64 {
         let capacity = self.capacity();
-        (capacity / 1000 * share_permille + capacity % 1000 * share_permille / 1000).min(capacity.saturating_sub(cost))
+        capacity / 1000 * share_permille + capacity % 1000 * share_permille / 1000
+    }
+
+    /// Notes whether the level holds what is kept for higher classes.
+    #[inline]
+    pub(crate) fn note_reserve(&mut self, share_permille: u64, now: Time) {
+        if share_permille > 0 && self.dimension.period_micros().is_some() {
+            self.reserve.note(self.level(), self.whole_reserve(share_permille), now);
+        }
+    }
+
+    /// A call of `class` has to wait here for want of units.
+    pub(crate) fn is_short(&mut self, class: Priority, now: Time) {
+        if self.paused_until <= now {
+            self.reserve.is_short(class, now);
+        }
+        self.lot.is_short(class);
     }
 
     /// How long until a lower class has its part of the refill since it last took something. 0: it has.
@@ -298,9 +316,9 @@ impl Meter {
                 let micros = u128::from(flow) * u128::from(period) / u128::from(window.limit().max(1));
                 u64::try_from(micros).unwrap_or(u64::MAX)
             }
-            Kind::Gauge { .. } => return u64::MAX,
+            Kind::Credit(_) | Kind::Gauge { .. } => return u64::MAX,
         };
-        self.lower_at.plus_micros(micros).micros_since(now)
+        self.reserve.lower_at().plus_micros(micros).micros_since(now)
     }
 
     /// Whether `cost` may be taken by a call of `class` that waits in `lane` (if it does).
@@ -365,7 +383,7 @@ impl Meter {
                 after.level_at(then)
             }
             Kind::Window(window) => window.level_at(then).saturating_sub(as_level(cost)),
-            Kind::Gauge { .. } => return MeterSays::Room,
+            Kind::Credit(_) | Kind::Gauge { .. } => return MeterSays::Room,
         };
         if left >= as_level(earmark.cost.min(self.capacity())) {
             return MeterSays::Room;
@@ -382,10 +400,8 @@ impl Meter {
     /// Takes `cost`. Returns the bin that it went to, where there are bins.
     #[inline]
     pub(crate) fn charge(&mut self, cost: u64, class: Priority, now: Time) -> u64 {
-        self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
-        if self.active_until[class.index() + 1..].iter().any(|until| *until > now) {
-            self.lower_at = now;
-        }
+        let inflow = (self.limit(), self.dimension.period_micros().unwrap_or(1));
+        self.reserve.charged(class, cost, inflow, now);
         if !self.enforce && (self.blocked || self.plain_fit(cost, 0, now) != Fit::Now) {
             // Shadow mode counts what it would have held back, and goes on as if it had.
             self.would_hold += 1;
@@ -400,6 +416,7 @@ impl Meter {
                 window.charge(cost);
                 window.current_bin()
             }
+            Kind::Credit(credit) => credit.charge(cost).as_micros(),
             Kind::Gauge { used, .. } => {
                 *used = used.saturating_add(cost);
                 0
@@ -416,18 +433,19 @@ impl Meter {
 
     /// A class was seen to be active here though nothing was charged (its call waits).
     pub(crate) fn mark_active(&mut self, class: Priority, now: Time) {
-        self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
+        self.reserve.mark_active(class, now);
     }
 
     /// Gives back `amount` of a charge that went to `bin`.
     #[inline]
-    pub(crate) fn refund(&mut self, amount: u64, bin: u64) {
+    pub(crate) fn refund(&mut self, amount: u64, bin: u64, now: Time) {
         if bin == u64::MAX {
             return;
         }
         match &mut self.kind {
             Kind::Bucket(bucket) => bucket.refund(amount),
             Kind::Window(window) => window.refund(amount, bin),
+            Kind::Credit(credit) => credit.refund(amount, Time::from_micros(bin), now),
             Kind::Gauge { used, .. } => *used = used.saturating_sub(amount),
         }
     }
@@ -440,6 +458,9 @@ impl Meter {
         match &mut self.kind {
             Kind::Bucket(bucket) => bucket.charge(amount),
             Kind::Window(window) => window.charge(amount),
+            Kind::Credit(credit) => {
+                credit.charge(amount);
+            }
             Kind::Gauge { .. } => {}
         }
     }
@@ -472,7 +493,7 @@ impl Meter {
         match &mut self.kind {
             Kind::Bucket(bucket) => bucket.set_level(bucket.capacity()),
             Kind::Window(window) => window.clear(now),
-            Kind::Gauge { .. } => {}
+            Kind::Credit(_) | Kind::Gauge { .. } => {}
         }
         self.paused_until = Time::ZERO;
     }
@@ -487,6 +508,7 @@ impl Meter {
         match &self.kind {
             Kind::Bucket(bucket) => bucket.level() >= bucket.capacity(),
             Kind::Window(window) => window.level() >= as_level(window.limit()),
+            Kind::Credit(credit) => credit.level() == 0,
             Kind::Gauge { used, .. } => *used == 0,
         }
     }
@@ -498,7 +520,7 @@ impl Meter {
         let needed = ahead.saturating_add(cost);
         let paused = self.paused_until.micros_since(now);
         let wait = match &self.kind {
-            Kind::Gauge { .. } => return None,
+            Kind::Gauge { .. } | Kind::Credit(_) => return None,
             Kind::Bucket(bucket) => {
                 let missing =
                     as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());
@@ -516,6 +538,23 @@ impl Meter {
             }
         };
         Some(wait.max(paused))
+    }
+}
+
+impl Kind {
+    /// As `spec` says, with nothing used.
+    fn fresh(spec: &Spec, now: Time) -> Self {
+        let units = units(spec.allowance);
+        match (spec.dimension.period_micros(), spec.source, spec.algorithm) {
+            (None, ..) => Self::Gauge { used: 0, limit: units },
+            (Some(_), LevelSource::Credit, _) => Self::Credit(Credit::none(units)),
+            (Some(period), LevelSource::Rate, Algorithm::TokenBucket) => {
+                Self::Bucket(Bucket::full(units, spec.burst.unwrap_or(units), period, now))
+            }
+            (Some(period), LevelSource::Rate, Algorithm::SlidingWindow) => {
+                Self::Window(Window::empty(units, spec.burst, period, now))
+            }
+        }
     }
 }
 

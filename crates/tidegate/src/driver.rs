@@ -13,11 +13,11 @@ use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
 use tidegate_core::event::Event;
-use tidegate_core::gate::{Gate, Output, OwnLevels, Ticket};
+use tidegate_core::gate::{Demand, Gate, Output, OwnLevels, Ticket};
 use tidegate_core::outcome::{Outcome, ServerLimits};
 use tidegate_core::refusal::{GiveUp, Next, Refusal};
 use tidegate_core::time::Time;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::Instant;
 
 /// Events kept for a subscriber that is slow; beyond that it misses the oldest and is told so.
@@ -46,6 +46,8 @@ struct Inner {
     /// Wakes the timer when something is due sooner than it knew.
     sooner: Arc<Notify>,
     events: broadcast::Sender<Arc<Event>>,
+    /// Who answers demands for credit.
+    demands: Mutex<Option<mpsc::UnboundedSender<Demand>>>,
     /// Held while the state is saved; true once a clean one has been.
     state_closed: Mutex<bool>,
 }
@@ -117,6 +119,7 @@ impl Driver {
             clock: Clock::start(),
             sooner: sooner.clone(),
             events: broadcast::channel(EVENTS_KEPT).0,
+            demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
         tokio::spawn(run_timer(Arc::downgrade(&inner), sooner, inner.clock));
@@ -150,6 +153,17 @@ impl Driver {
         self.0.state_closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The demands for credit of shared levels, from now on; a receiver taken earlier gets none any more.
+    ///
+    /// Answer each by [`Driver::with`] and `Gate::credit` or `Gate::credit_refused`; a demand that nobody answers is made again.
+    /// One stands open for each level at a time, so that the channel holds no more than there are levels.
+    #[must_use]
+    pub fn demands(&self) -> mpsc::UnboundedReceiver<Demand> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.0.demands.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
     /// A handle that does not keep the driver going.
     #[must_use]
     pub fn downgrade(&self) -> WeakDriver {
@@ -179,6 +193,13 @@ impl Inner {
                     state.seat(ticket, Seat::Granted { attempt, queued_for })
                 }
                 Output::Refused { ticket, refusal } => state.seat(ticket, Seat::Refused(refusal)),
+                Output::Demand(demand) => {
+                    let mut demands = self.demands.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Without anybody to answer, the call waits up to its deadline, as if the level were empty.
+                    if demands.as_ref().is_some_and(|demands| demands.send(demand).is_err()) {
+                        *demands = None;
+                    }
+                }
                 Output::Event(event) => {
                     // Nobody listening is no failure; the gate is told to stop making events.
                     if self.events.send(Arc::new(*event)).is_err() {

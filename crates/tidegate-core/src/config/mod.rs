@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 
 pub use keys::{AdminConfig, AdminRole, KeyConfig, KeyPaths};
 pub use policy::{
-    BreakerConfig, Jitter, Policy, QueueConfig, RetryBudgetConfig, RetryConfig, RetryStrategyConfig, TokenCharge,
-    UpstreamPolicy,
+    BreakerConfig, Jitter, LevelSource, Policy, QueueConfig, RetryBudgetConfig, RetryConfig, RetryStrategyConfig,
+    TokenCharge, UpstreamPolicy,
 };
 pub use read::{Diagnostic, Loaded, load};
 pub use server::{ListenAddr, ServerConfig, TlsConfig};

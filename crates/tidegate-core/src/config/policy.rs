@@ -209,6 +209,16 @@ pub struct UpstreamPolicy {
     pub token_charge: TokenCharge,
 }
 
+/// Where the refill of configured levels comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LevelSource {
+    /// They refill by themselves, in this process.
+    #[default]
+    Rate,
+    /// They are shared: whoever keeps them answers the gate's demands with credit.
+    Credit,
+}
+
 /// Everything that a `Gate` is told.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Policy {
@@ -222,4 +232,6 @@ pub struct Policy {
     pub breaker: BreakerConfig,
     /// `[[upstream]]`, as far as the core is concerned; an account of any other upstream learns everything.
     pub upstreams: Vec<UpstreamPolicy>,
+    /// Whether configured levels of requests and tokens are this process's own or shared; calls in flight are always its own.
+    pub level_source: LevelSource,
 }

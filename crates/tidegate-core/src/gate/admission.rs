@@ -302,6 +302,7 @@ impl Gate {
         for id in &route.meters {
             let meter = &mut self.ledger.meters[*id];
             meter.refill(now);
+            meter.note_reserve(reserve_permille, now);
             let amount = amounts.of(meter);
             if amount == 0 {
                 continue;
@@ -453,6 +454,7 @@ impl Gate {
         }
         let report_call = entry.id.clone();
         self.set_timer(start_by, Timer::Deadline(ticket));
+        self.demand(ticket);
         if self.queue.lane(lane).parked_at.is_none() {
             self.queue.park(lane, meter, &mut self.ledger.meters[meter].lot);
         }

@@ -52,7 +52,7 @@ impl Gate {
                         soonest = Some(soonest.map_or(wait, |other| other.min(wait)))
                     }
                     Served::Holds(wait, Obstacle::Shortage | Obstacle::Earmark) => {
-                        self.ledger.meters[meter].lot.is_short(class);
+                        self.ledger.meters[meter].is_short(class, self.clock);
                         // It is this class's turn: the others do not take what it waits for.
                         soonest = Some(soonest.map_or(wait, |other| other.min(wait)));
                         break;
@@ -113,11 +113,13 @@ impl Gate {
                     }
                     Obstacle::Reserve => return Served::Holds(wait, obstacle),
                     Obstacle::Shortage => {
+                        self.demand(ticket);
                         self.earmark(ticket, lane, wait);
                         return Served::Holds(wait, obstacle);
                     }
                 },
                 Asked::Says(Verdict::Wait { meter: binding, wait, .. }) => {
+                    self.demand(ticket);
                     self.queue.lane_mut(lane).bypassed = true;
                     self.earmark(ticket, lane, wait);
                     self.unpark(lane);
@@ -269,6 +271,7 @@ impl Gate {
             && found.lot.wake_at <= now
         {
             found.lot.wake_at = Time::NEVER;
+            self.forget_demand(meter);
             self.stir(meter);
         }
     }

@@ -135,7 +135,7 @@ impl Gate {
                 (_, Keep::Used(_)) => charge.amount,
             };
             if kept < charge.amount {
-                meter.refund(charge.amount - kept, charge.bin);
+                meter.refund(charge.amount - kept, charge.bin, now);
                 if !meter.lot.is_empty() {
                     self.stirred.push(charge.meter);
                 }

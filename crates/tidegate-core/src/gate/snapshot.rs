@@ -230,7 +230,7 @@ impl KeptMeter {
         let (level, bins) = match &meter.kind {
             Kind::Bucket(bucket) => (Some(bucket.level()), Vec::new()),
             Kind::Window(window) => (None, window.used().collect()),
-            Kind::Gauge { .. } => return None,
+            Kind::Credit(_) | Kind::Gauge { .. } => return None,
         };
         Some(Self { dimension: meter.dimension.name().to_owned(), limit: meter.limit(), level, bins })
     }

@@ -161,6 +161,7 @@ impl Gate {
         self.breaker_config = Arc::new(policy.breaker.clone());
         self.reserve_permille = (policy.queue.reserve.clamp(0.0, 1.0) * 1000.0) as u64;
         self.ledger.limits = policy.limits.clone().into();
+        self.ledger.source = policy.level_source;
         self.policy = Arc::new(policy);
         let weights = self.policy.queue.weights.clone();
         self.queue.reweigh(|tenant| weights.get(tenant).copied().unwrap_or(1));

@@ -8,6 +8,7 @@ mod governor;
 mod purity;
 mod queueing;
 mod restart;
+mod sharing;
 mod simulation;
 mod support;
 mod upstream_faults;

@@ -329,3 +329,40 @@ fn a_level_below_its_reserve_shuts_no_class_out_while_it_fills() {
     let level = bench.remaining("team", TPM);
     assert!(level >= 13_000, "the reserve fills meanwhile: {level}");
 }
+
+#[test]
+fn a_burst_of_all_classes_that_is_larger_than_the_reserve_uses_all_of_the_limit() {
+    let mut bench = Bench::with_limits(vec![bucket("account", &[Scope::Account], &[(RPM, 500)])]);
+    let mut tickets: [Vec<Ticket>; 3] = Default::default();
+    for number in 0..1500 {
+        let class = Priority::ALL[number % 3];
+        tickets[class.index()].push(bench.admit(of_class("team", 1, class)));
+        bench.run_for(Duration::from_millis(20));
+    }
+    let started = Time::from_secs(1_000_000);
+    bench.run_until(started + Duration::from_secs(600));
+    let ended = |tickets: &[Ticket]| {
+        let last = bench.granted.iter().filter(|(_, ticket)| tickets.contains(ticket)).map(|(at, _)| at.since(started));
+        last.max().expect("all are served")
+    };
+    let [low, normal, high] = tickets.each_ref().map(|tickets| ended(tickets));
+    assert_eq!(bench.granted.len(), 1500);
+    assert!(high < normal && normal < low, "in the order of their priority: {high:?} {normal:?} {low:?}");
+    // 500 at once and one each 120 ms: 120 s.
+    assert!(low <= Duration::from_millis(121_200), "{low:?}");
+}
+
+#[test]
+fn a_reserve_that_was_spent_is_put_aside_again_after_ten_minutes() {
+    let mut bench = Bench::with_limits(vec![bucket("account", &[Scope::Account], &[(RPM, 600)])]);
+    many(&mut bench, 700, || call("person", 1));
+    let batch = many(&mut bench, 20_000, || of_class("batch", 1, Priority::Low));
+    // Somebody stays active; each call waits for no more than its turn.
+    for _ in 0..700 {
+        bench.run_for(Duration::from_secs(1));
+        bench.admit(call("person", 1));
+    }
+    let level = bench.remaining("account", RPM);
+    assert!(level >= 290, "half of the level is there again: {level}");
+    assert!(granted(&bench, &batch) >= 4500, "meanwhile nothing was put aside: {}", granted(&bench, &batch));
+}

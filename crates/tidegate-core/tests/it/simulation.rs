@@ -201,7 +201,7 @@ impl World {
                     self.push(reaches, Happens::Reach(ticket, size));
                 }
                 Output::Refused { .. } => self.report.refused += 1,
-                Output::Event(_) => {}
+                Output::Event(_) | Output::Demand(_) => {}
             }
         }
     }

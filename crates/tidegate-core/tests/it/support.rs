@@ -6,7 +6,7 @@ use tidegate_core::call::{Call, Priority, RequestType, Subject, WhenOpen};
 use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
 use tidegate_core::cost::{Cost, Usage};
 use tidegate_core::fault::{Fault, FaultKind};
-use tidegate_core::gate::{Gate, Output, Ticket};
+use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::limit::{Algorithm, Dimension, Limit, Mode, Rates, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Refusal;
@@ -61,11 +61,18 @@ pub(crate) struct Bench {
     pub(crate) now: Time,
     pub(crate) granted: Vec<(Time, Ticket)>,
     pub(crate) refused: Vec<(Time, Ticket, Refusal)>,
+    pub(crate) demands: Vec<Demand>,
 }
 
 impl Bench {
     pub(crate) fn new(policy: Policy) -> Self {
-        Self { gate: Gate::new(policy, 1), now: Time::from_secs(1_000_000), granted: Vec::new(), refused: Vec::new() }
+        Self {
+            gate: Gate::new(policy, 1),
+            now: Time::from_secs(1_000_000),
+            granted: Vec::new(),
+            refused: Vec::new(),
+            demands: Vec::new(),
+        }
     }
 
     pub(crate) fn with_limits(limits: Vec<Limit>) -> Self {
@@ -84,6 +91,7 @@ impl Bench {
             match output {
                 Output::Granted { ticket, .. } => self.granted.push((self.now, ticket)),
                 Output::Refused { ticket, refusal } => self.refused.push((self.now, ticket, *refusal)),
+                Output::Demand(demand) => self.demands.push(demand),
                 Output::Event(_) => {}
             }
         }
@@ -130,6 +138,11 @@ impl Bench {
 
     /// Remaining of the first level of `limit` in `dimension`.
     pub(crate) fn remaining(&mut self, limit: &str, dimension: Dimension) -> i64 {
+        self.find_remaining(limit, dimension).unwrap_or_else(|| panic!("no level of {limit}"))
+    }
+
+    /// The same; `None` where there is no such level yet.
+    pub(crate) fn find_remaining(&mut self, limit: &str, dimension: Dimension) -> Option<i64> {
         let status = self.gate.status(self.now);
         status
             .limits
@@ -138,7 +151,6 @@ impl Bench {
             .flat_map(|level| &level.meters)
             .find(|meter| meter.dimension == dimension.name())
             .map(|meter| meter.remaining)
-            .unwrap_or_else(|| panic!("no level of {limit}"))
     }
 }
 
