@@ -322,3 +322,22 @@ fn a_request_is_charged_once_also_when_a_later_attempt_never_reached_the_upstrea
     bench.succeed(ticket, 1);
     assert_eq!(bench.remaining("own", Dimension::RequestsPerDay), 9);
 }
+
+#[test]
+fn a_decision_on_a_call_that_need_not_wait_allocates_nothing() {
+    let mut bench = Bench::with_limits(vec![
+        bucket("account", &[Scope::Account], &[(RPM, 100_000), (TPM, 10_000_000)]),
+        limit("each", &[Scope::User], &[(RPM, 100_000), (TPM, 10_000_000)]),
+    ]);
+    let (made, outcome) = (call("ada", 10), success(7));
+    let one = |bench: &mut Bench| {
+        let ticket = bench.gate.admit(&made, bench.now);
+        assert!(matches!(bench.gate.poll_output(), Some(tidegate_core::gate::Output::Granted { .. })));
+        bench.gate.sent(ticket);
+        let _ = bench.gate.settle(ticket, &outcome, bench.now);
+    };
+    // The first calls of a caller make its levels.
+    (0..10).for_each(|_| one(&mut bench));
+    let made = allocation_counter::measure(|| (0..1000).for_each(|_| one(&mut bench)));
+    assert_eq!(made.count_total, 0);
+}
