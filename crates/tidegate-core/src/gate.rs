@@ -14,6 +14,7 @@
 
 mod admission;
 mod learning;
+mod pacing;
 mod serving;
 mod settlement;
 mod sharing;
@@ -137,6 +138,8 @@ struct Entry {
     charges: SmallVec<[Charge; 12]>,
     notes: SmallVec<[Note; 4]>,
     predictions: Option<Predictions>,
+    /// What had been sent to its target before it: requests, tokens.
+    sent_before: [u64; 2],
     permit: Option<BreakerPermit>,
     amounts: Amounts,
     /// Largest share of a level that tenants share.

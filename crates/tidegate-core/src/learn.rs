@@ -5,4 +5,6 @@
 pub(crate) mod charge;
 pub(crate) mod cold_start;
 pub(crate) mod correction;
+pub(crate) mod flow;
 pub(crate) mod output;
+pub(crate) mod pace;

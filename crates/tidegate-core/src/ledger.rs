@@ -323,6 +323,7 @@ fn specs(limit: &Limit, subject: &Subject, source: LevelSource) -> SmallVec<[Spe
                 mirror: limit.is_mirror(),
                 shared: tenants_share,
                 source,
+                is_pace: false,
             })
         })
         .collect()
@@ -339,7 +340,13 @@ pub(crate) fn learned_spec(dimension: Dimension, limit: u64) -> Spec {
         mirror: true,
         shared: true,
         source: LevelSource::Rate,
+        is_pace: false,
     }
+}
+
+/// A meter that paces calls to an upstream: `rate` a minute, at most `burst` at one instant.
+pub(crate) fn pace_spec(dimension: Dimension, rate: u64, burst: u64) -> Spec {
+    Spec { burst: Some(burst), is_pace: true, ..learned_spec(dimension, rate.max(1)) }
 }
 
 /// A meter that counts calls in flight to one target, without a bound until one is set.
@@ -353,6 +360,7 @@ pub(crate) fn gauge_spec() -> Spec {
         mirror: false,
         shared: true,
         source: LevelSource::Rate,
+        is_pace: false,
     }
 }
 

@@ -112,6 +112,8 @@ pub(crate) struct Spec {
     pub(crate) mirror: bool,
     pub(crate) shared: bool,
     pub(crate) source: LevelSource,
+    /// It paces calls below what the server tells: nothing that it tells corrects it, and no call is too large for it.
+    pub(crate) is_pace: bool,
 }
 
 impl Meter {
@@ -172,7 +174,10 @@ impl Meter {
         self.mirror = spec.mirror;
         self.shared = spec.shared;
         self.set_share_and_margin();
-        if self.mirror && matches!(self.kind, Kind::Bucket(_)) {
+        if spec.is_pace {
+            self.stale_at = Time::ZERO;
+            self.margin = 0;
+        } else if self.mirror && matches!(self.kind, Kind::Bucket(_)) {
             self.correction.get_or_insert_with(|| Box::new(Correction::new(now)));
         }
     }
@@ -269,7 +274,15 @@ impl Meter {
     fn margin(&self, now: Time) -> u64 {
         match &self.correction {
             Some(correction) => self.margin.saturating_add(correction.margin(now)),
-            None => 0,
+            None => self.margin,
+        }
+    }
+
+    /// Sets what grants leave of a pace. `slack`: the upstream said that it has nothing left, and is to gather so much first.
+    pub(crate) fn set_pace(&mut self, margin: u64, slack: Option<u64>) {
+        self.margin = margin;
+        if let (Kind::Bucket(bucket), Some(slack)) = (&mut self.kind, slack) {
+            bucket.set_level(bucket.level().min(-as_level(slack)));
         }
     }
 

@@ -10,7 +10,9 @@ use crate::breaker::Breaker;
 use crate::config::{TokenCharge, UpstreamPolicy};
 use crate::learn::charge::ChargeRule;
 use crate::learn::cold_start::ColdStart;
+use crate::learn::flow::Flow;
 use crate::learn::output::TypicalOutput;
+use crate::learn::pace::Pace;
 use crate::limit::Dimension;
 use crate::time::Time;
 
@@ -23,6 +25,16 @@ pub(crate) struct Learned {
     pub(crate) told_at: Time,
     /// Replies since that told other limits and not this one.
     pub(crate) missed: u32,
+    /// How often it has moved lately.
+    pub(crate) moves: u32,
+}
+
+/// A dimension that is paced below what is told of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Paced {
+    pub(crate) dimension: Dimension,
+    pub(crate) meter: u32,
+    pub(crate) pace: Pace,
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +46,12 @@ pub(crate) struct Target {
     pub(crate) breaker: Breaker,
     pub(crate) learn_limits: bool,
     pub(crate) learned: SmallVec<[Learned; 4]>,
-    /// Counts changes of `learned`, so that routes notice.
+    /// What has gone to it: requests, tokens.
+    pub(crate) flows: [Flow; 2],
+    pub(crate) paces: SmallVec<[Paced; 1]>,
+    /// Dimensions whose headers are not believed, and until when.
+    pub(crate) distrusted: SmallVec<[(Dimension, Time); 1]>,
+    /// Counts changes of `learned` and `paces`, so that routes notice.
     pub(crate) version: u32,
     pub(crate) charge_rule: ChargeRule,
     pub(crate) typical_output: TypicalOutput,

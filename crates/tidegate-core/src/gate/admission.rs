@@ -147,6 +147,9 @@ impl Gate {
             breaker: crate::breaker::Breaker::new(self.breaker_config.clone()),
             learn_limits,
             learned: SmallVec::new(),
+            flows: Default::default(),
+            paces: SmallVec::new(),
+            distrusted: SmallVec::new(),
             version: 0,
             charge_rule,
             typical_output: Default::default(),
@@ -190,6 +193,7 @@ impl Gate {
         entry.meters.clear();
         entry.meters.extend(entry.configured.iter().copied());
         entry.meters.extend(target.learned.iter().map(|learned| learned.meter));
+        entry.meters.extend(target.paces.iter().map(|paced| paced.meter));
         entry.meters.push(target.gauge);
     }
 
@@ -292,6 +296,7 @@ impl Gate {
         reserve_permille: u64,
     ) -> Verdict {
         let now = self.clock;
+        let pace_due = self.paces_due(self.routes[route].target);
         let route = &self.routes[route];
         let target = &mut self.targets[route.target];
         let cap = target.in_flight_cap(now);
@@ -313,6 +318,9 @@ impl Gate {
                 MeterSays::Wait(wait, obstacle) => {
                     let wait = if *id == target.gauge && cap.is_some() {
                         wait.min(Wait::from_micros(GAUGE_GROWS_MICROS))
+                    } else if let Some(due) = pace_due {
+                        // It may rise before so much has flowed in.
+                        wait.min(Wait::from_micros(due.micros_since(now)))
                     } else {
                         wait
                     };
@@ -348,6 +356,9 @@ impl Gate {
         entry.notes.clear();
         self.ledger.reserve(&route.meters, &entry.amounts, entry.class, &mut entry.charges, &mut entry.notes, now);
         entry.predictions = target.charge_rule.sent(&entry.cost, now);
+        entry.sent_before = [target.flows[0].total_sent(), target.flows[1].total_sent()];
+        target.flows[0].sent(1, now);
+        target.flows[1].sent(entry.amounts.mirror_tokens, now);
         entry.own_request_charged = true;
         entry.state = State::InFlight;
         entry.attempts += 1;
@@ -388,6 +399,11 @@ impl Gate {
             _ => {}
         }
         let target = entry.route;
+        let of_target = route.target;
+        if before != self.targets[of_target].breaker.state() {
+            // Told before the grant that it allows.
+            self.breaker_changed(of_target, Some(before));
+        }
         self.outputs.push_back(Output::Granted { ticket, attempt, queued_for });
         if self.events {
             let call = self.entries[ticket.index()].id.clone();
@@ -396,10 +412,6 @@ impl Gate {
                 let breaker = self.targets[self.routes[target].target].name.clone();
                 self.emit(|| Event::ProbeStarted { breaker });
             }
-        }
-        let target = self.routes[target].target;
-        if before != self.targets[target].breaker.state() {
-            self.breaker_changed(target, Some(before));
         }
     }
 
@@ -646,6 +658,7 @@ impl Entry {
             charges: SmallVec::new(),
             notes: SmallVec::new(),
             predictions: None,
+            sent_before: [0; 2],
             permit: None,
             amounts: Amounts::default(),
             share: 1,

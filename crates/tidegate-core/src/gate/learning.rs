@@ -2,7 +2,7 @@
 
 use super::{Gate, State, Ticket};
 use crate::event::Event;
-use crate::fault::{Fault, FaultKind};
+use crate::learn::cold_start::ColdStart;
 use crate::learn::correction::Told;
 use crate::ledger::{LEARNED, Note, Source, learned_spec};
 use crate::limit::{Allowance, Dimension};
@@ -12,6 +12,12 @@ use crate::target::Learned;
 
 /// Replies in a row that tell limits and do not mention one of those learned, before that one is forgotten.
 const UNTOLD_REPLIES: u32 = 16;
+/// A limit that moved so often, for each time within …
+const MOVES_MAX: u32 = 5;
+/// … so many replies, is not believed …
+const MOVE_WEIGHT: u32 = 4;
+/// … for so long.
+const DISTRUST_MICROS: u64 = 600_000_000;
 
 impl Gate {
     /// The head of a reply told the server's limits.
@@ -83,9 +89,13 @@ impl Gate {
                 }
             }
         }
-        if !self.targets[target].learn_limits {
+        let distrusted = &mut self.targets[target].distrusted;
+        distrusted.retain(|(_, until)| *until > now);
+        let is_distrusted = distrusted.iter().any(|(dimension, _)| *dimension == told.dimension);
+        if is_distrusted || !self.targets[target].learn_limits {
             return;
         }
+        self.pace_told(target, told);
         let known = self.targets[target].learned.iter().position(|learned| learned.dimension == told.dimension);
         match known {
             None => self.learn_new(ticket, target, told),
@@ -95,7 +105,11 @@ impl Gate {
                 let id = learned.meter;
                 self.ledger.meters[id].told(now);
                 let note = notes.iter().find(|note| note.meter == id).copied();
-                if self.ledger.meters[id].limit() != told.limit {
+                let moved = self.ledger.meters[id].limit() != told.limit;
+                learned.moves = if moved { learned.moves + MOVE_WEIGHT } else { learned.moves.saturating_sub(1) };
+                if learned.moves > MOVES_MAX * MOVE_WEIGHT {
+                    self.distrust(target, told.dimension);
+                } else if moved {
                     self.follow(target, id, told, note);
                 } else if let (Some(note), Some(remaining)) = (note, told.remaining) {
                     self.correct(note, sent_at, remaining, false);
@@ -104,11 +118,27 @@ impl Gate {
         }
     }
 
-    fn is_learned(&self, target: u32, meter: u32) -> bool {
+    /// Numbers that are others with every few replies tell nothing: as if there were none, until they may have come to rest.
+    fn distrust(&mut self, target: u32, dimension: Dimension) {
+        let now = self.clock;
+        let entry = &mut self.targets[target];
+        let gone = entry.learned.iter().position(|learned| learned.dimension == dimension);
+        let gone = gone.map(|at| entry.learned.swap_remove(at).meter);
+        entry.distrusted.push((dimension, now.plus_micros(DISTRUST_MICROS)));
+        entry.version = entry.version.wrapping_add(1);
+        if entry.learned.is_empty() && entry.paces.is_empty() {
+            entry.cold_start = Some(ColdStart::new(now));
+        }
+        if let Some(meter) = gone {
+            self.unlearn(meter);
+        }
+    }
+
+    pub(super) fn is_learned(&self, target: u32, meter: u32) -> bool {
         self.targets[target].learned.iter().any(|learned| learned.meter == meter)
     }
 
-    fn correct(&mut self, note: Note, sent_at: crate::time::Time, remaining: u64, refused: bool) -> i64 {
+    pub(super) fn correct(&mut self, note: Note, sent_at: crate::time::Time, remaining: u64, refused: bool) -> i64 {
         let now = self.clock;
         let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { return 0 };
         let change = meter.server_says(note.seen, Told { sent_at, remaining, refused }, now);
@@ -119,7 +149,7 @@ impl Gate {
     }
 
     /// The first word of a limit.
-    fn learn_new(&mut self, ticket: Ticket, target: u32, told: ServerLimit) {
+    pub(super) fn learn_new(&mut self, ticket: Ticket, target: u32, told: ServerLimit) {
         let now = self.clock;
         let (account, model) = (self.targets[target].account.clone(), self.targets[target].model.clone());
         let key = format!("{LEARNED}|{account}|{model}");
@@ -144,7 +174,7 @@ impl Gate {
         self.ledger.meters[meter].follow(told.limit, level);
         self.ledger.meters[meter].told(now);
         let entry = &mut self.targets[target];
-        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now, missed: 0 });
+        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now, missed: 0, moves: 0 });
         entry.version = entry.version.wrapping_add(1);
         entry.cold_start = None;
         let gauge = entry.gauge;
@@ -154,7 +184,7 @@ impl Gate {
     }
 
     /// The server's limit has moved.
-    fn follow(&mut self, target: u32, meter: u32, told: ServerLimit, note: Option<Note>) {
+    pub(super) fn follow(&mut self, target: u32, meter: u32, told: ServerLimit, note: Option<Note>) {
         let now = self.clock;
         let found = &mut self.ledger.meters[meter];
         found.refill(now);
@@ -166,38 +196,5 @@ impl Gate {
         self.stir(meter);
         let name = self.targets[target].name.clone();
         self.emit(|| Event::LimitLearned { target: name, dimension: told.dimension, limit: told.limit });
-    }
-
-    /// A 429 for a rate: corrects the level that it names, and leaves more room from now on.
-    pub(super) fn learn_from_rate_limit(&mut self, ticket: Ticket, fault: &Fault) {
-        let now = self.clock;
-        let entry = &self.entries[ticket.index()];
-        let target = self.routes[entry.route].target;
-        let (notes, sent_at) = (entry.notes.clone(), entry.granted_at);
-        let mut corrected = false;
-        if let Some(numbers) = fault.numbers.filter(|_| fault.kind == FaultKind::RateLimited)
-            && let Some(dimension) = numbers.dimension
-        {
-            let remaining = numbers.used.map(|used| numbers.limit.saturating_sub(used));
-            for note in notes {
-                let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { continue };
-                if meter.dimension != dimension || meter.limit() != numbers.limit {
-                    continue;
-                }
-                meter.widen_margin(note.seen.own, now);
-                if let Some(remaining) = remaining {
-                    corrected |= self.correct(note, sent_at, remaining, true) < 0;
-                }
-            }
-        } else {
-            for note in notes {
-                if let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) {
-                    meter.widen_margin(note.seen.own, now);
-                }
-            }
-        }
-        if !corrected {
-            self.pause_target(target, fault.wait);
-        }
     }
 }

@@ -1,7 +1,5 @@
 //! Decides what the end of an attempt means: what is given back, what is owed, what breaker and retry make of it.
 
-use std::time::Duration;
-
 use super::{Gate, State, Ticket, Timer};
 use crate::breaker::{BreakerResult, BreakerState};
 use crate::call::WhenOpen;
@@ -13,12 +11,6 @@ use crate::limit::Dimension;
 use crate::outcome::{Ending, Outcome};
 use crate::refusal::{GiveUp, GiveUpReason, Next};
 use crate::retry::{Decision, History};
-use crate::time::{Time, micros_up};
-
-/// A rate limit that tells no numbers pauses its target for so long, unless it tells a wait.
-const PAUSE_MICROS: u64 = 1_000_000;
-/// … and at most for so long: longer waits are the call's own, not everybody's.
-const PAUSE_MAX_MICROS: u64 = 60_000_000;
 
 /// A reply that says it used more than this is not believed: no call can.
 const TOKENS_MAX: u64 = 1_000_000_000;
@@ -265,15 +257,6 @@ impl Gate {
         self.emit(|| Event::OperationFailed { call, attempts, reason });
         self.close_entry(ticket);
         Next::GiveUp(Box::new(given_up))
-    }
-
-    /// Pauses a target whose rate limit told no numbers to correct a level by.
-    pub(super) fn pause_target(&mut self, target: u32, wait: Option<Duration>) {
-        let micros = wait.map_or(PAUSE_MICROS, micros_up).clamp(1, PAUSE_MAX_MICROS);
-        let until: Time = self.clock.plus_micros(micros);
-        let gauge = self.targets[target].gauge;
-        let meter = &mut self.ledger.meters[gauge];
-        meter.paused_until = meter.paused_until.max(until);
     }
 
     pub(super) fn withdraw(&mut self, ticket: Ticket) {

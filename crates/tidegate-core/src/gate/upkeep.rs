@@ -145,6 +145,7 @@ impl Gate {
         let mut levels: Vec<u32> = [target.gauge, target.waits_for_breaker]
             .into_iter()
             .chain(target.learned.iter().map(|learned| learned.meter))
+            .chain(target.paces.iter().map(|paced| paced.meter))
             .map(|meter| self.ledger.meters[meter].level)
             .collect();
         levels.sort_unstable();

@@ -62,6 +62,8 @@ pub(crate) struct Correction {
     excess_since: Option<Time>,
     excesses: VecDeque<i64>,
     newest_reply_sent_at: Time,
+    /// Replies told what is left, not refusals alone.
+    heard: bool,
     /// Others' use as seen, by second.
     others: [i64; OTHERS_SECONDS],
     others_second: u64,
@@ -83,6 +85,7 @@ impl Correction {
             excess_since: None,
             excesses: VecDeque::new(),
             newest_reply_sent_at: Time::ZERO,
+            heard: false,
             others: [0; OTHERS_SECONDS],
             others_second: now.as_micros() / 1_000_000,
             others_at: now,
@@ -172,6 +175,7 @@ impl Correction {
         let Told { sent_at, remaining, refused } = told;
         let previous = self.newest_reply_sent_at;
         self.newest_reply_sent_at = previous.max(sent_at);
+        self.heard |= !refused;
         self.advance(now);
         if self.history.is_empty() {
             // Made with the first reply: most levels of callers who come once never see one.
@@ -200,7 +204,10 @@ impl Correction {
             self.forget_excess();
             // A step is not a rate: one correction speaks for no more than nearly all that flowed in since the reply before.
             let flowed = per_second.saturating_mul(sent_at.micros_since(previous)) / 1_000_000;
-            self.note_others(less.min(crate::bucket::as_level(flowed.saturating_mul(9) / 10)), now);
+            if self.heard {
+                // Refusals alone would never say that it is over.
+                self.note_others(less.min(crate::bucket::as_level(flowed.saturating_mul(9) / 10)), now);
+            }
             return -less;
         }
         if refused || !is_comparable {

@@ -1,0 +1,264 @@
+//! Decides what a refusal for a rate teaches: a level that is lower than thought, a limit, or a pace of its own.
+
+use std::time::Duration;
+
+use super::{Gate, Ticket};
+use crate::event::Event;
+use crate::fault::{Fault, FaultKind, LimitNumbers};
+use crate::learn::pace::{Due, Pace, RefusedAt};
+use crate::ledger::{LEARNED, Note, Source, pace_spec};
+use crate::limit::{Allowance, Dimension};
+use crate::meter::Spec;
+use crate::outcome::ServerLimit;
+use crate::target::Paced;
+use crate::time::{Time, micros_up};
+
+/// A rate limit that tells no wait pauses its target for so long at most.
+const PAUSE_MICROS: u64 = 1_000_000;
+/// … and any for so long at most: longer waits are the call's own, not everybody's.
+const PAUSE_MAX_MICROS: u64 = 60_000_000;
+/// One part in so many of a limit left, by what is told, is room.
+const ROOM_PART: u64 = 4;
+/// `slow_down` without a wait.
+const SLOW_DOWN_MICROS: u64 = 5_000_000;
+
+const PER_MINUTE: [Dimension; 2] = [Dimension::RequestsPerMinute, Dimension::TokensPerMinute];
+
+impl Gate {
+    /// A refusal for a rate. What the limits known explain corrects them; what they do not is paced.
+    pub(super) fn learn_from_rate_limit(&mut self, ticket: Ticket, fault: &Fault) {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let target = self.routes[entry.route].target;
+        let (notes, tokens) = (entry.notes.clone(), entry.amounts.mirror_tokens);
+        if fault.kind == FaultKind::SlowDown {
+            self.slow_down(ticket, fault.wait);
+            return self.count_refused(target, tokens);
+        }
+        for note in &notes {
+            if fault.numbers.is_none_or(|numbers| numbers.dimension.is_none() || self.is_of(note, &numbers))
+                && let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch)
+            {
+                meter.widen_margin(note.seen.own, now);
+            }
+        }
+        if !self.is_explained(ticket, fault, &notes) {
+            self.pace(ticket, fault);
+        }
+        self.count_refused(target, tokens);
+    }
+
+    fn count_refused(&mut self, target: u32, tokens: u64) {
+        let now = self.clock;
+        let flows = &mut self.targets[target].flows;
+        flows[0].refused(1, now);
+        flows[1].refused(tokens, now);
+    }
+
+    fn is_of(&self, note: &Note, numbers: &LimitNumbers) -> bool {
+        let meter = self.ledger.meters.get(note.meter).filter(|meter| meter.epoch == note.epoch);
+        meter.is_some_and(|meter| Some(meter.dimension) == numbers.dimension && meter.limit() == numbers.limit)
+    }
+
+    /// Whether the limits that are known account for the refusal, now that they have been corrected by it.
+    fn is_explained(&mut self, ticket: Ticket, fault: &Fault, notes: &[Note]) -> bool {
+        let sent_at = self.entries[ticket.index()].granted_at;
+        let Some(numbers) = fault.numbers else {
+            return self.was_near_empty(notes, sent_at);
+        };
+        let Some(dimension) = numbers.dimension else { return self.was_near_empty(notes, sent_at) };
+        let (Some(used), Some(requested)) = (numbers.used, numbers.requested) else { return false };
+        if used.saturating_add(requested) <= numbers.limit {
+            // It says itself that there is room.
+            return false;
+        }
+        let remaining = numbers.limit.saturating_sub(used);
+        let told = ServerLimit { dimension, limit: numbers.limit, remaining: Some(remaining) };
+        let mut is_known = false;
+        for note in notes.iter().filter(|note| self.is_of(note, &numbers)).copied().collect::<Vec<_>>() {
+            is_known = true;
+            self.correct(note, sent_at, remaining, true);
+        }
+        let target = self.routes[self.entries[ticket.index()].route].target;
+        if is_known || !self.targets[target].learn_limits {
+            return is_known;
+        }
+        match self.targets[target].learned.iter().find(|learned| learned.dimension == dimension) {
+            None => self.learn_new(ticket, target, told),
+            Some(learned) => {
+                let id = learned.meter;
+                let note = notes.iter().find(|note| note.meter == id).copied();
+                self.follow(target, id, told, note);
+            }
+        }
+        true
+    }
+
+    /// Without numbers: whether a minute's level was so low, as far as we knew, that it may have been empty.
+    fn was_near_empty(&mut self, notes: &[Note], sent_at: Time) -> bool {
+        let near = |note: &&Note| note.seen.level < crate::bucket::as_level(note.seen.own.saturating_mul(2));
+        let found: Vec<Note> = notes.iter().filter(near).copied().collect();
+        let mut corrected = false;
+        for note in found {
+            corrected |= self.correct(note, sent_at, 0, true) < 0;
+        }
+        corrected
+    }
+
+    /// Paces what nothing that is known explains.
+    fn pace(&mut self, ticket: Ticket, fault: &Fault) {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let (target, sent_at) = (self.routes[entry.route].target, entry.granted_at);
+        let (tokens, sent_before) = (entry.amounts.mirror_tokens, entry.sent_before);
+        let said = fault.numbers.and_then(|numbers| numbers.dimension).filter(|said| PER_MINUTE.contains(said));
+        let dimension = said.unwrap_or(PER_MINUTE[usize::from(tokens > 0)]);
+        let which = usize::from(dimension == Dimension::TokensPerMinute);
+        let cost = if which == 1 { tokens } else { 1 };
+        let flow = self.targets[target].flows[which];
+        let told = self.told(target, dimension);
+        let has_room = told.is_some_and(|(limit, level)| level >= crate::bucket::as_level(limit / ROOM_PART));
+        let admitted = flow.admitted_of(sent_before[which]);
+        let refused = RefusedAt { told: told.map(|(limit, _)| limit), has_room, admitted, sent_at, wait: fault.wait };
+        let known = self.targets[target].paces.iter().position(|paced| paced.dimension == dimension);
+        let changed = match known {
+            Some(at) => self.targets[target].paces[at].pace.refused(refused, now),
+            None => {
+                let guess = flow.limit_if_empty_now(now).max(cost);
+                self.open_pace(target, dimension, Pace::new(refused, guess, now));
+                true
+            }
+        };
+        if changed {
+            self.apply_pace(target, dimension, true);
+        }
+        let rate = self.targets[target].paces.iter().find(|paced| paced.dimension == dimension);
+        let rate = rate.map_or(1, |paced| paced.pace.rate(now));
+        let flows_in = u128::from(cost) * 60_000_000 / u128::from(rate.max(1));
+        let own = u64::try_from(flows_in).unwrap_or(u64::MAX).clamp(1000, PAUSE_MICROS);
+        self.pause_target(target, Some(fault.wait.unwrap_or(Duration::from_micros(own))));
+    }
+
+    /// The traffic grew too fast: a pause, then half of what went, then slowly more.
+    fn slow_down(&mut self, ticket: Ticket, wait: Option<Duration>) {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let (target, sent_at) = (self.routes[entry.route].target, entry.granted_at);
+        let which = usize::from(entry.amounts.mirror_tokens > 0);
+        let dimension = PER_MINUTE[which];
+        let flow = &mut self.targets[target].flows[which];
+        let (went, sent) = (flow.in_last_minute(now).max(1), flow.total_sent());
+        if !self.targets[target].paces.iter().any(|paced| paced.dimension == dimension) {
+            let told = self.told(target, dimension).map(|(limit, _)| limit);
+            let refused = RefusedAt { told, has_room: true, admitted: sent, sent_at, wait };
+            let mut pace = Pace::new(refused, went, now);
+            pace.limit_to(went);
+            self.open_pace(target, dimension, pace);
+        }
+        let paces = &mut self.targets[target].paces;
+        if let Some(paced) = paces.iter_mut().find(|paced| paced.dimension == dimension) {
+            paced.pace.slow_down(now);
+        }
+        self.apply_pace(target, dimension, true);
+        self.pause_target(target, Some(wait.unwrap_or(Duration::from_micros(SLOW_DOWN_MICROS))));
+    }
+
+    /// What headers tell of a dimension: its limit, and what is left as far as is known.
+    fn told(&self, target: u32, dimension: Dimension) -> Option<(u64, i64)> {
+        let learned = self.targets[target].learned.iter().find(|learned| learned.dimension == dimension);
+        let meter = learned.map(|learned| &self.ledger.meters[learned.meter])?;
+        Some((meter.limit(), meter.level()))
+    }
+
+    pub(super) fn open_pace(&mut self, target: u32, dimension: Dimension, pace: Pace) {
+        let now = self.clock;
+        let entry = &self.targets[target];
+        let key = format!("pace|{}|{}", entry.account, entry.model);
+        let label = entry.name.clone();
+        let level = match self.ledger.level_of_key(&key) {
+            Some(level) => level,
+            None => self.ledger.add_level(key.into(), LEARNED.into(), label, Source::Target(target)),
+        };
+        let meter = self.ledger.put_meter(level, pace_spec(dimension, pace.rate(now), pace.burst()), now);
+        let entry = &mut self.targets[target];
+        entry.paces.push(Paced { dimension, meter, pace });
+        entry.version = entry.version.wrapping_add(1);
+        // Its rate is known from now on.
+        entry.cold_start = None;
+        let gauge = entry.gauge;
+        self.stir(gauge);
+    }
+
+    /// Puts a pace's rate and burst in force.
+    fn apply_pace(&mut self, target: u32, dimension: Dimension, is_empty: bool) {
+        let now = self.clock;
+        let Some(paced) = self.targets[target].paces.iter().find(|paced| paced.dimension == dimension) else { return };
+        let (rate, margin, id) = (paced.pace.rate(now), paced.pace.margin(), paced.meter);
+        let slack = paced.pace.slack();
+        let burst = paced.pace.burst().saturating_add(margin);
+        let (is_guess, level) = (paced.pace.is_guess(), self.ledger.meters[id].level);
+        self.ledger.meters[id].refill(now);
+        self.ledger.put_meter(level, pace_spec(dimension, rate, burst.min(rate)), now);
+        self.ledger.meters[id].set_pace(margin, is_empty.then_some(slack));
+        self.stir(id);
+        if is_guess {
+            let name = self.targets[target].name.clone();
+            self.emit(|| Event::LimitLearned { target: name, dimension, limit: rate });
+        }
+    }
+
+    /// Headers tell a limit of a dimension that may be paced.
+    pub(super) fn pace_told(&mut self, target: u32, told: ServerLimit) {
+        if let Some(paced) = self.targets[target].paces.iter_mut().find(|paced| paced.dimension == told.dimension) {
+            paced.pace.told(told.limit);
+        }
+    }
+
+    /// Moves paces whose time has come. Returns when the next one's does.
+    #[inline]
+    pub(super) fn paces_due(&mut self, target: u32) -> Option<Time> {
+        let paces = &self.targets[target].paces;
+        if paces.is_empty() {
+            return None;
+        }
+        let now = self.clock;
+        let due: smallvec::SmallVec<[Dimension; 2]> =
+            paces.iter().filter(|paced| paced.pace.due_at() <= now).map(|paced| paced.dimension).collect();
+        for dimension in due {
+            self.pace_is_due(target, dimension);
+        }
+        let paces = &self.targets[target].paces;
+        paces.iter().map(|paced| paced.pace.due_at()).min().filter(|due| *due < Time::NEVER)
+    }
+
+    fn pace_is_due(&mut self, target: u32, dimension: Dimension) {
+        let now = self.clock;
+        let Some(paced) = self.targets[target].paces.iter_mut().find(|paced| paced.dimension == dimension) else {
+            return;
+        };
+        let id = paced.meter;
+        let meter = &mut self.ledger.meters[id];
+        meter.refill(now);
+        let is_binding = !meter.lot.is_empty() || meter.level() < crate::bucket::as_level(meter.capacity() / 2);
+        match paced.pace.due(is_binding, now) {
+            None => {}
+            Some(Due::Changed) => self.apply_pace(target, dimension, false),
+            Some(Due::GivenUp) => {
+                let level = meter.level;
+                let lifted = Spec { allowance: Allowance::Unlimited, ..pace_spec(dimension, 1, 1) };
+                self.ledger.put_meter(level, Spec { burst: None, ..lifted }, now);
+                self.ledger.meters[id].set_pace(0, None);
+                self.stir(id);
+            }
+        }
+    }
+
+    /// Pauses a target that said that it takes nothing for a while.
+    pub(super) fn pause_target(&mut self, target: u32, wait: Option<Duration>) {
+        let micros = wait.map_or(PAUSE_MICROS, micros_up).clamp(1, PAUSE_MAX_MICROS);
+        let until = self.clock.plus_micros(micros);
+        let gauge = self.targets[target].gauge;
+        let meter = &mut self.ledger.meters[gauge];
+        meter.paused_until = meter.paused_until.max(until);
+    }
+}

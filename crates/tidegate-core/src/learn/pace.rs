@@ -1,0 +1,269 @@
+//! Decides at which pace calls go to an upstream that refuses them although the limit it tells has room, or tells none.
+//!
+//! Three things look alike from outside: a minute's limit that is enforced over a second, a limit that was told wrongly, and
+//! one that nobody told. In all of them a refusal marks an instant at which some bucket of the upstream was empty, so that
+//! what it let through between two of them is exactly what flowed in: the rate. The pace is first that of the limit told, a
+//! second's worth at once; where that is refused too, the rate as measured. Now and then it is tried whether more goes.
+//! Knows no levels: the gate keeps a bucket with the rate and burst decided here.
+
+use std::time::Duration;
+
+use crate::time::{Time, micros_up};
+
+/// Two refusals nearer together than this measure nothing.
+const MEASURES_AFTER_MICROS: u64 = 3_000_000;
+/// A mark that is older than this is replaced by the next refusal.
+const MARK_KEPT_MICROS: u64 = 120_000_000;
+/// How soon more is tried while no rate has been measured.
+const RISE_EVERY_MICROS: u64 = 5_000_000;
+/// How long a measured rate is held the first time, and at most, before more is tried; each time four times as long.
+const HOLD_MICROS: u64 = 30_000_000;
+const HOLD_MAX_MICROS: u64 = 3_600_000_000;
+/// A pace that only spreads the limit as told over shorter times is given up after so long without a refusal.
+const GIVE_UP_MICROS: u64 = 300_000_000;
+/// A second's worth of a minute's rate goes at once at first …
+const BURST_PART: u64 = 60;
+/// … and at least 1/16 s worth in the end.
+const BURST_PART_MAX: u64 = 960;
+/// Where a burst is tried again, it grows by an eighth …
+const BURST_GROWTH_PART: u64 = 8;
+/// … so often.
+const BURST_GROWS_EVERY_MICROS: u64 = 10_000_000;
+/// Calls overtake one another on the way by no more than this.
+const LAG_MAX_MICROS: u64 = 300_000;
+/// What the upstream has left after a refusal is left there, so many microseconds of flow, against calls that come early.
+const SLACK_MICROS: u64 = 250_000;
+/// After `slow_down` the rate rises over so long from half to all of what it was.
+const RAMP_MICROS: u64 = 300_000_000;
+
+/// What became of a pace whose time had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Another rate or burst is in force.
+    Changed,
+    /// It holds no longer: calls go by the limit told alone.
+    GivenUp,
+}
+
+/// A refusal, and what is known with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RefusedAt {
+    /// The limit a minute that headers tell. `None`: they tell none.
+    pub(crate) told: Option<u64>,
+    /// By what is told there is room: a shorter window was full.
+    pub(crate) has_room: bool,
+    /// Units admitted before the refused call was sent.
+    pub(crate) admitted: u64,
+    /// When that was.
+    pub(crate) sent_at: Time,
+    /// The wait that came with it.
+    pub(crate) wait: Option<Duration>,
+}
+
+/// The pace of one dimension.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    told: Option<u64>,
+    rate: u64,
+    burst: u64,
+    lag_micros: u64,
+    /// An instant at which the upstream had nothing left, and what it had admitted by then.
+    mark: (Time, u64),
+    measured: bool,
+    changed_at: Time,
+    due_at: Time,
+    hold_micros: u64,
+    give_up_micros: u64,
+    /// While coming back from `slow_down`: since when.
+    ramp_from: Option<Time>,
+    /// The burst has grown because it may.
+    is_burst_tried: bool,
+    /// False: given up, and kept in mind for the next time.
+    active: bool,
+}
+
+impl Pace {
+    /// After the first refusal that the limits known do not explain. `guess`: units a minute where none is told.
+    pub(crate) fn new(refused: RefusedAt, guess: u64, now: Time) -> Self {
+        let rate = refused.told.unwrap_or(guess).max(1);
+        Self {
+            told: refused.told,
+            rate,
+            burst: (rate / BURST_PART).max(1),
+            lag_micros: 0,
+            mark: (refused.sent_at, refused.admitted),
+            measured: false,
+            changed_at: now,
+            due_at: now.plus_micros(if refused.told.is_some() { GIVE_UP_MICROS } else { RISE_EVERY_MICROS }),
+            hold_micros: HOLD_MICROS,
+            give_up_micros: GIVE_UP_MICROS,
+            ramp_from: None,
+            is_burst_tried: false,
+            active: true,
+        }
+    }
+
+    /// A rate that was found out before a restart.
+    pub(crate) fn restored(rate: u64, now: Time) -> Self {
+        let refused = RefusedAt { told: None, has_room: false, admitted: 0, sent_at: now, wait: None };
+        let mut pace = Self::new(refused, rate, now);
+        pace.measured = true;
+        pace.due_at = now.plus_micros(pace.hold_micros);
+        pace
+    }
+
+    /// Whether calls go by it.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Units a minute.
+    pub(crate) fn rate(&self, now: Time) -> u64 {
+        let Some(from) = self.ramp_from else { return self.rate };
+        let share = u128::from(now.micros_since(from).min(RAMP_MICROS));
+        let half = u128::from(self.rate / 2);
+        u64::try_from(half + half * share / u128::from(RAMP_MICROS)).unwrap_or(self.rate).max(1)
+    }
+
+    /// Units that may go at one instant.
+    pub(crate) fn burst(&self) -> u64 {
+        self.burst.max(1)
+    }
+
+    /// Units that the upstream is given time to gather after it had nothing left.
+    pub(crate) fn slack(&self) -> u64 {
+        let units = u128::from(self.rate) * u128::from(SLACK_MICROS) / 60_000_000;
+        u64::try_from(units).unwrap_or(u64::MAX)
+    }
+
+    /// Units that grants leave, because calls overtake one another on the way.
+    pub(crate) fn margin(&self) -> u64 {
+        let units = u128::from(self.rate) * u128::from(self.lag_micros) / 60_000_000;
+        u64::try_from(units).unwrap_or(u64::MAX)
+    }
+
+    /// True if it was measured: nothing tells it.
+    pub(crate) fn is_guess(&self) -> bool {
+        self.told.is_none()
+    }
+
+    /// When something is to be decided again.
+    #[inline]
+    pub(crate) fn due_at(&self) -> Time {
+        self.due_at
+    }
+
+    /// Another refusal. True: rate or burst are others now.
+    pub(crate) fn refused(&mut self, refused: RefusedAt, now: Time) -> bool {
+        if refused.sent_at < self.changed_at {
+            // News of the pace before.
+            return false;
+        }
+        if !self.active {
+            self.active = true;
+            self.mark = (refused.sent_at, refused.admitted);
+            self.changed_at = now;
+            self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
+            self.due_at = now.plus_micros(self.give_up_micros);
+            return true;
+        }
+        let (at, before) = self.mark;
+        let elapsed = refused.sent_at.micros_since(at);
+        self.changed_at = now;
+        if refused.has_room {
+            self.shorten(refused.wait, now);
+            return true;
+        }
+        if elapsed < MEASURES_AFTER_MICROS {
+            self.rate = (self.rate - self.rate / 4).max(1);
+            self.due_at = now.plus_micros(RISE_EVERY_MICROS);
+            return true;
+        }
+        let through = u128::from(refused.admitted.wrapping_sub(before));
+        let measured = u64::try_from(through * 60_000_000 / u128::from(elapsed)).unwrap_or(u64::MAX).max(1);
+        if elapsed > MARK_KEPT_MICROS {
+            self.mark = (refused.sent_at, refused.admitted);
+        }
+        self.rate = self.told.unwrap_or(u64::MAX).min(measured);
+        self.burst = (self.rate / BURST_PART).max(1);
+        self.measured = true;
+        self.due_at = now.plus_micros(self.hold_micros);
+        self.hold_micros = (self.hold_micros * 4).min(HOLD_MAX_MICROS);
+        true
+    }
+
+    /// All of the limit may flow, but less at once: the window is shorter than thought, or the way is uneven.
+    fn shorten(&mut self, wait: Option<Duration>, now: Time) {
+        if self.is_burst_tried {
+            self.burst -= self.burst / (BURST_GROWTH_PART + 1);
+            self.is_burst_tried = false;
+        } else {
+            self.burst = (self.burst / 2).max(self.rate / BURST_PART_MAX).max(1);
+            let late = wait.map_or(LAG_MAX_MICROS / 8, micros_up);
+            self.lag_micros = self.lag_micros.max(late).min(LAG_MAX_MICROS);
+        }
+        self.due_at = now.plus_micros(self.give_up_micros);
+        self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
+    }
+
+    /// At most so many a minute went so far: that is what there is to halve.
+    pub(crate) fn limit_to(&mut self, went: u64) {
+        self.rate = self.rate.min(went).max(1);
+    }
+
+    /// `slow_down`: half of what went, and up again slowly.
+    pub(crate) fn slow_down(&mut self, now: Time) {
+        self.active = true;
+        let is_new = self.ramp_from.is_none_or(|from| now.micros_since(from) > RAMP_MICROS / 60);
+        if is_new {
+            self.rate = self.rate(now).max(1);
+            self.changed_at = now;
+            self.due_at = now.plus_micros(RAMP_MICROS / 60);
+        }
+        self.ramp_from = Some(now);
+    }
+
+    /// Its time has come. `is_binding`: calls wait for it. `None`: nothing changes but the next time.
+    pub(crate) fn due(&mut self, is_binding: bool, now: Time) -> Option<Due> {
+        if let Some(from) = self.ramp_from {
+            if now.micros_since(from) < RAMP_MICROS {
+                self.due_at = now.plus_micros(RAMP_MICROS / 60);
+                return Some(Due::Changed);
+            }
+            self.ramp_from = None;
+        }
+        let at_limit = self.told.is_some_and(|told| self.rate >= told);
+        if at_limit && self.burst < self.rate {
+            self.burst = self.burst.saturating_add((self.burst / BURST_GROWTH_PART).max(1)).min(self.rate);
+            self.is_burst_tried = true;
+            self.changed_at = now;
+            self.due_at = now.plus_micros(BURST_GROWS_EVERY_MICROS);
+            return Some(Due::Changed);
+        }
+        if at_limit {
+            self.active = false;
+            self.due_at = Time::NEVER;
+            return Some(Due::GivenUp);
+        }
+        self.due_at = now.plus_micros(RISE_EVERY_MICROS);
+        if !is_binding {
+            return None;
+        }
+        let more = if self.measured { self.rate / 20 } else { self.rate };
+        self.rate = self.rate.saturating_add(more.max(1)).min(self.told.unwrap_or(u64::MAX));
+        self.burst = (self.rate / BURST_PART).max(1);
+        if self.told.is_some_and(|told| self.rate >= told) {
+            self.due_at = now.plus_micros(self.give_up_micros);
+        }
+        self.changed_at = now;
+        Some(Due::Changed)
+    }
+
+    /// Headers tell a limit now, or another one.
+    pub(crate) fn told(&mut self, limit: u64) {
+        if self.told != Some(limit) {
+            self.told = Some(limit);
+            self.rate = self.rate.min(limit).max(1);
+        }
+    }
+}
