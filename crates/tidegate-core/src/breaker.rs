@@ -21,7 +21,10 @@ const TENANTS: usize = 8;
 /// Unused for so long, it knows nothing that still counts.
 const IDLE_FOR: Duration = Duration::from_secs(3600);
 /// Reopened again and again, it stays open at most so many times as long as the first time.
-const LONGEST_OPEN: u64 = 10;
+const LONGEST_OPEN: u64 = 4;
+/// And longer by a part of a quarter that is another each time: in 2^-10, the golden ratio's, which falls in step with nothing.
+/// Multiples of one time would meet an outage that comes back every minute for ever.
+const SPREAD: u64 = 633;
 
 /// The state that people and metrics see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -314,8 +317,9 @@ impl Breaker {
     }
 
     fn enter(&mut self, state: BreakerState, now: Time) {
-        if self.state == BreakerState::Closed && state == BreakerState::Open && self.ramp_share(now) >= 1.0 {
-            // It had held for its whole ramp: the next outage is a new one.
+        let has_served = self.ramp_share(now) >= 1.0 || self.totals().good >= self.config.minimum_calls;
+        if self.state == BreakerState::Closed && state == BreakerState::Open && has_served {
+            // It had held for its whole ramp, or served some calls at least: the next outage is a new one.
             self.times_opened = 0;
         }
         self.state = state;
@@ -331,7 +335,9 @@ impl Breaker {
                 }
                 let first = micros_up(self.config.recovery_timeout).max(1);
                 let factor = 1_u64.checked_shl(u32::try_from(self.times_opened).unwrap_or(63)).unwrap_or(u64::MAX);
-                self.open_until = now.plus_micros(first.saturating_mul(factor.min(LONGEST_OPEN)));
+                let open_for = first.saturating_mul(factor.min(LONGEST_OPEN));
+                let spread = open_for / 4096 * (self.times_opened * SPREAD % 1024);
+                self.open_until = now.plus_micros(open_for.saturating_add(spread));
                 self.times_opened = self.times_opened.saturating_add(1).min(32);
                 self.closed_at = None;
             }
@@ -528,10 +534,28 @@ mod tests {
     fn a_failed_probe_reopens_it_for_twice_as_long_up_to_a_bound() {
         let mut breaker = opened(Time::ZERO);
         let mut now = Time::from_secs(60);
-        for expected in [120, 240, 480, 600, 600] {
+        for expected in [120, 240, 240, 240] {
             end(&mut breaker, 1, BreakerResult::Bad, now);
-            assert_eq!(breaker.next_probe_at(), Some(now + Duration::from_secs(expected)));
-            now = now + Duration::from_secs(expected);
+            let next = breaker.next_probe_at().unwrap();
+            let open_for = next.since(now).as_secs();
+            assert!((expected..=expected * 5 / 4).contains(&open_for), "{open_for} {expected}");
+            now = next;
+        }
+    }
+
+    #[test]
+    fn probes_do_not_fall_in_step_with_an_outage_that_comes_back_every_minute() {
+        let mut breaker = opened(Time::ZERO);
+        let mut missed = 0;
+        while breaker.state() != BreakerState::Closed {
+            let now = breaker.next_probe_at().expect("it is open");
+            missed += 1;
+            let is_out = now.as_micros() % 60_000_000 < 5_000_000;
+            let probes = if is_out { 1 } else { 3 };
+            for _ in 0..probes {
+                end(&mut breaker, 1, if is_out { BreakerResult::Bad } else { GOOD }, now);
+            }
+            assert!(missed < 10, "it stays open for ever");
         }
     }
 

@@ -92,6 +92,8 @@ pub(crate) struct Meter {
     stale_at: Time,
     /// It was told too long ago to call a request too large for it: it may have been nonsense, or have moved.
     pub(crate) is_stale: bool,
+    /// It paces calls below what the server tells.
+    is_pace: bool,
     /// Calls that shadow mode would have held back.
     pub(crate) would_hold: u64,
     pub(crate) lot: Lot,
@@ -134,6 +136,7 @@ impl Meter {
             paused_until: Time::ZERO,
             stale_at: Time::NEVER,
             is_stale: false,
+            is_pace: spec.is_pace,
             would_hold: 0,
             lot: Lot::default(),
             earmark: None,
@@ -422,7 +425,9 @@ impl Meter {
         }
         match &mut self.kind {
             Kind::Bucket(bucket) => {
-                bucket.charge(cost);
+                // What is above a pace's burst goes when that is full: the next one must not come early then.
+                let early = if self.is_pace && as_level(cost) > bucket.capacity() { self.margin } else { 0 };
+                bucket.charge(cost.saturating_add(early));
                 0
             }
             Kind::Window(window) => {

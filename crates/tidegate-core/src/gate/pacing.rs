@@ -19,6 +19,8 @@ const PAUSE_MICROS: u64 = 1_000_000;
 const PAUSE_MAX_MICROS: u64 = 60_000_000;
 /// One part in so many of a limit left, by what is told, is room.
 const ROOM_PART: u64 = 4;
+/// A rate is guessed from so many calls at least.
+const FEW_CALLS: u64 = 8;
 /// `slow_down` without a wait.
 const SLOW_DOWN_MICROS: u64 = 5_000_000;
 
@@ -68,6 +70,11 @@ impl Gate {
         };
         let Some(dimension) = numbers.dimension else { return self.was_near_empty(notes, sent_at) };
         let (Some(used), Some(requested)) = (numbers.used, numbers.requested) else { return false };
+        let target = self.routes[self.entries[ticket.index()].route].target;
+        if dimension == Dimension::TokensPerMinute {
+            let cost = self.entries[ticket.index()].cost;
+            self.targets[target].charge_rule.requested(&cost, requested);
+        }
         if used.saturating_add(requested) <= numbers.limit {
             // It says itself that there is room.
             return false;
@@ -79,7 +86,6 @@ impl Gate {
             is_known = true;
             self.correct(note, sent_at, remaining, true);
         }
-        let target = self.routes[self.entries[ticket.index()].route].target;
         if is_known || !self.targets[target].learn_limits {
             return is_known;
         }
@@ -123,8 +129,11 @@ impl Gate {
         let known = self.targets[target].paces.iter().position(|paced| paced.dimension == dimension);
         let changed = match known {
             Some(at) => self.targets[target].paces[at].pace.refused(refused, now),
+            // A refusal after a few calls is no evidence of any rate.
+            None if told.is_none() && flow.busy_with(admitted) < FEW_CALLS * cost => false,
+            None if !self.targets[target].learn_limits => false,
             None => {
-                let guess = flow.limit_if_empty_now(now).max(cost);
+                let guess = flow.limit_if_empty(admitted, sent_at);
                 self.open_pace(target, dimension, Pace::new(refused, guess, now));
                 true
             }
@@ -132,10 +141,11 @@ impl Gate {
         if changed {
             self.apply_pace(target, dimension, true);
         }
-        let rate = self.targets[target].paces.iter().find(|paced| paced.dimension == dimension);
-        let rate = rate.map_or(1, |paced| paced.pace.rate(now));
-        let flows_in = u128::from(cost) * 60_000_000 / u128::from(rate.max(1));
-        let own = u64::try_from(flows_in).unwrap_or(u64::MAX).clamp(1000, PAUSE_MICROS);
+        let pace = self.targets[target].paces.iter().find(|paced| paced.dimension == dimension);
+        let own = pace.map_or(PAUSE_MICROS, |paced| {
+            let flows_in = u128::from(cost) * 60_000_000 / u128::from(paced.pace.rate(now));
+            u64::try_from(flows_in).unwrap_or(u64::MAX).clamp(1000, PAUSE_MICROS)
+        });
         self.pause_target(target, Some(fault.wait.unwrap_or(Duration::from_micros(own))));
     }
 
@@ -151,7 +161,7 @@ impl Gate {
         if !self.targets[target].paces.iter().any(|paced| paced.dimension == dimension) {
             let told = self.told(target, dimension).map(|(limit, _)| limit);
             let refused = RefusedAt { told, has_room: true, admitted: sent, sent_at, wait };
-            let mut pace = Pace::new(refused, went, now);
+            let mut pace = Pace::new(refused, (went, true), now);
             pace.limit_to(went);
             self.open_pace(target, dimension, pace);
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Gate;
 use crate::config::TokenCharge;
+use crate::learn::pace::Pace;
 use crate::ledger::{LEARNED, Source, learned_spec};
 use crate::limit::Dimension;
 use crate::meter::{Kind, Meter};
@@ -68,6 +69,9 @@ pub(super) struct KeptTarget {
     at_micros: u64,
     token_charge: Option<String>,
     limits: Vec<KeptMeter>,
+    /// Rates that were measured, by dimension.
+    #[serde(default)]
+    measured: Vec<(String, u64)>,
 }
 
 impl Snapshot {
@@ -131,8 +135,14 @@ impl Gate {
                     .iter()
                     .filter_map(|learned| KeptMeter::whole(&self.ledger.meters[learned.meter]))
                     .collect(),
+                measured: target
+                    .paces
+                    .iter()
+                    .filter(|paced| paced.pace.is_active() && paced.pace.is_guess())
+                    .map(|paced| (paced.dimension.name().to_owned(), paced.pace.rate(clock)))
+                    .collect(),
             })
-            .filter(|target| !target.limits.is_empty())
+            .filter(|target| !target.limits.is_empty() || !target.measured.is_empty())
             .collect();
         targets.extend(self.restored_targets.values().cloned());
         Snapshot { format: FORMAT, taken_at_micros: at_micros, clean, levels, targets }
@@ -199,7 +209,15 @@ impl Gate {
         if let Some(rule) = kept.token_charge.as_deref().and_then(TokenCharge::parse) {
             self.targets[id].charge_rule.restore(rule);
         }
-        if !self.targets[id].learn_limits || kept.limits.is_empty() {
+        if !self.targets[id].learn_limits {
+            return;
+        }
+        for (name, rate) in &kept.measured {
+            if let Some(dimension) = Dimension::ALL.into_iter().find(|dimension| dimension.name() == name) {
+                self.open_pace(id, dimension, Pace::restored(*rate, now));
+            }
+        }
+        if kept.limits.is_empty() {
             return;
         }
         let name = self.targets[id].name.clone();

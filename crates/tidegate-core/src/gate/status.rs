@@ -93,8 +93,10 @@ pub struct LearnedStatus {
     pub name: String,
     /// The rule by which it charges tokens; absent while not known.
     pub token_charge: Option<&'static str>,
-    /// Its limits, as last told.
+    /// Its limits, as last told or as measured.
     pub limits: Vec<LearnedLimit>,
+    /// Dimensions in which calls go at a pace below what is told, because that was refused.
+    pub paced: Vec<PaceStatus>,
     /// Calls that may be in flight while nothing is known, or after an outage. Absent: as many as like.
     pub in_flight_cap: Option<u64>,
     /// Calls in flight.
@@ -110,8 +112,21 @@ pub struct LearnedLimit {
     pub limit: u64,
     /// Units left as far as we know.
     pub remaining: i64,
-    /// Seconds since a reply last told it.
+    /// `headers`, or `measured` where nothing tells it.
+    pub source: &'static str,
+    /// Seconds since a reply last told it; of a measured one, since it was last refused or raised.
     pub age_seconds: f64,
+}
+
+/// A dimension that is paced.
+#[derive(Clone, Debug, Serialize)]
+pub struct PaceStatus {
+    /// `requests_per_minute`, ….
+    pub dimension: &'static str,
+    /// Units per period.
+    pub rate: u64,
+    /// Units that may go at one instant.
+    pub burst: u64,
 }
 
 impl Gate {
@@ -197,7 +212,27 @@ impl Gate {
                         dimension: learned.dimension.name(),
                         limit: meters[learned.meter].limit(),
                         remaining: meters[learned.meter].level(),
+                        source: "headers",
                         age_seconds: clock.since(learned.told_at).as_secs_f64(),
+                    })
+                    .chain(target.paces.iter().filter(|paced| paced.pace.is_active() && paced.pace.is_guess()).map(
+                        |paced| LearnedLimit {
+                            dimension: paced.dimension.name(),
+                            limit: paced.pace.rate(clock),
+                            remaining: meters[paced.meter].level(),
+                            source: "measured",
+                            age_seconds: clock.since(paced.pace.changed_at()).as_secs_f64(),
+                        },
+                    ))
+                    .collect(),
+                paced: target
+                    .paces
+                    .iter()
+                    .filter(|paced| paced.pace.is_active())
+                    .map(|paced| PaceStatus {
+                        dimension: paced.dimension.name(),
+                        rate: paced.pace.rate(clock),
+                        burst: paced.pace.burst(),
                     })
                     .collect(),
                 in_flight_cap: target.in_flight_cap(clock),

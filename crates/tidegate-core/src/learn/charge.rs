@@ -29,6 +29,8 @@ struct Shadow {
 pub(crate) struct ChargeRule {
     configured: TokenCharge,
     confirmed: Option<TokenCharge>,
+    /// As a refusal's message suggests, until one is confirmed.
+    hinted: Option<TokenCharge>,
     shadows: [Shadow; 4],
     /// Of the level that the shadows run beside; 0 while none is known.
     limit: u64,
@@ -41,6 +43,7 @@ impl ChargeRule {
         Self {
             configured,
             confirmed: None,
+            hinted: None,
             shadows: [Shadow::default(); 4],
             limit: 0,
             refilled_at: Time::ZERO,
@@ -50,7 +53,7 @@ impl ChargeRule {
 
     /// The rule in force. `None`: still being found out.
     pub(crate) fn rule(&self) -> Option<TokenCharge> {
-        if self.configured == TokenCharge::Learned { self.confirmed } else { Some(self.configured) }
+        if self.configured == TokenCharge::Learned { self.confirmed.or(self.hinted) } else { Some(self.configured) }
     }
 
     /// Takes over another configured rule; what was found out stays known.
@@ -142,6 +145,16 @@ impl ChargeRule {
                 shadow.error = 0;
             }
         }
+    }
+
+    /// A refusal says what the upstream counted for a call: a rule to go by until replies confirm one. It cannot tell `usage`
+    /// from `input`, of which the cheaper is taken: if that is too little, the next refusal says so.
+    pub(crate) fn requested(&mut self, cost: &Cost, requested: u64) {
+        if !self.learns() || self.confirmed.is_some() {
+            return;
+        }
+        let error = |rule: &TokenCharge| by_rule(*rule, cost).abs_diff(requested);
+        self.hinted = RULES.into_iter().rev().min_by_key(error);
     }
 
     /// A call ended: where the upstream charges real use, the output is taken now.

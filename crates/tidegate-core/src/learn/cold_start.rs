@@ -1,12 +1,14 @@
 //! Decides how many calls may be in flight while nothing is known of the upstream's limits.
 //!
-//! 8 at first, doubled by every 8 good replies, 8 more for each second without any; lifted when limits become known.
+//! 8 at first, doubled by the first 8 good replies, 8 more for each second without any; lifted when limits become known. Where
+//! those replies told none, nothing but a refusal will, and it must not be met by a herd: from then on a half more for each
+//! round of replies.
 
 use crate::time::Time;
 
 /// Calls in flight at first.
 const FIRST: u64 = 8;
-/// Good replies that double it, and what a silent second adds.
+/// Good replies that double it at first, and what a silent second adds.
 const STEP: u64 = 8;
 /// Beyond this the bound has no meaning.
 const LIFTED_ABOVE: u64 = 8192;
@@ -39,8 +41,10 @@ impl ColdStart {
         self.cap(now);
         self.counted_at = now;
         self.good += 1;
-        if self.good.is_multiple_of(STEP) {
+        if self.good == STEP {
             self.cap = self.cap.saturating_mul(2);
+        } else if self.good > STEP && self.good.is_multiple_of(2) {
+            self.cap += 1;
         }
     }
 }
@@ -59,6 +63,16 @@ mod tests {
         assert_eq!(start.cap(Time::from_micros(1)), Some(16));
         assert_eq!(start.cap(Time::from_micros(1_000_001)), Some(24));
         assert_eq!(start.cap(Time::from_micros(3_000_001)), Some(40));
+    }
+
+    #[test]
+    fn a_round_of_replies_that_told_nothing_adds_a_half() {
+        let mut start = ColdStart::new(Time::ZERO);
+        (0..8).for_each(|_| start.good_reply(Time::ZERO));
+        (0..16).for_each(|_| start.good_reply(Time::ZERO));
+        assert_eq!(start.cap(Time::ZERO), Some(24));
+        (0..24).for_each(|_| start.good_reply(Time::ZERO));
+        assert_eq!(start.cap(Time::ZERO), Some(36));
     }
 
     #[test]

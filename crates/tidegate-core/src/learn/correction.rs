@@ -21,7 +21,7 @@ const EXCESS_REPLIES: usize = 16;
 /// Others' use is averaged over so many seconds, and expected to go on.
 const OTHERS_SECONDS: usize = 15;
 /// The safety margin that 429s add halves in this time.
-const MARGIN_HALVES_MICROS: u64 = 60_000_000;
+const MARGIN_HALVES_MICROS: u64 = 240_000_000;
 
 /// What a reservation notes about a mirror level, to be compared when its reply comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -370,12 +370,12 @@ mod tests {
     }
 
     #[test]
-    fn the_margin_halves_each_minute_and_is_bounded_by_a_tenth() {
+    fn the_margin_halves_each_four_minutes_and_is_bounded_by_a_tenth() {
         let start = Time::from_secs(1);
         let mut correction = compared_from(start);
         correction.widen_margin(1000, 100_000, start);
         assert_eq!(correction.margin(start), 1000);
-        assert_eq!(correction.margin(start.plus_micros(60_000_000)), 500);
+        assert_eq!(correction.margin(start.plus_micros(240_000_000)), 500);
         assert_eq!(correction.margin(start.plus_micros(u64::MAX / 2)), 0);
         correction.widen_margin(50_000, 100_000, start);
         assert_eq!(correction.margin(start), 10_000);

@@ -8,6 +8,8 @@ const BIN_MICROS: u64 = 5_000_000;
 const BINS: usize = 12;
 /// After so long without a call an upstream's bucket is taken to be full again.
 const IDLE_MICROS: u64 = 60_000_000;
+/// A guess from a shorter time than this is none.
+const RELIES_AFTER_MICROS: u128 = 15_000_000;
 
 /// Units of one dimension that were sent and not refused.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,11 +80,18 @@ impl Flow {
         self.bins.iter().sum()
     }
 
-    /// The limit a minute of a bucket that was full when this began to be busy, and is empty now.
-    pub(crate) fn limit_if_empty_now(&self, now: Time) -> u64 {
-        let units = u128::from(self.admitted().wrapping_sub(self.before));
+    /// Units that had gone since it began to be busy, when `admitted` had gone in all.
+    pub(crate) fn busy_with(&self, admitted: u64) -> u64 {
+        admitted.wrapping_sub(self.before)
+    }
+
+    /// The limit a minute of a bucket that was full when this began to be busy, and is empty now that
+    /// `admitted` have gone; and whether that was long enough ago to rely on it, if the bucket was full.
+    pub(crate) fn limit_if_empty(&self, admitted: u64, now: Time) -> (u64, bool) {
+        let units = u128::from(self.busy_with(admitted));
         let busy = u128::from(now.micros_since(self.busy_since));
-        u64::try_from(units * 60_000_000 / (60_000_000 + busy)).unwrap_or(u64::MAX)
+        let limit = u64::try_from(units * 60_000_000 / (60_000_000 + busy)).unwrap_or(u64::MAX);
+        (limit, busy >= RELIES_AFTER_MICROS)
     }
 }
 
@@ -101,7 +110,7 @@ mod tests {
         // 60 a minute: the full bucket and what flowed in within 30 s.
         (0..=30).for_each(|second| flow.sent(3, start + std::time::Duration::from_secs(second)));
         flow.refused(3, start + std::time::Duration::from_secs(30));
-        assert_eq!(flow.limit_if_empty_now(start + std::time::Duration::from_secs(30)), 60);
+        assert_eq!(flow.limit_if_empty(flow.admitted(), start + std::time::Duration::from_secs(30)), (60, true));
     }
 
     #[test]

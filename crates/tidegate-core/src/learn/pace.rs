@@ -11,11 +11,13 @@ use std::time::Duration;
 use crate::time::{Time, micros_up};
 
 /// Two refusals nearer together than this measure nothing.
-const MEASURES_AFTER_MICROS: u64 = 3_000_000;
+const MEASURES_AFTER_MICROS: u64 = 5_000_000;
 /// A mark that is older than this is replaced by the next refusal.
 const MARK_KEPT_MICROS: u64 = 120_000_000;
 /// How soon more is tried while no rate has been measured.
 const RISE_EVERY_MICROS: u64 = 5_000_000;
+/// By so many per cent more is tried at first, and twice as many each time that it goes well.
+const RISE_PERCENT: u64 = 5;
 /// How long a measured rate is held the first time, and at most, before more is tried; each time four times as long.
 const HOLD_MICROS: u64 = 30_000_000;
 const HOLD_MAX_MICROS: u64 = 3_600_000_000;
@@ -34,7 +36,7 @@ const LAG_MAX_MICROS: u64 = 300_000;
 /// What the upstream has left after a refusal is left there, so many microseconds of flow, against calls that come early.
 const SLACK_MICROS: u64 = 250_000;
 /// After `slow_down` the rate rises over so long from half to all of what it was.
-const RAMP_MICROS: u64 = 300_000_000;
+const RAMP_MICROS: u64 = 120_000_000;
 
 /// What became of a pace whose time had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,23 @@ pub(crate) struct RefusedAt {
     pub(crate) wait: Option<Duration>,
 }
 
+impl RefusedAt {
+    /// Units a minute that flowed in since an earlier instant at which the upstream had nothing left. `None`: too short to tell.
+    fn rate_since(&self, (at, admitted): (Time, u64)) -> Option<u64> {
+        let elapsed = self.sent_at.micros_since(at);
+        if elapsed < MEASURES_AFTER_MICROS {
+            return None;
+        }
+        let through = u128::from(self.admitted.wrapping_sub(admitted));
+        Some(u64::try_from(through * 60_000_000 / u128::from(elapsed)).unwrap_or(u64::MAX).max(1))
+    }
+}
+
+/// A second's worth, where the limit is known; half of it where the rate is a guess.
+fn burst_at_first(rate: u64, told: Option<u64>) -> u64 {
+    (rate / if told.is_some() { BURST_PART } else { 2 * BURST_PART }).max(1)
+}
+
 /// The pace of one dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
@@ -69,9 +88,17 @@ pub(crate) struct Pace {
     lag_micros: u64,
     /// An instant at which the upstream had nothing left, and what it had admitted by then.
     mark: (Time, u64),
+    /// The same of the refusal before this one.
+    last_mark: (Time, u64),
     measured: bool,
     changed_at: Time,
     due_at: Time,
+    /// The rate that was held before more was tried.
+    held: u64,
+    /// When more was tried last, and the rate before.
+    rose: Option<(Time, u64)>,
+    /// By how much more is tried next.
+    rise_percent: u64,
     hold_micros: u64,
     give_up_micros: u64,
     /// While coming back from `slow_down`: since when.
@@ -83,18 +110,28 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// After the first refusal that the limits known do not explain. `guess`: units a minute where none is told.
-    pub(crate) fn new(refused: RefusedAt, guess: u64, now: Time) -> Self {
+    /// After the first refusal that the limits known do not explain. `guess`: units a minute where none is told, and whether
+    /// that is as good as measured.
+    pub(crate) fn new(refused: RefusedAt, guess: (u64, bool), now: Time) -> Self {
+        let (guess, measured) = guess;
         let rate = refused.told.unwrap_or(guess).max(1);
         Self {
             told: refused.told,
             rate,
-            burst: (rate / BURST_PART).max(1),
+            burst: burst_at_first(rate, refused.told),
             lag_micros: 0,
             mark: (refused.sent_at, refused.admitted),
-            measured: false,
+            last_mark: (refused.sent_at, refused.admitted),
+            held: rate,
+            rose: None,
+            rise_percent: RISE_PERCENT,
+            measured,
             changed_at: now,
-            due_at: now.plus_micros(if refused.told.is_some() { GIVE_UP_MICROS } else { RISE_EVERY_MICROS }),
+            due_at: now.plus_micros(match (refused.told, measured) {
+                (Some(_), _) => GIVE_UP_MICROS,
+                (None, true) => HOLD_MICROS,
+                (None, false) => RISE_EVERY_MICROS,
+            }),
             hold_micros: HOLD_MICROS,
             give_up_micros: GIVE_UP_MICROS,
             ramp_from: None,
@@ -106,10 +143,7 @@ impl Pace {
     /// A rate that was found out before a restart.
     pub(crate) fn restored(rate: u64, now: Time) -> Self {
         let refused = RefusedAt { told: None, has_room: false, admitted: 0, sent_at: now, wait: None };
-        let mut pace = Self::new(refused, rate, now);
-        pace.measured = true;
-        pace.due_at = now.plus_micros(pace.hold_micros);
-        pace
+        Self::new(refused, (rate, true), now)
     }
 
     /// Whether calls go by it.
@@ -147,6 +181,11 @@ impl Pace {
         self.told.is_none()
     }
 
+    /// When its rate or burst last changed.
+    pub(crate) fn changed_at(&self) -> Time {
+        self.changed_at
+    }
+
     /// When something is to be decided again.
     #[inline]
     pub(crate) fn due_at(&self) -> Time {
@@ -161,35 +200,55 @@ impl Pace {
         }
         if !self.active {
             self.active = true;
-            self.mark = (refused.sent_at, refused.admitted);
+            self.begin_measuring(refused);
             self.changed_at = now;
             self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
             self.due_at = now.plus_micros(self.give_up_micros);
             return true;
         }
-        let (at, before) = self.mark;
-        let elapsed = refused.sent_at.micros_since(at);
         self.changed_at = now;
         if refused.has_room {
             self.shorten(refused.wait, now);
             return true;
         }
-        if elapsed < MEASURES_AFTER_MICROS {
+        let Some(long) = refused.rate_since(self.mark) else {
             self.rate = (self.rate - self.rate / 4).max(1);
             self.due_at = now.plus_micros(RISE_EVERY_MICROS);
             return true;
+        };
+        let lately = refused.rate_since(self.last_mark);
+        let mut measured = match lately {
+            // What flowed lately is far from what flowed in all: the limit has moved.
+            Some(lately) if lately.abs_diff(long) > long / 6 => {
+                self.mark = self.last_mark;
+                lately
+            }
+            _ => long,
+        };
+        if lately.is_some() {
+            self.last_mark = (refused.sent_at, refused.admitted);
         }
-        let through = u128::from(refused.admitted.wrapping_sub(before));
-        let measured = u64::try_from(through * 60_000_000 / u128::from(elapsed)).unwrap_or(u64::MAX).max(1);
-        if elapsed > MARK_KEPT_MICROS {
-            self.mark = (refused.sent_at, refused.admitted);
+        if let Some(before) = self.rose.take().filter(|(at, _)| now.micros_since(*at) < 2 * RISE_EVERY_MICROS) {
+            // More was too much at once, so what went before was not: of a short window some had flowed over unused.
+            measured = measured.max(before.1);
+            self.begin_measuring(refused);
+        } else if refused.sent_at.micros_since(self.mark.0) > MARK_KEPT_MICROS {
+            self.begin_measuring(refused);
         }
+        let has_moved = measured.abs_diff(self.held) > self.held / 12;
+        self.hold_micros = if has_moved { HOLD_MICROS } else { (self.hold_micros * 4).min(HOLD_MAX_MICROS) };
         self.rate = self.told.unwrap_or(u64::MAX).min(measured);
-        self.burst = (self.rate / BURST_PART).max(1);
+        self.held = self.rate;
+        self.burst = burst_at_first(self.rate, self.told);
+        self.rise_percent = RISE_PERCENT;
         self.measured = true;
         self.due_at = now.plus_micros(self.hold_micros);
-        self.hold_micros = (self.hold_micros * 4).min(HOLD_MAX_MICROS);
         true
+    }
+
+    fn begin_measuring(&mut self, refused: RefusedAt) {
+        self.mark = (refused.sent_at, refused.admitted);
+        self.last_mark = self.mark;
     }
 
     /// All of the limit may flow, but less at once: the window is shorter than thought, or the way is uneven.
@@ -200,7 +259,8 @@ impl Pace {
         } else {
             self.burst = (self.burst / 2).max(self.rate / BURST_PART_MAX).max(1);
             let late = wait.map_or(LAG_MAX_MICROS / 8, micros_up);
-            self.lag_micros = self.lag_micros.max(late).min(LAG_MAX_MICROS);
+            // It came that much too early although it was held back by the lag known so far.
+            self.lag_micros = self.lag_micros.saturating_add(late).min(LAG_MAX_MICROS);
         }
         self.due_at = now.plus_micros(self.give_up_micros);
         self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
@@ -249,9 +309,12 @@ impl Pace {
         if !is_binding {
             return None;
         }
-        let more = if self.measured { self.rate / 20 } else { self.rate };
+        self.rose = Some((now, self.rate));
+        let percent = if self.measured { self.rise_percent } else { 100 };
+        self.rise_percent = (self.rise_percent * 2).min(100);
+        let more = u64::try_from(u128::from(self.rate) * u128::from(percent) / 100).unwrap_or(u64::MAX);
         self.rate = self.rate.saturating_add(more.max(1)).min(self.told.unwrap_or(u64::MAX));
-        self.burst = (self.rate / BURST_PART).max(1);
+        self.burst = burst_at_first(self.rate, self.told);
         if self.told.is_some_and(|told| self.rate >= told) {
             self.due_at = now.plus_micros(self.give_up_micros);
         }

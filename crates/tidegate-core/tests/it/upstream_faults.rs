@@ -203,7 +203,7 @@ fn an_upstream_that_tells_nothing_is_tried_with_more_and_more() {
     let mut bench = Bench::new(learning());
     let mut waiting: Vec<_> = (0..2000).map(|_| bench.admit(call("ada", 1))).collect();
     let mut ended = 0;
-    for _ in 0..10 {
+    for _ in 0..12 {
         let granted: Vec<_> = bench.granted[ended..].iter().map(|(_, ticket)| *ticket).collect();
         ended = bench.granted.len();
         for ticket in granted {

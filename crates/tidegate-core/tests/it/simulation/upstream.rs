@@ -46,6 +46,8 @@ pub(super) struct Rules {
     pub(super) rpd: Option<(f64, f64)>,
     /// Seconds over which the minute limits are also enforced.
     pub(super) quantum: Option<f64>,
+    /// Until when.
+    pub(super) quantum_until: f64,
     pub(super) tells: Tells,
     /// Whether a 429 says how long to wait.
     pub(super) tells_wait: bool,
@@ -69,6 +71,7 @@ impl Default for Rules {
             fill: 1.0,
             rpd: None,
             quantum: None,
+            quantum_until: f64::INFINITY,
             tells: Tells::Headers(1.0),
             tells_wait: true,
             charges: Charges::Input,
@@ -132,6 +135,9 @@ impl Upstream {
     }
 
     fn refill(&mut self, now: f64) {
+        if now >= self.rules.quantum_until {
+            self.quanta.clear();
+        }
         let elapsed = (now - self.at).max(0.0);
         self.at = self.at.max(now);
         for bucket in self.told.iter_mut().chain(&mut self.quanta) {
