@@ -20,6 +20,12 @@ const EXCESS_FOR_MICROS: u64 = 10_000_000;
 const EXCESS_REPLIES: usize = 16;
 /// Others' use is averaged over so many seconds, and expected to go on.
 const OTHERS_SECONDS: usize = 15;
+/// One part in so many of the refill, unexplained, is much.
+const MUCH_PART: i64 = 3;
+/// Raises one upon the other, nothing having been less than expected between them, that make a limit larger than told …
+const RAISES_MIN: u32 = 3;
+/// … if there was no longer time between two of them.
+const RAISES_WITHIN_MICROS: u64 = 20_000_000;
 /// The safety margin that 429s add halves in this time.
 const MARGIN_HALVES_MICROS: u64 = 240_000_000;
 
@@ -61,6 +67,9 @@ pub(crate) struct Correction {
     /// How far replies exceeded the expectation, while every one of them did.
     excess_since: Option<Time>,
     excesses: VecDeque<i64>,
+    /// Raises since the last time that there was less than expected.
+    raises: u32,
+    raised_at: Time,
     newest_reply_sent_at: Time,
     /// Replies told what is left, not refusals alone.
     heard: bool,
@@ -84,6 +93,8 @@ impl Correction {
             current_bin: now.as_micros() / BIN_MICROS,
             excess_since: None,
             excesses: VecDeque::new(),
+            raises: 0,
+            raised_at: Time::ZERO,
             newest_reply_sent_at: Time::ZERO,
             heard: false,
             others: [0; OTHERS_SECONDS],
@@ -142,12 +153,13 @@ impl Correction {
         self.others_at = now;
         self.roll_others(now);
         let sum: i64 = self.others.iter().sum();
-        if sum <= 0 {
-            return 0;
-        }
         let period = OTHERS_SECONDS as i64 * 1_000_000;
         let most = (crate::bucket::as_level(per_second) / 10).saturating_mul(9 * OTHERS_SECONDS as i64);
-        let flow = i128::from(sum.min(most)) * i128::from(elapsed) + i128::from(self.others_remainder);
+        // A little more than expected is what others left. Much more, again and again, is a limit that is larger than told.
+        if (-most / MUCH_PART..=0).contains(&sum) || sum < 0 && self.raises < RAISES_MIN {
+            return 0;
+        }
+        let flow = i128::from(sum.clamp(-most, most)) * i128::from(elapsed) + i128::from(self.others_remainder);
         let taken = i64::try_from(flow / i128::from(period)).unwrap_or(i64::MAX);
         self.others_remainder = i64::try_from(flow % i128::from(period)).unwrap_or(0);
         self.fix = self.fix.saturating_sub(taken);
@@ -200,6 +212,7 @@ impl Correction {
         let high = expect.max(level).saturating_add(crate::bucket::as_level(before));
         if remaining < low {
             let less = low - remaining;
+            self.raises = 0;
             self.fix = self.fix.saturating_sub(less);
             self.forget_excess();
             // A step is not a rate: one correction speaks for no more than nearly all that flowed in since the reply before.
@@ -229,6 +242,9 @@ impl Correction {
         }
         let more = self.excesses.iter().copied().min().unwrap_or(0);
         self.forget_excess();
+        let follows = now.micros_since(self.raised_at) <= RAISES_WITHIN_MICROS;
+        self.raises = if follows { self.raises.saturating_add(1) } else { 1 };
+        self.raised_at = now;
         self.fix = self.fix.saturating_add(more);
         self.note_others(-more, now);
         more

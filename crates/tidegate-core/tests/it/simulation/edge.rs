@@ -32,7 +32,7 @@ fn over(quantum: f64) -> Rules {
 #[test]
 fn a_limit_that_is_halved_and_doubled_is_followed() {
     let rules = Rules { moves: vec![(300.0, 0.5), (600.0, 1.0)], ..Rules::default() };
-    holds("halved after 300 s, back after 600 s", Scenario { seconds: 900, ..with(rules) }, 0.99, 0);
+    holds("halved after 300 s, back after 600 s", Scenario { seconds: 900, ..with(rules) }, 0.99, 2);
     let rules = Rules { moves: vec![(300.0, 2.0), (600.0, 1.0)], ..Rules::default() };
     holds("doubled after 300 s, back after 600 s", Scenario { seconds: 900, demand: 4.0, ..with(rules) }, 0.99, 5);
 }
@@ -95,7 +95,7 @@ fn a_limit_that_nobody_tells_is_measured() {
 fn what_is_told_wrongly_is_found_out() {
     holds("headers tell nonsense", with(told(Tells::Nonsense)), 0.99, 10);
     holds("headers tell twice the truth", with(told(Tells::Headers(2.0))), 0.99, 10);
-    holds("headers tell half the truth", with(told(Tells::Headers(0.5))), 0.97, 0);
+    holds("headers tell half the truth", with(told(Tells::Headers(0.5))), 0.985, 0);
 }
 
 #[test]
