@@ -7,12 +7,13 @@
 //!   [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`]; where levels are
 //!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`], [`Gate::override_with`].
 //! - Outputs: [`Gate::poll_output`], in the order in which they were decided.
-//! - Getters: [`Gate::wake_at`], [`Gate::status`], [`Gate::snapshot`], [`Gate::own_levels`].
+//! - Getters: [`Gate::wake_at`], [`Gate::status`], [`Gate::explain`], [`Gate::snapshot`], [`Gate::own_levels`].
 //!
 //! The life of a call: `admit` gives a ticket; `Granted` or `Refused` follows. A granted attempt is `sent`, its reply's
 //! headers `observe`d, its end `settle`d; after `Next::Retry` the same ticket is granted or refused again.
 
 mod admission;
+mod explain;
 mod learning;
 mod pacing;
 mod serving;
@@ -46,6 +47,7 @@ use crate::slots::Slots;
 use crate::target::Target;
 use crate::time::Time;
 
+pub use explain::{Explanation, LimitThen};
 pub use sharing::{Demand, LevelKey, Overrides};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{BreakerStatus, LearnedStatus, LevelStatus, MeterStatus, QueueStatus, Status};
@@ -146,6 +148,8 @@ struct Entry {
     share: u64,
     own_request_charged: bool,
     seen: Option<Usage>,
+    /// What was noted when it began to wait.
+    held: Option<Box<explain::Held>>,
 }
 
 /// Everything that follows from a subject: which levels its calls touch, at what they are aimed.
@@ -207,6 +211,8 @@ pub struct Gate {
     /// The run before ended in a crash: its state was saved at this instant, and what came after is not known.
     crashed_after: Option<Time>,
     restored_targets: HashMap<(Box<str>, Box<str>), snapshot::KeptTarget>,
+    /// Why the last calls that were held or refused were.
+    explanations: VecDeque<Explanation>,
 }
 
 impl Gate {
@@ -245,6 +251,7 @@ impl Gate {
             restored: HashMap::new(),
             crashed_after: None,
             restored_targets: HashMap::new(),
+            explanations: VecDeque::new(),
         }
     }
 

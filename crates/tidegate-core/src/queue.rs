@@ -139,6 +139,15 @@ impl Queue {
         &self.tenants[tenant as usize]
     }
 
+    /// The tenants of a class with most calls waiting, of the first `seen` that are active.
+    pub(crate) fn largest_tenants(&self, class: Priority, seen: usize, named: usize) -> Vec<(Arc<str>, usize)> {
+        let active = self.active[class.index()].iter().take(seen).map(|id| self.tenant(*id));
+        let mut tenants: Vec<_> = active.map(|tenant| (tenant.name.clone(), tenant.waiting as usize)).collect();
+        tenants.sort_by_key(|(_, waiting)| Reverse(*waiting));
+        tenants.truncate(named);
+        tenants
+    }
+
     pub(crate) fn total_waiting(&self) -> usize {
         self.waiting.iter().sum()
     }

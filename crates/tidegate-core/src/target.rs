@@ -29,6 +29,15 @@ pub(crate) struct Learned {
     pub(crate) moves: u32,
 }
 
+/// How well reservations meet use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reserved {
+    /// Tokens reserved by calls whose use is known.
+    pub(crate) tokens: u64,
+    /// Sum of how far off each was, in either direction.
+    pub(crate) error: u64,
+}
+
 /// A dimension that is paced below what is told of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Paced {
@@ -55,6 +64,7 @@ pub(crate) struct Target {
     pub(crate) version: u32,
     pub(crate) charge_rule: ChargeRule,
     pub(crate) typical_output: TypicalOutput,
+    pub(crate) reserved: Reserved,
     /// `None`: limits are known, or not to be learned.
     pub(crate) cold_start: Option<ColdStart>,
     /// The meter that counts calls in flight; bounded while starting cold or coming back after an outage.

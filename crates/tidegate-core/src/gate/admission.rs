@@ -83,6 +83,7 @@ impl Gate {
         entry.state = State::Free;
         entry.charges.clear();
         entry.notes.clear();
+        entry.held = None;
         let route = entry.route;
         self.routes[route].entries -= 1;
         self.free_entries.push(ticket.index);
@@ -153,6 +154,7 @@ impl Gate {
             version: 0,
             charge_rule,
             typical_output: Default::default(),
+            reserved: Default::default(),
             cold_start: (learn_limits && !has_mirror).then(|| ColdStart::new(now)),
             gauge: 0,
             waits_for_breaker: 0,
@@ -208,7 +210,7 @@ impl Gate {
             .map(|meter| meter.limit())
             .min();
         let mirror = target.charge_rule.charge(cost, capacity.unwrap_or(u64::MAX));
-        let typical = target.typical_output.expected(route.subject.request_type);
+        let typical = target.typical_output.expected(route.tenant_hash, route.subject.request_type);
         let mut amounts = Amounts::new(cost, typical, mirror);
         if own_request_charged {
             amounts.own_requests = 0;
@@ -405,6 +407,7 @@ impl Gate {
             self.breaker_changed(of_target, Some(before));
         }
         self.outputs.push_back(Output::Granted { ticket, attempt, queued_for });
+        self.explain_granted(ticket);
         if self.events {
             let call = self.entries[ticket.index()].id.clone();
             self.emit(|| Event::Granted { call, attempt, queued_for });
@@ -447,6 +450,7 @@ impl Gate {
             let after = (longest > 0).then(|| Duration::from_micros(longest));
             return self.refuse_for_limit(ticket, binding, after);
         }
+        self.note_held(ticket, Some(meter));
         let lane = self.open_lane(route, class);
         let share = self.share(route, ticket);
         let age = self.entries[ticket.index()].age;
@@ -575,14 +579,14 @@ impl Gate {
         let entry = &self.entries[ticket.index()];
         let requested = entry.amounts.of(&self.ledger.meters[meter]);
         let report = self.ledger.report(meter, requested);
-        self.refuse(ticket, Reason::Limit(report), retry_after);
+        self.refuse_bound(ticket, Reason::Limit(report), retry_after, Some(meter));
     }
 
     pub(super) fn refuse_for_good(&mut self, ticket: Ticket, meter: u32) {
         let entry = &self.entries[ticket.index()];
         let requested = entry.amounts.of(&self.ledger.meters[meter]);
         let report = self.ledger.report(meter, requested);
-        self.refuse(ticket, Reason::TooLarge(report), None);
+        self.refuse_bound(ticket, Reason::TooLarge(report), None, Some(meter));
     }
 
     pub(super) fn refuse_for_breaker(&mut self, ticket: Ticket) {
@@ -594,16 +598,24 @@ impl Gate {
 
     /// Ends a call that has not been granted.
     pub(super) fn refuse(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>) {
+        self.refuse_bound(ticket, reason, retry_after, None);
+    }
+
+    /// The same, because of the meter `binding`.
+    fn refuse_bound(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>, binding: Option<u32>) {
         let now = self.clock;
         if self.entries[ticket.index()].state == State::Waiting {
             self.leave_queue(ticket);
         }
+        self.entries[ticket.index()].state = State::BackingOff;
         let entry = &self.entries[ticket.index()];
         let waited = entry.waited.saturating_add(now.since(entry.waits_since));
         let model = self.routes[entry.route].subject.model.clone();
         let refusal = Refusal { reason, model, waited, retry_after };
+        self.entries[ticket.index()].waited = waited;
+        self.explain_refused(ticket, refusal.reason.name(), binding, retry_after);
         if self.events {
-            let (call, word) = (entry.id.clone(), refusal.reason.name());
+            let (call, word) = (self.entries[ticket.index()].id.clone(), refusal.reason.name());
             self.emit(|| Event::Refused { call, reason: word });
         }
         self.outputs.push_back(Output::Refused { ticket, refusal: Box::new(refusal) });
@@ -664,6 +676,7 @@ impl Entry {
             share: 1,
             own_request_charged: false,
             seen: None,
+            held: None,
         }
     }
 }

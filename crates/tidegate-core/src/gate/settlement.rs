@@ -76,8 +76,12 @@ impl Gate {
             }
             if let Some(usage) = reported {
                 let request_type = self.request_type(route);
+                let (tenant, reserved) =
+                    (self.routes[route].tenant_hash, self.entries[ticket.index()].amounts.own_tokens);
                 let target = &mut self.targets[target];
-                target.typical_output.wrote(request_type, usage.output_tokens);
+                target.typical_output.wrote(tenant, request_type, usage.output_tokens);
+                target.reserved.tokens = target.reserved.tokens.saturating_add(reserved);
+                target.reserved.error = target.reserved.error.saturating_add(reserved.abs_diff(usage.total()));
                 target.charge_rule.used(usage);
             }
         }

@@ -95,6 +95,10 @@ pub struct LearnedStatus {
     pub token_charge: Option<&'static str>,
     /// Its limits, as last told or as measured.
     pub limits: Vec<LearnedLimit>,
+    /// Tokens reserved by calls whose use became known.
+    pub reserved_tokens: u64,
+    /// Sum of how far off those reservations were, in either direction.
+    pub reservation_error_tokens: u64,
     /// Dimensions in which calls go at a pace below what is told, because that was refused.
     pub paced: Vec<PaceStatus>,
     /// Calls that may be in flight while nothing is known, or after an outage. Absent: as many as like.
@@ -205,6 +209,8 @@ impl Gate {
             .map(|(_, target)| LearnedStatus {
                 name: target.name.to_string(),
                 token_charge: target.charge_rule.rule().map(crate::config::TokenCharge::name),
+                reserved_tokens: target.reserved.tokens,
+                reservation_error_tokens: target.reserved.error,
                 limits: target
                     .learned
                     .iter()

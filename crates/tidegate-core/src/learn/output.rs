@@ -1,34 +1,77 @@
 //! Decides what a call without a ceiling on its output is expected to write: what such calls wrote before.
+//!
+//! A decaying estimate of a high quantile, for each tenant and kind of work of one account and model group: a reservation
+//! should be too small rarely, and not too large by much. A tenant that is new is expected to write what all do.
+
+use hashbrown::HashMap;
 
 use crate::call::RequestType;
 
 /// Expected while none has been seen.
 const FIRST_GUESS: u64 = 256;
-/// Weight of the newest call: 1 in so many.
-const DECAY: i64 = 16;
+/// So many of a hundred calls are to write no more than is expected.
+const PERCENT: u64 = 80;
+/// A step of the estimate is one part in so many of it, at first as many as calls were seen.
+const STEP_PART: u64 = 16;
+/// A tenant's own estimate counts after so many calls.
+const OWN_AFTER: u32 = 8;
+/// Tenants that have estimates of their own; beyond that all are forgotten, and estimated anew.
+const TENANTS_MAX: usize = 512;
 
-/// A decaying average of output tokens by kind of work.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TypicalOutput([Option<u64>; 5]);
+/// An estimate that follows the quantile: up by much when a call wrote more, down by little when it wrote less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quantile {
+    value: u64,
+    seen: u32,
+}
 
-impl TypicalOutput {
-    /// Tokens that a call of this kind is expected to write.
-    pub(crate) fn expected(&self, request_type: RequestType) -> u64 {
-        match request_type {
-            RequestType::Chat | RequestType::Completion => self.0[request_type as usize].unwrap_or(FIRST_GUESS),
-            RequestType::Embedding | RequestType::Image | RequestType::Other => {
-                self.0[request_type as usize].unwrap_or(0)
-            }
+impl Quantile {
+    fn saw(&mut self, tokens: u64) {
+        self.seen = self.seen.saturating_add(1);
+        if self.seen == 1 {
+            self.value = tokens;
+            return;
+        }
+        let part = STEP_PART.min(u64::from(self.seen) / 2 + 1);
+        let step = (self.value / part).max(4);
+        if tokens > self.value {
+            // Never beyond what was seen: one long answer among short ones is not what is typical.
+            self.value = (self.value + step * PERCENT / 100).min(tokens);
+        } else {
+            self.value = self.value.saturating_sub(step * (100 - PERCENT) / 100).max(tokens);
         }
     }
+}
 
-    /// A call of this kind wrote so many.
-    pub(crate) fn wrote(&mut self, request_type: RequestType, tokens: u64) {
-        let average = &mut self.0[request_type as usize];
-        *average = Some(average.map_or(tokens, |old| {
-            let step = (crate::bucket::as_level(tokens) - crate::bucket::as_level(old)) / DECAY;
-            old.saturating_add_signed(step)
-        }));
+/// What calls to one account and model group write.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TypicalOutput {
+    all: [Quantile; 5],
+    tenants: HashMap<(u64, RequestType), Quantile>,
+}
+
+impl TypicalOutput {
+    /// Tokens that a call of this kind, of the tenant with this hash, is expected to write at most.
+    pub(crate) fn expected(&self, tenant: u64, request_type: RequestType) -> u64 {
+        let own = self.tenants.get(&(tenant, request_type)).filter(|own| own.seen >= OWN_AFTER);
+        let known = own.or_else(|| Some(&self.all[request_type as usize]).filter(|all| all.seen > 0));
+        known.map_or_else(|| first_guess(request_type), |known| known.value)
+    }
+
+    /// A call wrote so many.
+    pub(crate) fn wrote(&mut self, tenant: u64, request_type: RequestType, tokens: u64) {
+        self.all[request_type as usize].saw(tokens);
+        if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(&(tenant, request_type)) {
+            self.tenants.clear();
+        }
+        self.tenants.entry((tenant, request_type)).or_default().saw(tokens);
+    }
+}
+
+fn first_guess(request_type: RequestType) -> u64 {
+    match request_type {
+        RequestType::Chat | RequestType::Completion => FIRST_GUESS,
+        RequestType::Embedding | RequestType::Image | RequestType::Other => 0,
     }
 }
 
@@ -37,13 +80,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_seen_replaces_the_first_guess_and_then_decays() {
+    fn what_was_seen_replaces_the_first_guess() {
         let mut typical = TypicalOutput::default();
-        assert_eq!(typical.expected(RequestType::Chat), 256);
-        assert_eq!(typical.expected(RequestType::Embedding), 0);
-        typical.wrote(RequestType::Chat, 1000);
-        assert_eq!(typical.expected(RequestType::Chat), 1000);
-        typical.wrote(RequestType::Chat, 200);
-        assert_eq!(typical.expected(RequestType::Chat), 950);
+        assert_eq!(typical.expected(1, RequestType::Chat), 256);
+        assert_eq!(typical.expected(1, RequestType::Embedding), 0);
+        typical.wrote(1, RequestType::Chat, 1000);
+        assert_eq!(typical.expected(2, RequestType::Chat), 1000, "a new tenant writes what all do");
+    }
+
+    #[test]
+    fn a_tenant_is_expected_to_write_what_it_wrote_not_what_others_do() {
+        let mut typical = TypicalOutput::default();
+        for _ in 0..200 {
+            typical.wrote(1, RequestType::Chat, 2000);
+            typical.wrote(2, RequestType::Chat, 50);
+        }
+        assert_eq!(typical.expected(1, RequestType::Chat), 2000);
+        assert_eq!(typical.expected(2, RequestType::Chat), 50);
+    }
+
+    #[test]
+    fn four_of_five_calls_write_no_more_than_is_expected_and_a_change_is_followed() {
+        let mut typical = TypicalOutput::default();
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut share_below = |typical: &mut TypicalOutput, most: u64| {
+            let mut below = 0;
+            for number in 0..3000 {
+                let wrote = random.u64(1..=most);
+                if number >= 1000 {
+                    below += u64::from(wrote <= typical.expected(1, RequestType::Chat));
+                }
+                typical.wrote(1, RequestType::Chat, wrote);
+            }
+            below * 100 / 2000
+        };
+        for most in [1000, 100, 4000] {
+            let share = share_below(&mut typical, most);
+            assert!((70..=90).contains(&share), "{share} % of calls up to {most}");
+        }
     }
 }

@@ -1,0 +1,94 @@
+//! What is told of calls that were held or refused.
+
+use std::time::Duration;
+
+use tidegate_core::call::{Call, Priority};
+use tidegate_core::limit::{Dimension, Mode, Scope};
+
+use crate::support::*;
+
+const RPM: Dimension = Dimension::RequestsPerMinute;
+const TPM: Dimension = Dimension::TokensPerMinute;
+
+fn named(id: &str, made: Call) -> Call {
+    Call { id: id.into(), ..made }
+}
+
+#[test]
+fn a_refusal_is_explained_with_every_limit_as_it_stood() {
+    let mut bench = Bench::with_limits(vec![
+        bucket("account", &[Scope::Account], &[(RPM, 600), (TPM, 6000)]),
+        limit("team", &[Scope::User], &[(RPM, 60)]),
+    ]);
+    bench.admit(call("ada", 5000));
+    let hurried = Call { start_by: bench.now + Duration::from_secs(5), ..named("hurried", call("ada", 2000)) };
+    bench.admit(hurried);
+    let told = bench.gate.explain("hurried").expect("it was refused");
+    assert_eq!((told.outcome, &*told.target, told.priority), ("limit", "openai/gpt-4o", "normal"));
+    assert_eq!(told.retry_after_ms, Some(10_250.0), "1,000 and a margin of 25 are missing, at 100 a second");
+    let stood: Vec<_> = told
+        .limits
+        .iter()
+        .map(|then| (&*then.limit, then.dimension, then.remaining, then.requested, then.binds))
+        .collect();
+    assert_eq!(
+        stood,
+        [
+            ("account", "requests_per_minute", 599, 1, false),
+            ("account", "tokens_per_minute", 1000, 2000, true),
+            ("team", "requests_per_minute", 59, 1, false),
+        ]
+    );
+}
+
+#[test]
+fn a_wait_is_explained_by_who_was_ahead_while_it_lasts_and_after() {
+    let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(RPM, 60)])]);
+    for _ in 0..60 {
+        bench.admit(call("start", 1));
+    }
+    for number in 0..5 {
+        bench.admit(named(&format!("bulk-{number}"), Call { priority: Priority::Low, ..call("bulk", 1) }));
+    }
+    bench.admit(call("ada", 1));
+    bench.admit(named("held", call("ada", 1)));
+    let waiting = bench.gate.explain("held").expect("it waits");
+    assert_eq!(waiting.outcome, "waiting");
+    assert_eq!((waiting.ahead["low"], waiting.ahead["normal"], waiting.ahead["high"]), (5, 1, 0));
+    assert_eq!(waiting.ahead_tenants, [("ada".into(), 1)]);
+    assert_eq!((waiting.limits[0].remaining, waiting.limits[0].waiting, waiting.limits[0].binds), (0, 6, true));
+    bench.run_for(Duration::from_secs(10));
+    let after = bench.gate.explain("held").expect("it waited for more than a second");
+    assert_eq!(after.outcome, "granted");
+    assert!(after.waited_ms >= 1000.0, "{}", after.waited_ms);
+    assert_eq!((after.ahead, after.limits), (waiting.ahead, waiting.limits));
+}
+
+#[test]
+fn what_went_at_once_needs_no_explanation_and_what_is_kept_is_bounded() {
+    let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(RPM, 5000)])]);
+    bench.admit(named("quick", call("ada", 1)));
+    assert_eq!(bench.gate.explain("quick"), None);
+    bench.gate.pause("maintenance");
+    for number in 0..3000 {
+        bench.admit(named(&format!("refused-{number}"), call("ada", 1)));
+    }
+    assert_eq!(bench.gate.explain("refused-0"), None, "the oldest are forgotten");
+    assert_eq!(bench.gate.explain("refused-2999").unwrap().outcome, "paused");
+}
+
+#[test]
+fn a_shadow_limit_counts_what_it_would_have_held_and_says_so() {
+    let mut shadow = limit("trial", &[], &[(RPM, 2)]);
+    shadow.mode = Mode::Shadow;
+    let mut bench = Bench::with_limits(vec![shadow, bucket("team", &[], &[(RPM, 5)])]);
+    for number in 0..6 {
+        bench.admit(named(&format!("call-{number}"), call("ada", 1)));
+    }
+    let status = bench.gate.status(bench.now);
+    let trial = status.limits.iter().find(|level| level.limit == "trial").unwrap();
+    assert_eq!((trial.mode, trial.meters[0].would_hold), ("shadow", 3));
+    let held = bench.gate.explain("call-5").expect("the team's limit holds it");
+    let shadows: Vec<_> = held.limits.iter().map(|then| (&*then.limit, then.shadow, then.binds)).collect();
+    assert_eq!(shadows, [("trial", true, false), ("team", false, true)]);
+}
