@@ -16,12 +16,14 @@ mod admission;
 mod explain;
 mod learning;
 mod pacing;
+mod routes;
 mod serving;
 mod settlement;
 mod sharing;
 mod snapshot;
 mod status;
 mod upkeep;
+mod waiting;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

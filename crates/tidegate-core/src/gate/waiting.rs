@@ -1,0 +1,241 @@
+//! Decides whether a call that cannot go now may wait: is there a place, would it go in time. And how calls are turned away.
+
+use std::time::Duration;
+
+use super::{Gate, Output, State, Ticket, Timer};
+use crate::event::Event;
+use crate::ledger::Charge;
+use crate::queue::LaneId;
+use crate::refusal::{BreakerReport, Reason, Refusal};
+use crate::time::Wait;
+
+/// The share of a level that is all of it.
+const WHOLE_LEVEL: u64 = 1 << 40;
+
+impl Gate {
+    /// Puts a call into the queue, parked at `meter`, unless the queue is full or it could not go in time.
+    pub(super) fn wait_at(&mut self, ticket: Ticket, meter: u32, wait: Option<Wait>) {
+        let now = self.clock;
+        let (class, route, start_by, bytes) = {
+            let entry = &self.entries[ticket.index()];
+            (entry.class, entry.route, entry.start_by, entry.body_bytes)
+        };
+        self.refill_route(route);
+        let predicted = self.predicted_wait(ticket);
+        let queue = &self.policy.queue;
+        let retry = self.entries[ticket.index()].attempts > 0;
+        let full = self.queue.total_waiting() >= queue.max_waiting
+            || (bytes > 0 && self.queue.waiting_bytes.saturating_add(bytes) > queue.max_bytes);
+        // Who has been let in once is not turned away for those that came after.
+        if full && !retry {
+            let waiting = self.queue.total_waiting();
+            let after = predicted.map(|(micros, _)| Duration::from_micros(micros.max(1)));
+            return self.refuse(ticket, Reason::QueueFull { waiting }, after);
+        }
+        // A place in flight is free when somebody ends; how often that is looked at is no wait.
+        let is_guess =
+            meter == self.targets[self.routes[route].target].gauge && self.ledger.meters[meter].paused_until <= now;
+        let exact = wait.filter(|wait| !is_guess && *wait != Wait::UNTIL_EVENT).map_or(0, Wait::micros);
+        let (longest, binding) = predicted.unwrap_or((0, meter));
+        let (longest, binding) = if exact > longest { (exact, meter) } else { (longest, binding) };
+        if now.plus_micros(longest) > start_by || now >= start_by {
+            if meter == self.targets[self.routes[route].target].waits_for_breaker {
+                return self.refuse_for_breaker(ticket);
+            }
+            let after = (longest > 0).then(|| Duration::from_micros(longest));
+            return self.refuse_for_limit(ticket, binding, after);
+        }
+        self.note_held(ticket, Some(meter));
+        let lane = self.open_lane(route, class);
+        let share = self.share(route, ticket);
+        let age = self.entries[ticket.index()].age;
+        self.queue.enqueue(lane, age, ticket, share, bytes);
+        let entry = &mut self.entries[ticket.index()];
+        entry.state = State::Waiting;
+        entry.share = share;
+        entry.charges.clear();
+        for id in &self.routes[route].meters {
+            let waits_at = &mut self.ledger.meters[*id];
+            let amount = entry.amounts.of(waits_at);
+            if amount > 0 {
+                waits_at.backlog[class.index()] = waits_at.backlog[class.index()].saturating_add(amount);
+                waits_at.mark_active(class, now);
+                entry.charges.push(Charge { meter: *id, epoch: waits_at.epoch, amount, bin: 0 });
+            }
+        }
+        let report_call = entry.id.clone();
+        self.set_timer(start_by, Timer::Deadline(ticket));
+        self.demand(ticket);
+        if self.queue.lane(lane).parked_at.is_none() {
+            self.queue.park(lane, meter, &mut self.ledger.meters[meter].lot);
+        }
+        let parked_at = self.queue.lane(lane).parked_at.unwrap_or(meter);
+        self.stirred.push(parked_at);
+        if self.events {
+            let level = &self.ledger.levels[self.ledger.meters[parked_at].level];
+            let (limit, dimension) = (level.name.clone(), Some(self.ledger.meters[parked_at].dimension));
+            self.emit(|| Event::Queued { call: report_call, limit, dimension });
+        }
+    }
+
+    pub(super) fn open_lane(&mut self, route: u32, class: crate::call::Priority) -> LaneId {
+        if let Some(lane) = self.routes[route].lanes[class.index()] {
+            return lane;
+        }
+        let tenant = self.routes[route].subject.tenant.clone();
+        let weight = self.weight_of(&tenant);
+        let lane = self.queue.open_lane(class, route, &tenant, weight);
+        self.routes[route].lanes[class.index()] = Some(lane);
+        lane
+    }
+
+    /// The largest share of any level that tenants share.
+    pub(super) fn share(&self, route: u32, ticket: Ticket) -> u64 {
+        let amounts = &self.entries[ticket.index()].amounts;
+        self.routes[route]
+            .meters
+            .iter()
+            .map(|meter| &self.ledger.meters[*meter])
+            .filter(|meter| meter.shared && meter.enforce)
+            .map(|meter| amounts.of(meter).saturating_mul(meter.share_per_unit).min(WHOLE_LEVEL))
+            .max()
+            .unwrap_or(1)
+            .max(1)
+    }
+
+    /// Takes a waiting call out of its lane and the backlogs.
+    pub(super) fn leave_queue(&mut self, ticket: Ticket) {
+        let entry = &mut self.entries[ticket.index()];
+        let class = entry.class.index();
+        for charge in entry.charges.drain(..) {
+            if let Some(meter) = self.ledger.meters.get_mut(charge.meter).filter(|meter| meter.epoch == charge.epoch) {
+                meter.backlog[class] = meter.backlog[class].saturating_sub(charge.amount);
+            }
+        }
+        let Some(lane) = self.routes[entry.route].lanes[class] else { return };
+        self.queue.leave(lane, entry.share, entry.body_bytes);
+        self.queue.forget(lane, ticket);
+        // What was promised to it is free again, and whoever it held up may go.
+        self.release_earmarks(lane);
+        if let Some(meter) = self.queue.lane(lane).parked_at {
+            self.stirred.push(meter);
+        }
+    }
+
+    /// When a call that begins to wait now would go, and by which meter: an O(1) estimate from the backlogs.
+    ///
+    /// Other classes and tenants can go before it only by their share, or as much as they have waiting. `None`: not known.
+    pub(super) fn predicted_wait(&self, ticket: Ticket) -> Option<(u64, u32)> {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let class = entry.class.index();
+        let weights = self.policy.queue.priorities;
+        let tenant = self.routes[entry.route].lanes[class].map(|lane| self.queue.lane(lane).tenant);
+        let mine = tenant.map_or(0, |tenant| self.queue.tenant(tenant).backlog);
+        let of_class = self.queue.active_backlog[class].max(1);
+        let share = self.share(entry.route, ticket);
+        let others_part = self.queue.others_part(entry.class, tenant, mine.saturating_add(share));
+        let mut longest: Option<(u64, u32)> = None;
+        for id in &self.routes[entry.route].meters {
+            let meter = &self.ledger.meters[*id];
+            let cost = entry.amounts.of(meter);
+            if cost == 0 || !meter.enforce {
+                continue;
+            }
+            let backlog = meter.backlog[class];
+            let my_part = scale(backlog, mine.min(of_class), of_class);
+            let others = scale(backlog - my_part, others_part, 1 << 20);
+            let in_class = my_part.saturating_add(others);
+            let other_classes: u64 = (0..3)
+                .filter(|other| *other != class)
+                .map(|other| {
+                    let by_share =
+                        scale(in_class.saturating_add(cost), u64::from(weights[other]), u64::from(weights[class]));
+                    meter.backlog[other].min(by_share)
+                })
+                .sum();
+            if let Some(wait) = meter.predicted_wait_micros(in_class.saturating_add(other_classes), cost, now)
+                && longest.is_none_or(|(other, _)| wait > other)
+            {
+                longest = Some((wait, *id));
+            }
+        }
+        longest
+    }
+
+    pub(super) fn refill_route(&mut self, route: u32) {
+        let now = self.clock;
+        for meter in &self.routes[route].meters {
+            self.ledger.meters[*meter].refill(now);
+        }
+    }
+
+    pub(super) fn refuse_for_limit(&mut self, ticket: Ticket, meter: u32, retry_after: Option<Duration>) {
+        let entry = &self.entries[ticket.index()];
+        let requested = entry.amounts.of(&self.ledger.meters[meter]);
+        let report = self.ledger.report(meter, requested);
+        self.refuse_bound(ticket, Reason::Limit(report), retry_after, Some(meter));
+    }
+
+    pub(super) fn refuse_for_good(&mut self, ticket: Ticket, meter: u32) {
+        let entry = &self.entries[ticket.index()];
+        let requested = entry.amounts.of(&self.ledger.meters[meter]);
+        let report = self.ledger.report(meter, requested);
+        self.refuse_bound(ticket, Reason::TooLarge(report), None, Some(meter));
+    }
+
+    pub(super) fn refuse_for_breaker(&mut self, ticket: Ticket) {
+        let target = &self.targets[self.routes[self.entries[ticket.index()].route].target];
+        let report: BreakerReport = target.breaker.report(target.name.clone());
+        let after = report.next_probe_at.map(|at| at.since(self.clock).max(Duration::from_micros(1)));
+        self.refuse(ticket, Reason::Breaker(report), after);
+    }
+
+    /// Ends a call that has not been granted.
+    pub(super) fn refuse(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>) {
+        self.refuse_bound(ticket, reason, retry_after, None);
+    }
+
+    /// The same, because of the meter `binding`.
+    fn refuse_bound(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>, binding: Option<u32>) {
+        let now = self.clock;
+        if self.entries[ticket.index()].state == State::Waiting {
+            self.leave_queue(ticket);
+        }
+        self.entries[ticket.index()].state = State::BackingOff;
+        let entry = &self.entries[ticket.index()];
+        let waited = entry.waited.saturating_add(now.since(entry.waits_since));
+        let model = self.routes[entry.route].subject.model.clone();
+        let refusal = Refusal { reason, model, waited, retry_after };
+        self.entries[ticket.index()].waited = waited;
+        self.explain_refused(ticket, refusal.reason.name(), binding, retry_after);
+        if self.events {
+            let (call, word) = (self.entries[ticket.index()].id.clone(), refusal.reason.name());
+            self.emit(|| Event::Refused { call, reason: word });
+        }
+        self.outputs.push_back(Output::Refused { ticket, refusal: Box::new(refusal) });
+        self.close_entry(ticket);
+    }
+
+    /// The end of a wait that lasted up to the deadline.
+    pub(super) fn refuse_at_deadline(&mut self, ticket: Ticket) {
+        let entry = &self.entries[ticket.index()];
+        let (route, class) = (entry.route, entry.class);
+        let parked_at = self.routes[route].lanes[class.index()].and_then(|lane| self.queue.lane(lane).parked_at);
+        let target = &self.targets[self.routes[route].target];
+        if parked_at == Some(target.waits_for_breaker) {
+            self.refuse_for_breaker(ticket);
+        } else {
+            let meter = parked_at.unwrap_or(target.gauge);
+            self.refill_route(route);
+            // What is ahead of it now is ahead of it no longer when it comes back: its place is at the end.
+            let after = self.predicted_wait(ticket).map(|(micros, _)| Duration::from_micros(micros.max(1)));
+            self.refuse_for_limit(ticket, meter, after);
+        }
+    }
+}
+
+/// `value × numerator ÷ denominator` without overflow.
+fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
+    u64::try_from(u128::from(value) * u128::from(numerator) / u128::from(denominator.max(1))).unwrap_or(u64::MAX)
+}
