@@ -309,7 +309,7 @@ impl Meter {
     /// Notes whether the level holds what is kept for higher classes.
     #[inline]
     pub(crate) fn note_reserve(&mut self, share_permille: u64, now: Time) {
-        if share_permille > 0 && self.dimension.period_micros().is_some() {
+        if share_permille > 0 && self.reserve.is_shared() && self.dimension.period_micros().is_some() {
             self.reserve.note(self.level(), self.whole_reserve(share_permille), now);
         }
     }
@@ -337,6 +337,22 @@ impl Meter {
         self.reserve.lower_at().plus_micros(micros).micros_since(now)
     }
 
+    /// The common case, in few steps: nothing is laid on top of the level, and there is enough of it.
+    #[inline(always)]
+    fn has_room_at_once(&self, cost: u64, now: Time) -> bool {
+        let is_plain = !self.blocked & self.enforce & self.earmark.is_none() & !self.reserve.is_shared();
+        if !is_plain || self.paused_until > now {
+            return false;
+        }
+        match &self.kind {
+            Kind::Bucket(bucket) => {
+                cost <= bucket.limit() && bucket.level() >= as_level(cost.saturating_add(self.margin(now)))
+            }
+            Kind::Gauge { used, limit } => used.saturating_add(cost) <= *limit,
+            Kind::Window(_) | Kind::Credit(_) => false,
+        }
+    }
+
     /// Whether `cost` may be taken by a call of `class` that waits in `lane` (if it does).
     ///
     /// `reserve_permille`: the share kept for higher classes; 0 where that does not apply.
@@ -349,6 +365,9 @@ impl Meter {
         reserve_permille: u64,
         now: Time,
     ) -> MeterSays {
+        if self.has_room_at_once(cost, now) {
+            return MeterSays::Room;
+        }
         if self.blocked {
             return if self.enforce { MeterSays::Never } else { MeterSays::Room };
         }

@@ -28,6 +28,8 @@ struct Kept {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Reserve {
     active_until: [Time; 3],
+    /// Classes that were ever here, a bit each: with one alone there is nothing to keep.
+    seen: u8,
     /// When a lower class last took something while a higher one was active.
     lower_at: Time,
     /// Kept from `Low`, and from `Normal`.
@@ -38,12 +40,22 @@ impl Reserve {
     /// A call of `class` was here, whether or not it has gone.
     pub(crate) fn mark_active(&mut self, class: Priority, now: Time) {
         self.active_until[class.index()] = now.plus_micros(ACTIVE_FOR_MICROS);
+        self.seen |= 1 << class.index();
+    }
+
+    /// True if several classes were ever here.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        !self.seen.is_power_of_two()
     }
 
     /// A call of `class` took `cost` of a level into which `inflow` units flow in `inflow_micros`.
     #[inline]
     pub(crate) fn charged(&mut self, class: Priority, cost: u64, (inflow, inflow_micros): (u64, u64), now: Time) {
         self.mark_active(class, now);
+        if !self.is_shared() {
+            return;
+        }
         if self.is_above_active(class, now) {
             self.lower_at = now;
         }
@@ -66,7 +78,7 @@ impl Reserve {
     /// Whether calls of `class` leave the reserve to higher ones.
     #[inline]
     pub(crate) fn is_kept_from(&self, class: Priority, now: Time) -> bool {
-        self.is_above_active(class, now) && self.kept[class.index()].spent_until <= now
+        self.is_shared() && self.is_above_active(class, now) && self.kept[class.index()].spent_until <= now
     }
 
     /// When a lower class last took something while a higher one was active.

@@ -127,7 +127,10 @@ impl Gate {
             .map(|meter| meter.limit())
             .min();
         let mirror = target.charge_rule.charge(cost, capacity.unwrap_or(u64::MAX));
-        let typical = target.typical_output.expected(route.tenant_hash, route.subject.request_type);
+        let typical = match cost.max_output_tokens {
+            Some(max) => max,
+            None => target.typical_output.expected(route.tenant_hash, route.subject.request_type),
+        };
         let mut amounts = Amounts::new(cost, typical, mirror);
         if own_request_charged {
             amounts.own_requests = 0;

@@ -76,10 +76,13 @@ impl Gate {
             }
             if let Some(usage) = reported {
                 let request_type = self.request_type(route);
-                let (tenant, reserved) =
-                    (self.routes[route].tenant_hash, self.entries[ticket.index()].amounts.own_tokens);
+                let entry = &self.entries[ticket.index()];
+                let (reserved, has_ceiling) = (entry.amounts.own_tokens, entry.cost.max_output_tokens.is_some());
+                let tenant = self.routes[route].tenant_hash;
                 let target = &mut self.targets[target];
-                target.typical_output.wrote(tenant, request_type, usage.output_tokens);
+                if !has_ceiling {
+                    target.typical_output.wrote(tenant, request_type, usage.output_tokens);
+                }
                 target.reserved.tokens = target.reserved.tokens.saturating_add(reserved);
                 target.reserved.error = target.reserved.error.saturating_add(reserved.abs_diff(usage.total()));
                 target.charge_rule.used(usage);

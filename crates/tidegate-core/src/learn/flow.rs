@@ -22,6 +22,7 @@ pub(crate) struct Flow {
     sent_at: Time,
     bins: [u64; BINS],
     bin: u64,
+    bin_ends_at: Time,
 }
 
 impl Flow {
@@ -34,18 +35,22 @@ impl Flow {
         }
         self.sent_at = now;
         self.sent = self.sent.wrapping_add(units);
-        let bin = self.roll(now);
-        self.bins[bin] = self.bins[bin].saturating_add(units);
+        if now >= self.bin_ends_at {
+            self.roll(now);
+        }
+        let bin = &mut self.bins[slot(self.bin)];
+        *bin = bin.saturating_add(units);
     }
 
     /// Of what was sent, so much was refused.
     pub(crate) fn refused(&mut self, units: u64, now: Time) {
         self.refused = self.refused.wrapping_add(units);
-        let bin = self.roll(now);
-        self.bins[bin] = self.bins[bin].saturating_sub(units);
+        self.roll(now);
+        let bin = &mut self.bins[slot(self.bin)];
+        *bin = bin.saturating_sub(units);
     }
 
-    fn roll(&mut self, now: Time) -> usize {
+    fn roll(&mut self, now: Time) {
         let bin = now.as_micros() / BIN_MICROS;
         for passed in (self.bin + 1)..=bin.min(self.bin.saturating_add(BINS as u64)) {
             self.bins[slot(passed)] = 0;
@@ -56,8 +61,8 @@ impl Flow {
                 self.bins = [0; BINS];
             }
             self.bin = bin;
+            self.bin_ends_at = Time::from_micros((bin + 1) * BIN_MICROS);
         }
-        slot(self.bin)
     }
 
     /// Units sent so far, refused or not; only differences mean something.
