@@ -235,6 +235,7 @@ impl Order {
             end_by,
             when_open: WhenOpen::Refuse,
             body_bytes: body_bytes as u64,
+            own_charged: false,
         };
         let admitted = self.shared.driver.admit(call).await;
         let waited = admitted.as_ref().map_or_else(|refusal| refusal.waited, Permit::queued_for);

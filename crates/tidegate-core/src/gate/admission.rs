@@ -73,7 +73,7 @@ impl Gate {
         entry.counted_attempts = 0;
         entry.rate_limits = 0;
         entry.previous_delay = Duration::ZERO;
-        entry.own_request_charged = false;
+        entry.own_request_charged = call.own_charged;
         Ticket { index: at, generation: entry.generation }
     }
 
@@ -347,14 +347,15 @@ impl Gate {
         entry.notes.clear();
         self.ledger.reserve(&route.meters, &entry.amounts, entry.class, &mut entry.charges, &mut entry.notes, now);
         entry.predictions = target.charge_rule.sent(&entry.cost, now);
-        entry.own_request_charged = true;
         entry.state = State::InFlight;
         entry.attempts += 1;
+        let is_new = entry.attempts == 1 && !entry.own_request_charged;
+        entry.own_request_charged = true;
         entry.granted_at = now;
         entry.sent = false;
         entry.seen = None;
         entry.waited = entry.waited.saturating_add(now.since(entry.waits_since));
-        if entry.attempts == 1 {
+        if is_new {
             self.budget.deposit();
         }
         if let crate::meter::Kind::Gauge { used, .. } = self.ledger.meters[target.gauge].kind
