@@ -91,9 +91,9 @@ impl Settings {
         let mut upstreams = Vec::with_capacity(config.upstreams.len());
         for (position, upstream) in config.upstreams.iter().enumerate() {
             let same = before.and_then(|before| before.upstreams.get(position));
-            let upstream = match same.filter(|same| same.is_still(upstream) && !groups_changed) {
+            let upstream = match same.filter(|same| same.is_still(upstream, &upstreams) && !groups_changed) {
                 Some(same) => same.clone(),
-                None => Arc::new(Upstream::new(upstream.clone(), position == 0).map_err(StartError::Config)?),
+                None => Arc::new(Upstream::new(upstream.clone(), &upstreams).map_err(StartError::Config)?),
             };
             upstreams.push(upstream);
         }

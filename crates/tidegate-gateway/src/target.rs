@@ -34,6 +34,12 @@ impl Base {
         Some(Self { scheme: parts.scheme?, authority: parts.authority?, path, names_deployments })
     }
 
+    /// True if `other` is served by the same host.
+    pub(crate) fn is_at_host_of(&self, other: &Self) -> bool {
+        // Authorities compare without regard to case.
+        self.authority == other.authority
+    }
+
     /// True if calls that name a model in the body need it in the path.
     pub(crate) const fn names_deployments(&self) -> bool {
         self.names_deployments
