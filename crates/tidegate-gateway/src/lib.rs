@@ -12,6 +12,7 @@ mod attempt;
 mod body;
 mod client;
 mod connection;
+mod delivery;
 mod gateway;
 mod guard;
 mod headers;
