@@ -41,6 +41,8 @@ pub(crate) use settling::Settling;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 /// So much of a reply is held while it is looked at.
 const HELD_BYTES_MAX: usize = 64 << 10;
+/// So much of it is looked at for the identifier of what it holds, which comes first.
+const BEGINNING_BYTES_MAX: usize = 4 << 10;
 /// The rest of an error is awaited for so long.
 const ERROR_REST_FOR: Duration = Duration::from_secs(5);
 
@@ -116,6 +118,21 @@ pub(crate) struct Reply {
     /// What all of it, if all of it is held, says that it used.
     pub(crate) usage: Option<Usage>,
     pub(crate) place: Option<Place>,
+}
+
+impl Reply {
+    /// The beginning of what it says, as far as that is held and can be read.
+    pub(crate) fn beginning(&self) -> Vec<u8> {
+        let mut plain = Plain::of(&self.head.headers);
+        let mut text = Vec::new();
+        for piece in &self.held.pieces {
+            plain.feed(piece, |read| {
+                let room = BEGINNING_BYTES_MAX - text.len();
+                text.extend_from_slice(&read[..read.len().min(room)]);
+            });
+        }
+        text
+    }
 }
 
 /// A send that failed.

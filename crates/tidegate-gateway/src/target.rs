@@ -46,7 +46,7 @@ impl Base {
     }
 
     /// Where `uri`, read as `route`, goes. `deployment`: the name under which the upstream knows the model, where it is to
-    /// stand in the path.
+    /// stand in the path, or in place of the deployment that stands there.
     pub(crate) fn uri(&self, uri: &Uri, route: &Route<'_>, deployment: Option<&str>) -> Option<Uri> {
         let path = self.path_and_query(uri, route, deployment)?;
         let mut parts = http::uri::Parts::default();
@@ -66,7 +66,14 @@ impl Base {
         let path = if let Some(at) = raw.find("/deployments/").filter(|_| route.deployment.is_some()) {
             // `…/openai/v1` and `…/openai` have the same deployments beneath them.
             let resource = self.path.strip_suffix("/v1").unwrap_or(&self.path);
-            format!("{resource}{}", &raw[at..])
+            let (before, named) = raw[at..].split_at("/deployments/".len());
+            match deployment {
+                None => format!("{resource}{before}{named}"),
+                Some(other) => {
+                    let rest = named.find('/').map_or("", |end| &named[end..]);
+                    format!("{resource}{before}{}{rest}", utf8_percent_encode(other, SEGMENT))
+                }
+            }
         } else if let Some(deployment) = deployment.filter(|_| self.names_deployments) {
             if !query.split('&').any(|pair| pair.starts_with("api-version=")) {
                 let separator = if query.is_empty() { "" } else { "&" };
@@ -131,8 +138,13 @@ mod tests {
             ),
             (
                 "/openai/deployments/d/chat/completions?api-version=2024-02-01",
-                Some("d"),
+                None,
                 "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-02-01",
+            ),
+            (
+                "/openai/deployments/theirs/chat/completions",
+                Some("ours"),
+                "https://r.openai.azure.com/openai/deployments/ours/chat/completions",
             ),
             ("/v1/files?api-version=1", None, "https://r.openai.azure.com/openai/files?api-version=1"),
         ] {

@@ -88,6 +88,11 @@ impl Upstream {
             && self.is_at_first_host == before.first().is_none_or(|first| first.base.is_at_host_of(&self.base))
     }
 
+    /// Whether what is sent to either with the configured credential counts against the same limits.
+    pub(crate) fn is_same_account(&self, other: &Self) -> bool {
+        self.account_name == other.account_name
+    }
+
     /// Whether calls without a credential of their own are made with one that all share.
     pub(crate) const fn shares_credential(&self) -> bool {
         self.credential.is_some()
