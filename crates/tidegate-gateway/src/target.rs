@@ -13,6 +13,8 @@ const AZURE_API_VERSION: &str = "2024-10-21";
 /// What a segment of a path must not hold as it is.
 const SEGMENT: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'<').add(b'>').add(b'?').add(b'`');
+/// What a value in a query must not hold as it is.
+const VALUE: &AsciiSet = &SEGMENT.add(b'&').add(b'+').add(b'=');
 
 /// The base URL of an upstream, taken apart once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +60,12 @@ impl Base {
 
     fn path_and_query(&self, uri: &Uri, route: &Route<'_>, deployment: Option<&str>) -> Option<PathAndQuery> {
         let raw = uri.path();
-        if self.path == "/v1" && raw.starts_with("/v1/") {
+        let renamed = deployment.filter(|_| route.path.starts_with("/realtime")).and_then(|name| with_model(uri, name));
+        if self.path == "/v1" && raw.starts_with("/v1/") && renamed.is_none() {
             // By far the most frequent: nothing changes, nothing is copied.
             return uri.path_and_query().cloned();
         }
-        let mut query = uri.query().unwrap_or("").to_owned();
+        let mut query = renamed.unwrap_or_else(|| uri.query().unwrap_or("").to_owned());
         let path = if let Some(at) = raw.find("/deployments/").filter(|_| route.deployment.is_some()) {
             // `…/openai/v1` and `…/openai` have the same deployments beneath them.
             let resource = self.path.strip_suffix("/v1").unwrap_or(&self.path);
@@ -86,6 +89,18 @@ impl Base {
         let whole = if query.is_empty() { path } else { format!("{path}?{query}") };
         PathAndQuery::try_from(whole).ok()
     }
+}
+
+/// The query with `model` as the model that it names. `None`: it names that one or none.
+fn with_model(uri: &Uri, model: &str) -> Option<String> {
+    let query = uri.query()?;
+    let named = format!("model={}", utf8_percent_encode(model, VALUE));
+    let is_other = |pair: &str| pair.starts_with("model=") && pair != named;
+    if !query.split('&').any(is_other) {
+        return None;
+    }
+    let pairs: Vec<&str> = query.split('&').map(|pair| if is_other(pair) { &*named } else { pair }).collect();
+    Some(pairs.join("&"))
 }
 
 /// The path beneath `/v1`, `/openai/v1` or `/openai`, as it was spelled.
@@ -120,6 +135,15 @@ mod tests {
         ] {
             assert_eq!(goes(base, false, path, None), expected);
         }
+    }
+
+    #[test]
+    fn realtime_names_the_model_in_the_query_as_the_upstream_knows_it() {
+        for (model, expected) in [("gpt-realtime", "model=gpt-realtime"), ("my own", "model=my%20own")] {
+            let sent = goes("http://h/v1", false, "/v1/realtime?intent=x&model=gpt-realtime", Some(model));
+            assert_eq!(sent, format!("http://h/v1/realtime?intent=x&{expected}"));
+        }
+        assert_eq!(goes("http://h/v1", false, "/v1/realtime", Some("m")), "http://h/v1/realtime");
     }
 
     #[test]
