@@ -65,6 +65,12 @@ async fn handle(
             return Err(own);
         }
     };
+    let sdk_retry = headers::sdk_retries(&headers);
+    if sdk_retry > 0 {
+        // Somebody behind us retries too: what should be one call counts as several everywhere.
+        shared.metrics.retry("sdk", "received");
+        tracing::debug!(id = %stamp.id(), retry = sdk_retry, "the caller's SDK has sent this call before");
+    }
     headers::clean_request(&mut headers);
 
     // A form with files has no JSON to read; it streams through and costs what its endpoint costs at least.
