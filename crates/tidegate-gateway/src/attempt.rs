@@ -3,6 +3,7 @@
 //! Looks at the beginning of a good reply before its status goes to the caller, so that an error which comes in band is still
 //! one that can be tried again. Judges nothing itself: `openai::faults` does.
 
+mod last_event;
 pub(crate) mod passing;
 mod plain;
 mod settling;
@@ -34,6 +35,7 @@ use crate::reply::ReplyBody;
 use crate::shared::unix_now;
 use crate::upstream::Upstream;
 
+use last_event::LastEvent;
 use plain::Plain;
 pub(crate) use settling::Settling;
 
@@ -93,6 +95,7 @@ pub(crate) enum Watch {
 pub(crate) struct StreamWatch {
     pub(crate) meter: StreamMeter,
     plain: Plain,
+    last: LastEvent,
 }
 
 impl StreamWatch {
@@ -102,7 +105,8 @@ impl StreamWatch {
     }
 
     fn feed(&mut self, piece: &[u8]) {
-        let Self { meter, plain } = self;
+        let Self { meter, plain, last } = self;
+        last.passed(piece);
         plain.feed(piece, |text| meter.feed(text, |_, _| {}));
     }
 }
@@ -229,7 +233,8 @@ impl Sending<'_> {
 
     async fn look_at_stream(&self, mut reply: Reply, head_at: Instant) -> Came {
         let plain = Plain::of(&reply.head.headers);
-        let mut stream = Box::new(StreamWatch { meter: StreamMeter::new(self.endpoint), plain });
+        let last = LastEvent::new(self.endpoint, &reply.head.headers);
+        let mut stream = Box::new(StreamWatch { meter: StreamMeter::new(self.endpoint), plain, last });
         let commit_at = head_at + COMMIT_AFTER;
         while let Some(body) = &mut reply.rest {
             match next_frame(body, earliest([Some(commit_at), self.attempt_end])).await {
