@@ -93,6 +93,7 @@ fn gate(algorithm: Algorithm, count: u64) {
         end_by: Time::NEVER,
         when_open: WhenOpen::Refuse,
         body_bytes: 1000,
+        own_charged: false,
     };
     let usage = Usage { input_tokens: 240, output_tokens: 90 };
     let outcome = Outcome { usage: Some(usage), ..Outcome::of(Ending::Success) };

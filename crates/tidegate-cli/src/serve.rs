@@ -98,7 +98,6 @@ fn warn_of_what_is_not_in_force(config: &Config) {
         ("[[alert]]", !config.alerts.is_empty()),
         ("[telemetry]", config.telemetry != default.telemetry),
         ("[[admin]]", !config.admins.is_empty()),
-        ("upstream.fallback and weight", config.upstreams.iter().any(|upstream| upstream.fallback)),
     ];
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
         tracing::warn!("{section} is configured, but has no effect in this version");

@@ -133,4 +133,7 @@ pub struct Call {
     pub when_open: WhenOpen,
     /// Bytes held in memory while it waits; counted against `queue.max_bytes`.
     pub body_bytes: u64,
+    /// It goes on here after an attempt elsewhere (another upstream) that own limits were charged a request for: they charge
+    /// a call once, and it is one call to the retry budget.
+    pub own_charged: bool,
 }

@@ -49,6 +49,12 @@ impl FaultKind {
         matches!(self, Self::Overloaded | Self::Server | Self::Connect | Self::Dns | Self::Timeout | Self::Broken)
     }
 
+    /// True if the request never reached the upstream, so that nothing of it counts.
+    #[must_use]
+    pub const fn never_arrived(self) -> bool {
+        matches!(self, Self::Connect | Self::Dns)
+    }
+
     /// True for the 429s that speak of a rate.
     #[must_use]
     pub const fn is_rate(self) -> bool {

@@ -3,6 +3,7 @@
 //! Looks at the beginning of a good reply before its status goes to the caller, so that an error which comes in band is still
 //! one that can be tried again. Judges nothing itself: `openai::faults` does.
 
+mod last_event;
 pub(crate) mod passing;
 mod plain;
 mod settling;
@@ -34,6 +35,7 @@ use crate::reply::ReplyBody;
 use crate::shared::unix_now;
 use crate::upstream::Upstream;
 
+use last_event::LastEvent;
 use plain::Plain;
 pub(crate) use settling::Settling;
 
@@ -41,6 +43,8 @@ pub(crate) use settling::Settling;
 const COMMIT_AFTER: Duration = Duration::from_secs(1);
 /// So much of a reply is held while it is looked at.
 const HELD_BYTES_MAX: usize = 64 << 10;
+/// So much of it is looked at for the identifier of what it holds, which comes first.
+const BEGINNING_BYTES_MAX: usize = 4 << 10;
 /// The rest of an error is awaited for so long.
 const ERROR_REST_FOR: Duration = Duration::from_secs(5);
 
@@ -91,6 +95,7 @@ pub(crate) enum Watch {
 pub(crate) struct StreamWatch {
     pub(crate) meter: StreamMeter,
     plain: Plain,
+    last: LastEvent,
 }
 
 impl StreamWatch {
@@ -100,7 +105,8 @@ impl StreamWatch {
     }
 
     fn feed(&mut self, piece: &[u8]) {
-        let Self { meter, plain } = self;
+        let Self { meter, plain, last } = self;
+        last.passed(piece);
         plain.feed(piece, |text| meter.feed(text, |_, _| {}));
     }
 }
@@ -116,6 +122,21 @@ pub(crate) struct Reply {
     /// What all of it, if all of it is held, says that it used.
     pub(crate) usage: Option<Usage>,
     pub(crate) place: Option<Place>,
+}
+
+impl Reply {
+    /// The beginning of what it says, as far as that is held and can be read.
+    pub(crate) fn beginning(&self) -> Vec<u8> {
+        let mut plain = Plain::of(&self.head.headers);
+        let mut text = Vec::new();
+        for piece in &self.held.pieces {
+            plain.feed(piece, |read| {
+                let room = BEGINNING_BYTES_MAX - text.len();
+                text.extend_from_slice(&read[..read.len().min(room)]);
+            });
+        }
+        text
+    }
 }
 
 /// A send that failed.
@@ -212,7 +233,8 @@ impl Sending<'_> {
 
     async fn look_at_stream(&self, mut reply: Reply, head_at: Instant) -> Came {
         let plain = Plain::of(&reply.head.headers);
-        let mut stream = Box::new(StreamWatch { meter: StreamMeter::new(self.endpoint), plain });
+        let last = LastEvent::new(self.endpoint, &reply.head.headers);
+        let mut stream = Box::new(StreamWatch { meter: StreamMeter::new(self.endpoint), plain, last });
         let commit_at = head_at + COMMIT_AFTER;
         while let Some(body) = &mut reply.rest {
             match next_frame(body, earliest([Some(commit_at), self.attempt_end])).await {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -229,13 +229,46 @@ pub(crate) enum SendBody {
     Passing(Box<PassingUp>),
 }
 
+/// A caller's body that is passed on as it comes, as whoever has it sent sees it.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    /// Set where it was the caller that broke off, so that the upstream is not blamed.
+    pub(crate) caller_failed: AtomicBool,
+    /// The body, until it is sent, and again where that ended before anything of it was asked for.
+    unbegun: Mutex<Option<Incoming>>,
+}
+
+impl Passage {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self { caller_failed: AtomicBool::new(false), unbegun: Mutex::new(Some(body)) }
+    }
+
+    /// True while nothing of it has been sent, so that it can be sent elsewhere.
+    pub(crate) fn is_unbegun(&self) -> bool {
+        self.unbegun.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn put(&self, body: Option<Incoming>) -> Option<Incoming> {
+        std::mem::replace(&mut *self.unbegun.lock().unwrap_or_else(PoisonError::into_inner), body)
+    }
+}
+
 /// A caller's body on its way.
 #[derive(Debug)]
 pub(crate) struct PassingUp {
-    body: Incoming,
+    /// `None`: it has begun before, and ends here.
+    body: Option<Incoming>,
+    is_begun: bool,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Set where it was the caller that broke off, so that the upstream is not blamed.
-    caller_failed: Arc<AtomicBool>,
+    passage: Arc<Passage>,
+}
+
+impl Drop for PassingUp {
+    fn drop(&mut self) {
+        if !self.is_begun {
+            self.passage.put(self.body.take());
+        }
+    }
 }
 
 impl SendBody {
@@ -243,9 +276,10 @@ impl SendBody {
         Self::Whole(Some(body).filter(|body| !body.is_empty()))
     }
 
-    /// Passes `body` on; `caller_failed` becomes true if the caller breaks off.
-    pub(crate) fn passing(body: Incoming, caller_failed: Arc<AtomicBool>) -> Self {
-        Self::Passing(Box::new(PassingUp { body, timer: None, caller_failed }))
+    /// Passes on what comes through `passage`.
+    pub(crate) fn passing(passage: &Arc<Passage>) -> Self {
+        let body = passage.put(None);
+        Self::Passing(Box::new(PassingUp { body, is_begun: false, timer: None, passage: passage.clone() }))
     }
 }
 
@@ -263,26 +297,28 @@ impl Body for SendBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_none(),
-            Self::Passing(passing) => passing.body.is_end_stream(),
+            Self::Passing(passing) => passing.body.as_ref().is_none_or(Body::is_end_stream),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
-            Self::Passing(passing) => passing.body.size_hint(),
+            Self::Passing(passing) => passing.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint),
         }
     }
 }
 
 impl PassingUp {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        match Pin::new(&mut self.body).poll_frame(context) {
+        self.is_begun = true;
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(context) {
             Poll::Ready(frame) => {
                 self.timer = None;
                 Poll::Ready(frame.map(|frame| {
                     frame.map_err(|error| {
-                        self.caller_failed.store(true, Ordering::Relaxed);
+                        self.passage.caller_failed.store(true, Ordering::Relaxed);
                         BodyFault::Peer(error)
                     })
                 }))
@@ -290,7 +326,7 @@ impl PassingUp {
             Poll::Pending => {
                 let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(BODY_IDLE)));
                 timer.as_mut().poll(context).map(|()| {
-                    self.caller_failed.store(true, Ordering::Relaxed);
+                    self.passage.caller_failed.store(true, Ordering::Relaxed);
                     Some(Err(BodyFault::Silent(BODY_IDLE)))
                 })
             }

@@ -11,7 +11,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::quota::OutOfQuota;
 use crate::shared::{Phase, Settings, Shared, StartError};
+use crate::sticky::Made;
 use crate::{admin, connection, listener, proxy, state, token};
 
 /// What a gateway is started with.
@@ -63,6 +65,8 @@ impl Gateway {
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
             phase: watch::Sender::new(Phase::Serving),
+            out_of_quota: OutOfQuota::default(),
+            made: Made::default(),
             admin_token: token::secret_digest(admin_token.as_bytes()),
             first_addr,
         });

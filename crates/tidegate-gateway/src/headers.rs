@@ -29,6 +29,9 @@ pub(crate) const PROJECT: HeaderName = HeaderName::from_static("openai-project")
 /// Azure's credential.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
+/// How often the official SDKs have sent a call before.
+const SDK_RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
+
 const PREFIX: &str = "x-tidegate-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -59,6 +62,11 @@ pub(crate) fn of_limits(headers: &HeaderMap) -> Vec<(&str, &str)> {
 /// The header's value as text; `None` where it is absent or no text.
 pub(crate) fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Which retry of an SDK's own a call is; 0: none.
+pub(crate) fn sdk_retries(headers: &HeaderMap) -> u32 {
+    text(headers, &SDK_RETRY_COUNT).and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Takes away what concerns the caller's connection or tidegate alone.

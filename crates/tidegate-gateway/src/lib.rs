@@ -1,8 +1,8 @@
 //! The tidegate proxy: an OpenAI-compatible API listener in front of the decision core, and its admin listener.
 //!
-//! A call comes in at `listener`, is let past by `guard`, gets its `identity`, and then follows `proxy`, which can be
-//! read down one page: read, estimate, admit, send, look, pass on or try again. What is decided is decided by the core;
-//! nothing here counts, waits for room or judges a fault.
+//! A call comes in at `listener`, is let past by `guard`, gets its `identity`, and then follows three files that can each be
+//! read down one page: `proxy` (read, estimate), `order` (at which upstream, and at which next) and `leg` (admit, send, look, pass
+//! on or try again). What is decided is decided by the core; nothing here waits for room or judges a fault.
 //!
 //! Prompts, completions and credentials are never logged, recorded or kept, at any level.
 
@@ -10,22 +10,28 @@ mod admin;
 mod asking;
 mod attempt;
 mod body;
+mod candidates;
 mod client;
 mod connection;
+mod delivery;
 mod gateway;
 mod guard;
 mod headers;
 mod identity;
+mod leg;
 mod listener;
 mod metrics;
 mod model;
+mod order;
 mod proxy;
+mod quota;
 mod refusal;
 mod reply;
 mod say;
 mod scrape;
 mod shared;
 mod state;
+mod sticky;
 mod target;
 mod tls;
 mod token;

@@ -181,7 +181,7 @@ impl Metrics {
         registry.register("calls", "Calls that ended", metrics.calls.clone());
         registry.register("attempts", "Sends to an upstream, by status or kind of failure", metrics.attempts.clone());
         registry.register("retries", "Attempts after the first, by what led to them", metrics.retries.clone());
-        registry.register("rate_limited", "Calls that a limit refused", metrics.limited.clone());
+        registry.register("rate_limited", "Calls that a limit let not go", metrics.limited.clone());
         registry.register("tokens", "Tokens used, as reported or as seen go by", metrics.tokens.clone());
         registry.register("upstream_429", "Replies 429 of an upstream", metrics.too_many.clone());
         registry.register(
@@ -277,9 +277,15 @@ impl Metrics {
         self.retries.get_or_create(&RetryLabels { reason, result }).inc();
     }
 
-    /// A limit refused a call.
-    pub(crate) fn limited(&self, target: &TargetMetrics, limit: &Arc<str>, dimension: &'static str) {
-        let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action: "refused" };
+    /// A limit let a call not go: `refused`, or where another upstream was asked then, `fell_back`.
+    pub(crate) fn limited(
+        &self,
+        target: &TargetMetrics,
+        limit: &Arc<str>,
+        dimension: &'static str,
+        action: &'static str,
+    ) {
+        let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action };
         self.limited.get_or_create(&labels).inc();
     }
 
@@ -322,7 +328,7 @@ mod tests {
         let target = metrics.target(&Arc::from("openai"), &Arc::from("gpt-4o"));
         metrics.replied(&target, 200);
         metrics.retry("timeout", "retried");
-        metrics.limited(&target, &Arc::from("team"), "tokens_per_minute");
+        metrics.limited(&target, &Arc::from("team"), "tokens_per_minute", "refused");
         let text = metrics.render().unwrap();
         for name in [
             "tidegate_calls_total{",

@@ -5,16 +5,20 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tidegate::Driver;
-use tidegate_core::config::{Config, ModelMap};
+use tidegate_core::config::Config;
 use tidegate_core::limit::{Dimension, Mode};
 use tidegate_core::openai::models::ModelGroups;
+use tidegate_core::retry::RetryPolicy;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::candidates::Shares;
 use crate::guard::Guard;
 use crate::identity::Callers;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
+use crate::quota::OutOfQuota;
+use crate::sticky::Made;
 use crate::upstream::Upstream;
 
 /// Why a gateway cannot start, or cannot take over a configuration.
@@ -50,6 +54,9 @@ pub(crate) struct Settings {
     pub(crate) groups: ModelGroups,
     /// Never empty.
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// Whose turn it is among them.
+    pub(crate) shares: Shares,
+    pub(crate) retry: RetryPolicy,
     /// `None`: plain HTTP.
     pub(crate) tls: Option<TlsAcceptor>,
     /// Whether replies are to speak of limits of our own.
@@ -63,6 +70,9 @@ pub(crate) struct Shared {
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
     pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) out_of_quota: OutOfQuota,
+    /// Which upstream made which response.
+    pub(crate) made: Made,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
     /// `127.0.0.1:8080`: what a client that names no host is told to use.
@@ -91,9 +101,9 @@ impl Settings {
         let mut upstreams = Vec::with_capacity(config.upstreams.len());
         for (position, upstream) in config.upstreams.iter().enumerate() {
             let same = before.and_then(|before| before.upstreams.get(position));
-            let upstream = match same.filter(|same| same.is_still(upstream) && !groups_changed) {
+            let upstream = match same.filter(|same| same.is_still(upstream, &upstreams) && !groups_changed) {
                 Some(same) => same.clone(),
-                None => Arc::new(Upstream::new(upstream.clone(), position == 0).map_err(StartError::Config)?),
+                None => Arc::new(Upstream::new(upstream.clone(), &upstreams).map_err(StartError::Config)?),
             };
             upstreams.push(upstream);
         }
@@ -124,7 +134,9 @@ impl Settings {
             guard: Guard::new(&config.server.allowed_hosts, &config.server.allowed_origins),
             callers: Callers::new(&config.keys),
             groups: ModelGroups::new(&config.model_groups),
+            shares: Shares::new(upstreams.iter().map(|upstream| upstream.config.weight)),
             upstreams,
+            retry: RetryPolicy::new(Arc::new(config.policy.retry.clone())),
             has_own_limits,
             config,
         })
@@ -135,22 +147,9 @@ impl Settings {
         self.config.keys.is_empty() && self.upstreams.iter().any(|upstream| upstream.shares_credential())
     }
 
-    /// Where a call for `model` goes: the first that serves it, those that are no fallback first. With the name under which it
-    /// is known there, where that is another. `None`: nobody serves it.
-    pub(crate) fn upstream_for(&self, model: Option<&str>) -> Option<(Arc<Upstream>, Option<String>)> {
-        let Some(model) = model else { return self.upstreams.first().map(|first| (first.clone(), None)) };
-        for wants_fallback in [false, true] {
-            for upstream in self.upstreams.iter().filter(|upstream| upstream.config.fallback == wants_fallback) {
-                if let ModelMap::Globs(_) = upstream.config.models {
-                    if upstream.config.models.sent_name(model).is_some() {
-                        return Some((upstream.clone(), None));
-                    }
-                } else if let Some(sent) = upstream.config.models.sent_name(model) {
-                    return Some((upstream.clone(), Some(sent.into_owned())));
-                }
-            }
-        }
-        None
+    /// Whether `[limit.NAME]` is a limit of our own: it follows a call wherever that goes.
+    pub(crate) fn is_own_limit(&self, name: &str) -> bool {
+        self.config.policy.limits.iter().any(|limit| &*limit.name == name && !limit.is_mirror())
     }
 
     /// The first enforced limit of our own on tokens that `subject` falls under.
@@ -176,8 +175,6 @@ pub(crate) fn unix_now() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use tidegate_core::config::{KeyConfig, SecretSource, UpstreamConfig};
 
     use super::*;
@@ -188,40 +185,16 @@ mod tests {
         config
     }
 
-    fn upstream(name: &str, models: ModelMap, fallback: bool) -> UpstreamConfig {
-        let base_url = "http://127.0.0.1:1/v1".to_owned();
-        UpstreamConfig { name: name.into(), base_url, models, fallback, ..UpstreamConfig::default() }
-    }
-
-    #[tokio::test]
-    async fn a_model_goes_to_the_first_that_serves_it_and_to_fallbacks_last() {
-        let renames = ModelMap::Renames(BTreeMap::from([("gpt-4o".to_owned(), "prod".to_owned())]));
-        let settings = Settings::new(
-            with_upstreams(vec![
-                upstream("last", ModelMap::default(), true),
-                upstream("azure", renames, false),
-                upstream("minis", ModelMap::Globs(vec!["*-mini".to_owned()]), false),
-            ]),
-            None,
-            false,
-        )
-        .unwrap();
-        let goes = |model| {
-            let (upstream, sent) = settings.upstream_for(Some(model)).unwrap();
-            (upstream.config.name.to_string(), sent)
-        };
-        assert_eq!(goes("gpt-4o"), ("azure".to_owned(), Some("prod".to_owned())));
-        assert_eq!(goes("gpt-4o-mini"), ("minis".to_owned(), None));
-        assert_eq!(goes("o3"), ("last".to_owned(), None));
+    fn upstream(name: &str) -> UpstreamConfig {
+        UpstreamConfig { name: name.into(), base_url: "http://127.0.0.1:1/v1".to_owned(), ..UpstreamConfig::default() }
     }
 
     #[tokio::test]
     async fn keys_need_an_upstream_with_a_credential_and_a_shared_one_needs_keys_beyond_loopback() {
-        let open = with_upstreams(vec![upstream("a", ModelMap::default(), false)]);
+        let open = with_upstreams(vec![upstream("a")]);
         let keyed = Config { keys: vec![KeyConfig::default()], ..open.clone() };
         assert!(Settings::new(keyed, None, false).is_err());
-        let shared =
-            UpstreamConfig { api_key: Some(SecretSource::Placeholder), ..upstream("a", ModelMap::default(), false) };
+        let shared = UpstreamConfig { api_key: Some(SecretSource::Placeholder), ..upstream("a") };
         let mut config = with_upstreams(vec![shared]);
         assert!(Settings::new(config.clone(), None, false).is_ok());
         config.server.listen = vec!["0.0.0.0:0".parse().unwrap()];

@@ -13,6 +13,8 @@ const AZURE_API_VERSION: &str = "2024-10-21";
 /// What a segment of a path must not hold as it is.
 const SEGMENT: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'/').add(b'<').add(b'>').add(b'?').add(b'`');
+/// What a value in a query must not hold as it is.
+const VALUE: &AsciiSet = &SEGMENT.add(b'&').add(b'+').add(b'=');
 
 /// The base URL of an upstream, taken apart once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,13 +36,19 @@ impl Base {
         Some(Self { scheme: parts.scheme?, authority: parts.authority?, path, names_deployments })
     }
 
+    /// True if `other` is served by the same host.
+    pub(crate) fn is_at_host_of(&self, other: &Self) -> bool {
+        // Authorities compare without regard to case.
+        self.authority == other.authority
+    }
+
     /// True if calls that name a model in the body need it in the path.
     pub(crate) const fn names_deployments(&self) -> bool {
         self.names_deployments
     }
 
     /// Where `uri`, read as `route`, goes. `deployment`: the name under which the upstream knows the model, where it is to
-    /// stand in the path.
+    /// stand in the path, or in place of the deployment that stands there.
     pub(crate) fn uri(&self, uri: &Uri, route: &Route<'_>, deployment: Option<&str>) -> Option<Uri> {
         let path = self.path_and_query(uri, route, deployment)?;
         let mut parts = http::uri::Parts::default();
@@ -52,15 +60,23 @@ impl Base {
 
     fn path_and_query(&self, uri: &Uri, route: &Route<'_>, deployment: Option<&str>) -> Option<PathAndQuery> {
         let raw = uri.path();
-        if self.path == "/v1" && raw.starts_with("/v1/") {
+        let renamed = deployment.filter(|_| route.path.starts_with("/realtime")).and_then(|name| with_model(uri, name));
+        if self.path == "/v1" && raw.starts_with("/v1/") && renamed.is_none() {
             // By far the most frequent: nothing changes, nothing is copied.
             return uri.path_and_query().cloned();
         }
-        let mut query = uri.query().unwrap_or("").to_owned();
+        let mut query = renamed.unwrap_or_else(|| uri.query().unwrap_or("").to_owned());
         let path = if let Some(at) = raw.find("/deployments/").filter(|_| route.deployment.is_some()) {
             // `…/openai/v1` and `…/openai` have the same deployments beneath them.
             let resource = self.path.strip_suffix("/v1").unwrap_or(&self.path);
-            format!("{resource}{}", &raw[at..])
+            let (before, named) = raw[at..].split_at("/deployments/".len());
+            match deployment {
+                None => format!("{resource}{before}{named}"),
+                Some(other) => {
+                    let rest = named.find('/').map_or("", |end| &named[end..]);
+                    format!("{resource}{before}{}{rest}", utf8_percent_encode(other, SEGMENT))
+                }
+            }
         } else if let Some(deployment) = deployment.filter(|_| self.names_deployments) {
             if !query.split('&').any(|pair| pair.starts_with("api-version=")) {
                 let separator = if query.is_empty() { "" } else { "&" };
@@ -73,6 +89,18 @@ impl Base {
         let whole = if query.is_empty() { path } else { format!("{path}?{query}") };
         PathAndQuery::try_from(whole).ok()
     }
+}
+
+/// The query with `model` as the model that it names. `None`: it names that one or none.
+fn with_model(uri: &Uri, model: &str) -> Option<String> {
+    let query = uri.query()?;
+    let named = format!("model={}", utf8_percent_encode(model, VALUE));
+    let is_other = |pair: &str| pair.starts_with("model=") && pair != named;
+    if !query.split('&').any(is_other) {
+        return None;
+    }
+    let pairs: Vec<&str> = query.split('&').map(|pair| if is_other(pair) { &*named } else { pair }).collect();
+    Some(pairs.join("&"))
 }
 
 /// The path beneath `/v1`, `/openai/v1` or `/openai`, as it was spelled.
@@ -110,6 +138,15 @@ mod tests {
     }
 
     #[test]
+    fn realtime_names_the_model_in_the_query_as_the_upstream_knows_it() {
+        for (model, expected) in [("gpt-realtime", "model=gpt-realtime"), ("my own", "model=my%20own")] {
+            let sent = goes("http://h/v1", false, "/v1/realtime?intent=x&model=gpt-realtime", Some(model));
+            assert_eq!(sent, format!("http://h/v1/realtime?intent=x&{expected}"));
+        }
+        assert_eq!(goes("http://h/v1", false, "/v1/realtime", Some("m")), "http://h/v1/realtime");
+    }
+
+    #[test]
     fn azure_has_the_model_in_the_path_and_a_version_in_the_query() {
         let base = "https://r.openai.azure.com/openai";
         for (path, deployment, expected) in [
@@ -125,8 +162,13 @@ mod tests {
             ),
             (
                 "/openai/deployments/d/chat/completions?api-version=2024-02-01",
-                Some("d"),
+                None,
                 "https://r.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-02-01",
+            ),
+            (
+                "/openai/deployments/theirs/chat/completions",
+                Some("ours"),
+                "https://r.openai.azure.com/openai/deployments/ours/chat/completions",
             ),
             ("/v1/files?api-version=1", None, "https://r.openai.azure.com/openai/files?api-version=1"),
         ] {

@@ -9,7 +9,6 @@ use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tidegate::Permit;
 use tidegate_core::fault::{Fault, FaultKind};
 use tidegate_core::openai::faults;
 use tokio::io::AsyncWriteExt;
@@ -17,8 +16,10 @@ use tokio::time::Instant;
 
 use crate::attempt::Settling;
 use crate::body::SendBody;
+use crate::candidates::Candidates;
 use crate::headers::{self, Lookup};
-use crate::proxy::Order;
+use crate::leg::Leg;
+use crate::order::{Answer, Order, SoFar};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Phase, unix_now};
@@ -57,47 +58,62 @@ impl Upgrade {
 
 /// Takes the upgrade to the upstream and answers with what it says.
 pub(crate) async fn run(
-    mut order: Order,
+    mut order: Order<'_>,
+    mut candidates: Candidates,
     upgrade: Upgrade,
-    mut permit: Permit,
     stamp: &mut Stamp,
-) -> Result<Response<ReplyBody>, Box<OwnReply>> {
+) -> Answer {
+    let mut so_far = SoFar::default();
+    let mut leg = order.first_leg(&mut candidates, &mut so_far)?;
+    if let Some(limit) = order.settings.token_limit_on(&leg.subject) {
+        return Err(Box::new(OwnReply::forbidden(format!(
+            "a WebSocket's tokens cannot be counted against limit \"{limit}\"; use HTTP with stream: true"
+        ))));
+    }
+    let mut permit = match leg.admitted(&order, &so_far, stamp).await {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            let cannot = leg.refused(&order, refusal, &so_far);
+            return order.end(&leg, *cannot, so_far, stamp);
+        }
+    };
     stamp.attempts = 1;
     let mut request = Request::new(SendBody::Whole(None));
     *request.method_mut() = order.method.clone();
-    *request.uri_mut() = order.target.clone();
-    *request.headers_mut() = std::mem::take(&mut order.headers);
+    *request.uri_mut() = leg.target.clone();
+    *request.headers_mut() = std::mem::take(&mut leg.headers);
     upgrade.put_on(request.headers_mut());
     permit.sent();
-    let mut settling = Settling::new(permit, order.model.clone(), order.priority, order.cost.input_tokens, None);
-    let timeout = order.upstream.config.first_byte_timeout.unwrap_or(Duration::from_secs(600));
-    let sending = order.upstream.clients.upgrade(request);
+    let mut settling = Settling::new(permit, leg.model.clone(), order.priority, leg.cost.input_tokens, None);
+    let timeout = leg.upstream.config.first_byte_timeout.unwrap_or(Duration::from_secs(600));
+    let sending = leg.upstream.clients.upgrade(request);
     let fault = match tokio::time::timeout(timeout, sending).await {
         Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             settling.head_came(Instant::now());
-            return Ok(switch(&order, upgrade, response, settling, stamp));
+            return Ok(switch(&order, &leg, upgrade, response, settling, stamp));
         }
-        Ok(Ok(response)) => return Ok(refused(&order, response, settling, stamp).await),
+        Ok(Ok(response)) => return Ok(refused(&order, &leg, response, settling, stamp).await),
         Ok(Err(_)) => Fault::new(FaultKind::Connect, "no connection for the WebSocket"),
         Err(_) => Fault::new(FaultKind::Timeout, "no reply to the WebSocket's handshake"),
     };
-    order.shared.metrics.no_reply(&order.model.metrics, fault.kind.error_class());
+    order.shared.metrics.no_reply(&leg.model.metrics, fault.kind.error_class());
     let (kind, message) = (fault.kind, format!("gave up after 1 attempt; last: {}.", fault.summary));
     // Not tried again, whatever the core says: dropping what follows withdraws the call.
     drop(settling.failed(fault, None));
-    order.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+    leg.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
     Err(Box::new(OwnReply::upstream_failed(kind, message, false)))
 }
 
 /// Both sides agree: joins them until one closes, or the process ends.
 fn switch(
-    order: &Order,
+    order: &Order<'_>,
+    leg: &Leg,
     upgrade: Upgrade,
     mut response: Response<Incoming>,
     settling: Settling,
     stamp: &Stamp,
 ) -> Response<ReplyBody> {
-    order.shared.metrics.replied(&order.model.metrics, response.status().as_u16());
+    order.shared.metrics.replied(&leg.model.metrics, response.status().as_u16());
     let theirs = hyper::upgrade::on(&mut response);
     let (mut head, _) = response.into_parts();
     headers::clean_reply(&mut head.headers);
@@ -142,21 +158,22 @@ async fn join(ours: Upgraded, theirs: Upgraded) -> Result<(), Box<dyn std::error
 
 /// The upstream answered, but not with the other protocol.
 async fn refused(
-    order: &Order,
+    order: &Order<'_>,
+    leg: &Leg,
     response: Response<Incoming>,
     settling: Settling,
     stamp: &Stamp,
 ) -> Response<ReplyBody> {
     let (mut head, body) = response.into_parts();
     let status = head.status.as_u16();
-    order.shared.metrics.replied(&order.model.metrics, status);
+    order.shared.metrics.replied(&leg.model.metrics, status);
     let limited = http_body_util::Limited::new(body, REFUSAL_BYTES_MAX);
     let said = tokio::time::timeout(REFUSAL_FOR, http_body_util::BodyExt::collect(limited)).await;
     let said = said.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
     match faults::classify(status, &Lookup(&head.headers), &said, unix_now()) {
         Some(fault) => {
             drop(settling.failed(fault, None));
-            order.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+            leg.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
         }
         None => settling.succeeded(None),
     }

@@ -68,7 +68,7 @@ impl Gate {
         entry.counted_attempts = 0;
         entry.rate_limits = 0;
         entry.previous_delay = Duration::ZERO;
-        entry.own_request_charged = false;
+        entry.own_request_charged = call.own_charged;
         Ticket { index: at, generation: entry.generation }
     }
 
@@ -234,14 +234,15 @@ impl Gate {
         entry.sent_before = [target.flows[0].total_sent(), target.flows[1].total_sent()];
         target.flows[0].sent(1, now);
         target.flows[1].sent(entry.amounts.mirror_tokens, now);
-        entry.own_request_charged = true;
         entry.state = State::InFlight;
         entry.attempts += 1;
+        let is_new = entry.attempts == 1 && !entry.own_request_charged;
+        entry.own_request_charged = true;
         entry.granted_at = now;
         entry.sent = false;
         entry.seen = None;
         entry.waited = entry.waited.saturating_add(now.since(entry.waits_since));
-        if entry.attempts == 1 {
+        if is_new {
             self.budget.deposit();
         }
         if let crate::meter::Kind::Gauge { used, .. } = self.ledger.meters[target.gauge].kind

@@ -41,7 +41,7 @@ impl Gate {
             Ending::Unsent => Keep::Nothing,
             Ending::Success | Ending::CutShort(_) | Ending::Cancelled => Keep::Used(seen),
             Ending::Failed(fault) => match fault.kind {
-                FaultKind::Connect | FaultKind::Dns => Keep::Nothing,
+                kind if kind.never_arrived() => Keep::Nothing,
                 FaultKind::RateLimited | FaultKind::SlowDown | FaultKind::TooLarge | FaultKind::QuotaExhausted => {
                     Keep::Requests
                 }

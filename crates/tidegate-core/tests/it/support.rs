@@ -32,6 +32,7 @@ pub(crate) fn call(user: &str, tokens: u64) -> Call {
         end_by: Time::NEVER,
         when_open: WhenOpen::Refuse,
         body_bytes: 0,
+        own_charged: false,
     }
 }
 

@@ -1,4 +1,5 @@
 //! Decides how the rest of a reply goes to the caller: frame by frame as it comes, watched but never changed or kept back.
+//! Only a stream that broke off gets a last event of ours, which says so.
 //!
 //! Whichever way it ends, the attempt is settled: at its regular end, where it breaks off, and, by a drop guard, where the
 //! caller leaves, which also closes the upstream's connection.
@@ -13,9 +14,15 @@ use hyper::body::Incoming;
 use tidegate_core::fault::{Fault, FaultKind};
 use tokio::time::{Instant, Sleep};
 
-use super::{Held, Settling, Watch, earliest};
+use super::{Held, Settling, Watch, earliest, words_for};
 use crate::body::BodyFault;
 use crate::client::Place;
+use crate::say::Spoken;
+
+/// What our own last event has as its code where the upstream's stream ended before its end.
+const BROKEN: &str = "stream_broken";
+/// … and where that did not come in time.
+const LATE: &str = "upstream_timeout";
 
 /// A reply on its way.
 #[derive(Debug)]
@@ -53,8 +60,7 @@ impl Passing {
     }
 
     pub(crate) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
-        if let Some(piece) = self.held.pieces.pop_front() {
-            self.held.bytes -= piece.len();
+        if let Some(piece) = self.next_held() {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(rest) = &mut self.rest else { return Poll::Ready(None) };
@@ -71,11 +77,13 @@ impl Passing {
             }
             Poll::Ready(None) => {
                 self.ended();
-                Poll::Ready(None)
+                Poll::Ready(self.next_held().map(|last| Ok(Frame::data(last))))
             }
             Poll::Ready(Some(Err(error))) => {
+                let message = format!("the upstream's stream broke off ({})", words_for(&error));
+                self.say(BROKEN, &message);
                 self.broke_off(Fault::new(FaultKind::Broken, "the reply broke off"));
-                Poll::Ready(Some(Err(BodyFault::Peer(error))))
+                self.last_or(BodyFault::Peer(error))
             }
             Poll::Pending => self.poll_timer(context),
         }
@@ -95,6 +103,29 @@ impl Passing {
             hint.set_upper(upper.saturating_add(held));
         }
         hint
+    }
+
+    fn next_held(&mut self) -> Option<Bytes> {
+        let piece = self.held.pieces.pop_front()?;
+        self.held.bytes -= piece.len();
+        Some(piece)
+    }
+
+    /// Tells the caller why nothing more will come, if it does not know and can be told.
+    fn say(&mut self, code: &'static str, what: &str) {
+        let Watch::Stream(stream) = &self.watch else { return };
+        if stream.meter.has_ended() || stream.meter.fault().is_some() {
+            return;
+        }
+        let message = format!("tidegate: {what}. It is not tried again, since part of it had been passed on.");
+        if let Some(event) = stream.last.say(code, &message) {
+            self.held.push(event);
+        }
+    }
+
+    /// What was said in place of what broke off, else that it did.
+    fn last_or(&mut self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        Poll::Ready(Some(self.next_held().map(Frame::data).ok_or(fault)))
     }
 
     fn saw(&mut self, piece: Bytes) {
@@ -133,6 +164,7 @@ impl Passing {
                     None => {
                         let fault = Fault::new(FaultKind::Broken, "the stream closed before its last event");
                         settling.cut_short(fault, Some(usage));
+                        self.say(BROKEN, "the upstream's stream closed before its last event");
                     }
                 }
             }
@@ -164,11 +196,17 @@ impl Passing {
                 continue;
             }
             let (fault, error) = match self.idle.filter(|_| silent_at == Some(due)) {
-                Some(idle) => (Fault::new(FaultKind::Broken, "the reply fell silent"), BodyFault::Silent(idle)),
-                None => (Fault::new(FaultKind::Timeout, "the call's time was up"), BodyFault::OutOfTime),
+                Some(idle) => {
+                    self.say(LATE, &format!("nothing came of the upstream's stream for {}", Spoken(idle)));
+                    (Fault::new(FaultKind::Broken, "the reply fell silent"), BodyFault::Silent(idle))
+                }
+                None => {
+                    self.say(LATE, "the call's time was up before its stream had ended");
+                    (Fault::new(FaultKind::Timeout, "the call's time was up"), BodyFault::OutOfTime)
+                }
             };
             self.broke_off(fault);
-            return Poll::Ready(Some(Err(error)));
+            return self.last_or(error);
         }
     }
 }

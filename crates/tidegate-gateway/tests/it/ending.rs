@@ -58,8 +58,18 @@ async fn a_caller_that_leaves_the_queue_makes_room_for_the_next() {
     idle(&gateway).await;
 }
 
+/// What a client raises as an error, from a stream's last event.
+fn last_error(chunk: &[u8], name: &str) -> (String, String) {
+    let event = String::from_utf8_lossy(chunk).into_owned();
+    let data =
+        event.strip_prefix(name).and_then(|event| event.strip_prefix("data: ")).unwrap_or_else(|| panic!("{event}"));
+    let data: serde_json::Value = serde_json::from_str(data.trim_end()).unwrap();
+    let field = |name: &str| data["error"][name].as_str().unwrap().to_owned();
+    (field("code"), field("message"))
+}
+
 #[tokio::test]
-async fn a_stream_that_closes_before_its_end_is_cut_off_for_the_caller_too() {
+async fn a_stream_that_breaks_off_between_two_events_ends_with_an_error_that_clients_raise() {
     let (gateway, upstream) = scripted().await;
     let mut client = client(&gateway).await;
     client.post("/v1/chat/completions", "", CHAT_STREAM).await;
@@ -69,8 +79,10 @@ async fn a_stream_that_closes_before_its_end_is_cut_off_for_the_caller_too() {
     client.head().await;
     assert_eq!(client.next_chunk().await.unwrap(), EVENT.as_bytes());
     drop(peer);
-    // Without the last chunk: a client can tell that something is missing.
-    assert!(client.closed().await);
+    let (code, message) = last_error(&client.next_chunk().await.unwrap(), "");
+    assert_eq!(code, "stream_broken");
+    assert!(message.starts_with("tidegate: the upstream's stream broke off (connection "), "{message}");
+    assert_eq!(client.next_chunk().await, None);
     idle(&gateway).await;
     let metrics = call_admin(&gateway, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.text();
     let broken = "tidegate_calls_total{upstream=\"openai\",model=\"gpt-4o\",priority=\"normal\",outcome=\"broken\"} 1";
@@ -78,7 +90,43 @@ async fn a_stream_that_closes_before_its_end_is_cut_off_for_the_caller_too() {
 }
 
 #[tokio::test]
-async fn a_stream_that_falls_silent_is_cut_off() {
+async fn a_stream_that_breaks_off_within_an_event_is_cut_off_for_the_caller_too() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT_STREAM).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.begin_stream().await;
+    peer.chunk(format!("{EVENT}data: {{\"cho")).await;
+    client.head().await;
+    assert!(client.next_chunk().await.is_some());
+    drop(peer);
+    // Without the last chunk: a client can tell that something is missing.
+    assert!(client.closed().await);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_response_that_closes_before_its_last_event_ends_with_an_error_that_clients_raise() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/responses", "", r#"{"model":"gpt-4o","input":"hi","stream":true}"#).await;
+    let (mut peer, _) = upstream.request().await;
+    let delta =
+        "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n";
+    peer.begin_stream().await;
+    peer.chunk(delta).await;
+    client.head().await;
+    assert_eq!(client.next_chunk().await.unwrap(), delta.as_bytes());
+    peer.end_stream().await;
+    let (code, message) = last_error(&client.next_chunk().await.unwrap(), "event: error\n");
+    assert_eq!(code, "stream_broken");
+    assert!(message.starts_with("tidegate: the upstream's stream closed before its last event."), "{message}");
+    assert_eq!(client.next_chunk().await, None);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_falls_silent_ends_with_an_error_that_clients_raise() {
     let (gateway, upstream) =
         scripted_with(|config| config.upstreams[0].idle_timeout = Some(Duration::from_millis(20))).await;
     let mut client = client(&gateway).await;
@@ -87,7 +135,12 @@ async fn a_stream_that_falls_silent_is_cut_off() {
     peer.begin_stream().await;
     peer.chunk(EVENT).await;
     client.head().await;
-    assert!(client.closed().await && peer.closed().await);
+    assert_eq!(client.next_chunk().await.unwrap(), EVENT.as_bytes());
+    let (code, message) = last_error(&client.next_chunk().await.unwrap(), "");
+    assert_eq!(code, "upstream_timeout");
+    assert!(message.starts_with("tidegate: nothing came of the upstream's stream for 20ms."), "{message}");
+    assert_eq!(client.next_chunk().await, None);
+    assert!(peer.closed().await);
     idle(&gateway).await;
 }
 

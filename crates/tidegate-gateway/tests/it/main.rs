@@ -9,4 +9,5 @@ mod retrying;
 mod simulated;
 mod support;
 mod tls;
+mod upstreams;
 mod websockets;

@@ -200,6 +200,21 @@ async fn an_upstream_that_does_not_answer_in_time_is_a_timeout() {
 }
 
 #[tokio::test]
+async fn a_retry_of_the_callers_sdk_is_counted_and_passed_on() {
+    let (gateway, upstream) = scripted().await;
+    for count in ["0", "2"] {
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", &format!("x-stainless-retry-count: {count}\r\n"), CHAT).await;
+        let (mut peer, request) = upstream.request().await;
+        assert_eq!(request.header("x-stainless-retry-count"), Some(count));
+        peer.reply("200 OK", "connection: close\r\n", "{}").await;
+        assert_eq!(client.message(false).await.status(), 200);
+    }
+    let metrics = call_admin(&gateway, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.text();
+    assert!(metrics.contains("tidegate_retries_total{reason=\"sdk\",result=\"received\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
 async fn a_form_of_unknown_length_is_never_sent_twice_and_its_sender_may_retry() {
     let (gateway, upstream) = scripted().await;
     let mut client = client(&gateway).await;

@@ -47,6 +47,7 @@ fn call() -> Call {
         end_by: Time::NEVER,
         when_open: WhenOpen::Refuse,
         body_bytes: 10,
+        own_charged: false,
     }
 }
 
