@@ -148,7 +148,7 @@ impl Call {
         let scenario = &self.running.scenario;
         let headers = response.headers_mut();
         if let Some(remaining) = remaining.filter(|_| scenario.headers) {
-            headers::rate_limits(headers, remaining, by_day);
+            headers::rate_limits(headers, &remaining.told(scenario.told_factor), by_day);
         }
         headers.insert("openai-organization", headers::value(&scenario.organization));
         headers.insert("openai-version", HeaderValue::from_static("2020-10-01"));
@@ -162,6 +162,10 @@ impl Call {
         if struck.garbage_headers {
             self.count_fault(FaultKind::GarbageHeaders);
             headers::garbage(response.headers_mut());
+        }
+        if struck.random_headers {
+            self.count_fault(FaultKind::RandomHeaders);
+            headers::random(response.headers_mut(), &mut self.rng());
         }
         if struck.missing_headers {
             self.count_fault(FaultKind::MissingHeaders);

@@ -24,6 +24,7 @@ pub(crate) struct Struck<'a> {
     pub(crate) main: Option<&'a Fault>,
     pub(crate) missing_headers: bool,
     pub(crate) garbage_headers: bool,
+    pub(crate) random_headers: bool,
     /// The size of the pieces that the reply is cut into.
     pub(crate) split: Option<usize>,
 }
@@ -57,6 +58,7 @@ pub(crate) fn strike<'a>(
         match fault.kind {
             FaultKind::MissingHeaders => struck.missing_headers = true,
             FaultKind::GarbageHeaders => struck.garbage_headers = true,
+            FaultKind::RandomHeaders => struck.random_headers = true,
             FaultKind::Split => struck.split = Some(fault.bytes.unwrap_or(7) as usize),
             _ if struck.main.is_none() => struck.main = Some(fault),
             _ => {}

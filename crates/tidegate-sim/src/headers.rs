@@ -83,6 +83,19 @@ pub(crate) fn garbage(headers: &mut HeaderMap) {
     }
 }
 
+/// Replaces the rate-limit headers by numbers that could be true.
+pub(crate) fn random(headers: &mut HeaderMap, rng: &mut fastrand::Rng) {
+    for (limit, left, reset) in
+        [(LIMIT_REQUESTS, REMAINING_REQUESTS, RESET_REQUESTS), (LIMIT_TOKENS, REMAINING_TOKENS, RESET_TOKENS)]
+    {
+        let of = rng.u64(100..1_000_000);
+        let remaining = rng.u64(0..=of);
+        headers.insert(limit, of.into());
+        headers.insert(left, remaining.into());
+        headers.insert(reset, value(&go_duration((of - remaining) * 60_000_000 / of)));
+    }
+}
+
 /// Removes all that a bare proxy would not send.
 pub(crate) fn strip(headers: &mut HeaderMap) {
     let names: Vec<HeaderName> =

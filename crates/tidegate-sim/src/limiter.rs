@@ -181,6 +181,25 @@ pub struct Remaining {
     pub images: Option<Gauge>,
 }
 
+impl Remaining {
+    /// The same with minute limits told as a multiple of the truth.
+    pub(crate) fn told(&self, factor: f64) -> Self {
+        let scaled = |gauge: Option<Gauge>| {
+            gauge.map(|gauge| Gauge {
+                limit: scaled(gauge.limit, factor),
+                remaining: scaled(gauge.remaining, factor),
+                reset_micros: gauge.reset_micros,
+            })
+        };
+        Self { requests: scaled(self.requests), tokens: scaled(self.tokens), images: scaled(self.images), ..*self }
+    }
+}
+
+/// Units as they are told.
+pub(crate) fn scaled(units: u64, factor: f64) -> u64 {
+    (units as f64 * factor).round() as u64
+}
+
 /// Why a charge was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
@@ -198,6 +217,16 @@ pub struct Refused {
     pub wait_micros: u64,
     /// The wait as OpenAI's message tells it, computed from the whole numbers that the message shows. Zero when too large.
     pub announced_micros: u64,
+}
+
+impl Refused {
+    /// The same with a minute's limit and use told as a multiple of the truth.
+    pub(crate) fn told(&self, factor: f64) -> Self {
+        if matches!(self.dimension, Dimension::RequestsDay | Dimension::TokensDay) {
+            return *self;
+        }
+        Self { limit: scaled(self.limit, factor), used: scaled(self.used, factor), ..*self }
+    }
 }
 
 /// One bucket, for statistics.

@@ -29,6 +29,8 @@ pub struct Scenario {
     pub retry_after: RetryAfter,
     /// Whether `x-ratelimit-*` headers are sent.
     pub headers: bool,
+    /// What headers and messages tell of minute limits, as a multiple of the truth.
+    pub told_factor: f64,
     /// The `code` of quota refusals, such as `insufficient_quota` or, since 2026, `credit_balance_exhausted`.
     pub quota_code: String,
     /// Whether the built-in models stay when `model` names others; an entry of the same name replaces the built-in one.

@@ -70,7 +70,9 @@ pub(super) fn no_such_file(id: &str) -> Response<ReplyBody> {
 
 /// The limiter's refusal.
 pub(super) fn refused(scenario: &Scenario, model: &str, group: &str, refused: &Refused) -> Response<ReplyBody> {
-    let message = rate_limit_message(model, group, &scenario.organization, refused);
+    // A minute's numbers are told as the headers tell them; the wait is always true.
+    let told = refused.told(scenario.told_factor);
+    let message = rate_limit_message(model, group, &scenario.organization, &told);
     let kind = refused.dimension.error_type();
     json_reply(StatusCode::TOO_MANY_REQUESTS, &error_object(&message, kind, None, Some("rate_limit_exceeded")))
 }

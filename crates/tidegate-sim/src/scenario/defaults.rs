@@ -14,6 +14,7 @@ impl Default for Scenario {
             refused_count: true,
             retry_after: RetryAfter::Both,
             headers: true,
+            told_factor: 1.0,
             quota_code: "insufficient_quota".to_owned(),
             keep_default_models: false,
             latency: Latency::default(),

@@ -51,6 +51,8 @@ pub enum FaultKind {
     MissingHeaders,
     /// Rate-limit headers that make no sense: negative, absurd, repeated, unreadable.
     GarbageHeaders,
+    /// Rate-limit headers that could be true and are others with every reply.
+    RandomHeaders,
     /// The reply leaves in pieces of `bytes` bytes, so that lines and characters are cut.
     Split,
     /// Every call is refused with 503; with `closed`, its connection is closed without a reply.
@@ -60,7 +62,10 @@ pub enum FaultKind {
 impl FaultKind {
     /// Whether it only changes how a reply looks; several of these apply to one call, of the others only the first.
     pub(crate) fn is_cosmetic(self) -> bool {
-        matches!(self, FaultKind::MissingHeaders | FaultKind::GarbageHeaders | FaultKind::Split)
+        matches!(
+            self,
+            FaultKind::MissingHeaders | FaultKind::GarbageHeaders | FaultKind::RandomHeaders | FaultKind::Split
+        )
     }
 
     /// Whether it strikes before the limiter has been asked, unless the scenario says otherwise.

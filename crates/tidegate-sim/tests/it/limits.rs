@@ -107,3 +107,29 @@ async fn an_unknown_model_is_served_only_if_there_is_a_default_one() {
     assert_eq!(chat(&simulator, json!({"model": "b"})).await.status, 200, "each has a limit of its own");
     assert_eq!(chat(&simulator, json!({"model": "a"})).await.status, 429);
 }
+
+#[tokio::test]
+async fn limits_can_be_told_wrongly_and_are_enforced_rightly() {
+    let simulator = simulator_of("told_factor = 2.0\n[model.gpt-4o-mini]\nrpm = 3").await;
+    let reply = chat(&simulator, json!({})).await;
+    assert_eq!(reply.header("x-ratelimit-limit-requests"), Some("6"));
+    assert_eq!(reply.header("x-ratelimit-remaining-requests"), Some("4"));
+    for _ in 0..2 {
+        assert_eq!(chat(&simulator, json!({})).await.status, 200);
+    }
+    let refused = chat(&simulator, json!({})).await;
+    let message = refused.json()["error"]["message"].as_str().expect("text").to_owned();
+    assert!(refused.status == 429 && message.contains("Limit 6, Used 6, Requested 1"), "{message}");
+}
+
+#[tokio::test]
+async fn random_headers_are_readable_and_others_with_every_reply() {
+    let simulator = simulator_of("[[fault]]\nkind = \"random_headers\"").await;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let reply = chat(&simulator, json!({})).await;
+        let limit: u64 = reply.header("x-ratelimit-limit-tokens").and_then(|text| text.parse().ok()).expect("a number");
+        seen.insert(limit);
+    }
+    assert_eq!(seen.len(), 4);
+}

@@ -1,0 +1,274 @@
+//! The gateway at the edge, over real HTTP: limits that are wrong, shared, changing or unknown, and upstreams that fail.
+//!
+//! `edge [SECONDS]` (default 120) runs every scenario at the same time, each with a simulator, a gateway with nothing
+//! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. The same scenarios run in
+//! virtual time in `tidegate-core/tests/it/simulation`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tidegate_core::config::{Config, SecretSource, UpstreamConfig};
+use tidegate_gateway::{Gateway, GatewayOptions};
+use tidegate_sim::{Options, Scenario, Simulator};
+use tokio::net::TcpStream;
+
+/// Tokens a minute that the model takes; a call is about a hundred.
+const TPM: f64 = 60_000.0;
+/// Callers that always have a call waiting.
+const CALLERS: usize = 150;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// One row.
+#[derive(Clone)]
+struct Row {
+    name: &'static str,
+    /// Keys of the scenario, above its tables.
+    top: &'static str,
+    /// Keys of the model.
+    model: &'static str,
+    /// Tables after it; `{n}` stands for a fraction of the run in seconds, as `{0.5}`.
+    tables: &'static str,
+    /// (share of the run, factor): the limit is so many times as large from then on.
+    moves: &'static [(f64, f64)],
+    /// Shares of the run in which calls are made.
+    active: (f64, f64),
+    /// High-priority callers beside the others, who are then `low`.
+    interactive: usize,
+    recovery: Duration,
+}
+
+const PLAIN: Row = Row {
+    name: "limit told by headers",
+    top: "",
+    model: "",
+    tables: "",
+    moves: &[],
+    active: (0.0, 0.0),
+    interactive: 0,
+    recovery: Duration::from_secs(60),
+};
+
+fn rows() -> Vec<Row> {
+    let others = "[[tenant]]\nmodel = 'm'\nshare = 0.4\ntokens_per_call = 100\n";
+    let soon = Duration::from_secs(2);
+    vec![
+        PLAIN,
+        Row { name: "halved after 1/3, back after 2/3", moves: &[(0.333, 0.5), (0.667, 1.0)], ..PLAIN },
+        Row { name: "unseen tenants take 40 %", tables: others, ..PLAIN },
+        Row { name: "enforced by the second", model: "quantum = '1s'", ..PLAIN },
+        Row { name: "no headers", top: "headers = false", ..PLAIN },
+        Row { name: "unreadable headers", tables: "[[fault]]\nkind = 'garbage_headers'\n", ..PLAIN },
+        Row { name: "random headers", tables: "[[fault]]\nkind = 'random_headers'\n", ..PLAIN },
+        Row { name: "headers tell twice the truth", top: "told_factor = 2.0", ..PLAIN },
+        Row { name: "headers tell half the truth", top: "told_factor = 0.5", ..PLAIN },
+        Row { name: "charges input + max", model: "charge = 'input_plus_max'", ..PLAIN },
+        Row { name: "charges real use", model: "charge = 'usage'", ..PLAIN },
+        Row { name: "refused calls not counted, others 40 %", top: "refused_count = false", tables: others, ..PLAIN },
+        Row { name: "300 requests left of the day", model: "rpd = 300\nrpd_in_headers = true", ..PLAIN },
+        Row { name: "all at once after an idle time", active: (0.2, 0.5), ..PLAIN },
+        Row { name: "50 interactive callers beside a batch job", interactive: 50, ..PLAIN },
+        Row {
+            name: "outage of an eighth of the time",
+            tables: "[[fault]]\nkind = 'outage'\nclosed = true\nfrom = '{0.375}'\nuntil = '{0.5}'\n",
+            recovery: soon,
+            ..PLAIN
+        },
+        Row {
+            name: "flapping: 503 for 3 s, four times",
+            tables: "[[fault]]\nkind = 'outage'\nfrom = '{0.2}'\nuntil = '{0.225}'\n[[fault]]\nkind = 'outage'\nfrom = '{0.4}'\nuntil = '{0.425}'\n\
+                     [[fault]]\nkind = 'outage'\nfrom = '{0.6}'\nuntil = '{0.625}'\n[[fault]]\nkind = 'outage'\nfrom = '{0.8}'\nuntil = '{0.825}'\n",
+            recovery: soon,
+            ..PLAIN
+        },
+        Row { name: "every 20th call fails", tables: "[[fault]]\nkind = 'error_500'\nevery = 20\n", ..PLAIN },
+        Row {
+            name: "slow_down for 3 s",
+            tables: "[[fault]]\nkind = 'slow_down'\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
+            ..PLAIN
+        },
+        Row { name: "quota ends halfway", tables: "[[fault]]\nkind = 'insufficient_quota'\nfrom = '{0.5}'\n", ..PLAIN },
+    ]
+}
+
+#[derive(Default)]
+struct Seen {
+    ok: AtomicU64,
+    failed: AtomicU64,
+    interactive: AtomicU64,
+    interactive_waited: AtomicU64,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let seconds: f64 = std::env::args().nth(1).map_or(Ok(120.0), |text| text.parse())?;
+    println!("{seconds} s each; 429s: sent by the upstream; failed: callers who got no 200");
+    println!("{:<42} {:>8} {:>6} {:>7} {:>7}", "", "used", "429s", "served", "failed");
+    let runs: Vec<_> = rows().into_iter().map(|row| (row.name, tokio::spawn(run(row, seconds)))).collect();
+    for (name, run) in runs {
+        match run.await? {
+            Ok(line) => println!("{name:<42} {line}"),
+            Err(error) => println!("{name:<42} could not be run: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn scenario(row: &Row, factor: f64, seconds: f64) -> Result<Scenario, Failure> {
+    let mut tables = row.tables.to_owned();
+    while let (Some(from), Some(to)) = (tables.find('{'), tables.find('}')) {
+        let share: f64 = tables[from + 1..to].parse()?;
+        tables.replace_range(from..=to, &format!("{}ms", (share * seconds * 1e3) as u64));
+    }
+    let text = format!(
+        "keep_default_models = false\nretry_after = 'both'\n{}\n[latency]\nfirst_token = '150ms'\nsigma = 0.3\n\
+         tokens_per_second = 400.0\n[output]\nmedian = 20\nsigma = 0.3\nmax = 60\n[model.m]\nrpm = 100000\ntpm = {}\n{}\n{tables}",
+        row.top,
+        (TPM * factor) as u64,
+        row.model
+    );
+    Scenario::from_toml(&text).map_err(|error| format!("{error:?} in\n{text}").into())
+}
+
+async fn run(row: Row, seconds: f64) -> Result<String, Failure> {
+    let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
+    let simulator = Simulator::start(scenario(&row, 1.0, seconds)?, Options::default(), listen).await?;
+    let gateway = gateway(&simulator, row.recovery).await?;
+    let addr = gateway.api_addrs()[0];
+    let (started, seen) = (Instant::now(), Arc::new(Seen::default()));
+    let mut callers = tokio::task::JoinSet::new();
+    for number in 0..CALLERS {
+        let active = (row.active.0 * seconds, row.active.1 * seconds);
+        let priority = if row.interactive > 0 { "low" } else { "normal" };
+        callers.spawn(call_on(addr, started, active, priority, number, seen.clone()));
+    }
+    for number in 0..row.interactive {
+        callers.spawn(ask_now_and_then(addr, number, seen.clone()));
+    }
+    let mut available = TPM;
+    let (mut at, mut factor) = (0.0, 1.0);
+    for (share, next) in row.moves.iter().copied().chain([(1.0, 1.0)]) {
+        let until = share * seconds;
+        tokio::time::sleep_until((started + Duration::from_secs_f64(until)).into()).await;
+        available += TPM * factor * (until - at) / 60.0;
+        (at, factor) = (until, next);
+        if share < 1.0 {
+            simulator.set_scenario(scenario(&row, factor, seconds)?);
+        }
+    }
+    let stats = simulator.stats();
+    let tokens = &stats.groups["m"].levels["tokens"];
+    if row.model.contains("quantum") {
+        available -= TPM - TPM / 60.0;
+    }
+    let used = tokens.charged as f64 / (available - tokens.tenants as f64);
+    callers.shutdown().await;
+    drop(gateway);
+    let (ok, failed) = (seen.ok.load(Ordering::Relaxed), seen.failed.load(Ordering::Relaxed));
+    let mut line = format!("{:>6.1} % {:>6} {ok:>7} {failed:>7}", 100.0 * used, stats.status_429);
+    if row.interactive > 0 {
+        let (all, waited) = (&seen.interactive, &seen.interactive_waited);
+        let (all, waited) = (all.load(Ordering::Relaxed), waited.load(Ordering::Relaxed));
+        line.push_str(&format!("   {waited} of {all} interactive calls waited"));
+    }
+    Ok(line)
+}
+
+async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, Failure> {
+    let mut config = Config::default();
+    config.set_upstreams(vec![UpstreamConfig {
+        base_url: simulator.base_url(),
+        api_key: Some(SecretSource::Placeholder),
+        ..UpstreamConfig::default()
+    }]);
+    config.server.listen = vec!["127.0.0.1:0".parse().map_err(|_| "no address")?];
+    config.server.admin_listen = "127.0.0.1:0".parse().map_err(|_| "no address")?;
+    config.policy.breaker.recovery_timeout = recovery;
+    let options =
+        GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token: Some("edge".to_owned()) };
+    Ok(Gateway::start(options).await?)
+}
+
+/// Makes one call after the other while calls are to be made.
+async fn call_on(addr: SocketAddr, started: Instant, idle: (f64, f64), priority: &str, number: usize, seen: Arc<Seen>) {
+    let mut client = Client::new(addr, priority, format!("batch-{}", number % 20));
+    loop {
+        let now = started.elapsed().as_secs_f64();
+        if (idle.0..idle.1).contains(&now) {
+            tokio::time::sleep(Duration::from_secs_f64(idle.1 - now)).await;
+        }
+        match client.call().await {
+            Ok((200, _)) => seen.ok.fetch_add(1, Ordering::Relaxed),
+            // As a caller who is told to come back later does, if not quite so patiently.
+            _ => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                seen.failed.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+    }
+}
+
+/// Makes a call now and then, as a person does: 50 of them use a fifth of the limit.
+async fn ask_now_and_then(addr: SocketAddr, number: usize, seen: Arc<Seen>) {
+    let mut client = Client::new(addr, "high", format!("person-{number}"));
+    let mut random = number as u64 + 1;
+    loop {
+        // Enough of a generator to spread them.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        tokio::time::sleep(Duration::from_millis(10_000 + (random >> 33) % 30_000)).await;
+        if let Ok((200, queued_ms)) = client.call().await {
+            seen.interactive.fetch_add(1, Ordering::Relaxed);
+            seen.interactive_waited.fetch_add(u64::from(queued_ms > 0), Ordering::Relaxed);
+        }
+    }
+}
+
+struct Client {
+    addr: SocketAddr,
+    body: Bytes,
+    priority: String,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    fn new(addr: SocketAddr, priority: &str, user: String) -> Self {
+        let text = "The tide waits for nobody, but it comes back. ".repeat(9);
+        let body = format!(
+            r#"{{"model":"m","user":"{user}","max_tokens":60,"messages":[{{"role":"user","content":"{text}"}}]}}"#
+        );
+        Self { addr, body: body.into(), priority: priority.to_owned(), connection: None }
+    }
+
+    /// One call: status, and how long it waited in the gateway.
+    async fn call(&mut self) -> Result<(u16, u64), Failure> {
+        let connection = match self.connection.take().filter(|connection| !connection.is_closed()) {
+            Some(connection) => connection,
+            None => {
+                let stream = TcpStream::connect(self.addr).await?;
+                stream.set_nodelay(true)?;
+                let (send, driver) = handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(driver);
+                send
+            }
+        };
+        let connection = self.connection.insert(connection);
+        connection.ready().await?;
+        let request = Request::post("/v1/chat/completions")
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .header("x-tidegate-priority", &self.priority)
+            .body(Full::new(self.body.clone()))?;
+        let reply = connection.send_request(request).await?;
+        let status = reply.status().as_u16();
+        let queued = reply.headers().get("x-tidegate-queued-ms").and_then(|value| value.to_str().ok()?.parse().ok());
+        reply.into_body().collect().await?;
+        Ok((status, queued.unwrap_or(0)))
+    }
+}
