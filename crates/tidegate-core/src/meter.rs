@@ -314,14 +314,6 @@ impl Meter {
         }
     }
 
-    /// A call of `class` has to wait here for want of units.
-    pub(crate) fn is_short(&mut self, class: Priority, now: Time) {
-        if self.paused_until <= now {
-            self.reserve.is_short(class, now);
-        }
-        self.lot.is_short(class);
-    }
-
     /// How long until a lower class has its part of the refill since it last took something. 0: it has.
     fn lower_part_in(&self, cost: u64, now: Time) -> u64 {
         let flow = cost.saturating_mul(LOWER_PART);

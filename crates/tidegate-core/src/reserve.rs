@@ -46,7 +46,7 @@ impl Reserve {
     /// True if several classes were ever here.
     #[inline]
     pub(crate) fn is_shared(&self) -> bool {
-        !self.seen.is_power_of_two()
+        self.seen.count_ones() > 1
     }
 
     /// A call of `class` took `cost` of a level into which `inflow` units flow in `inflow_micros`.
@@ -94,15 +94,6 @@ impl Reserve {
                 kept.spend(now);
             } else if !kept.stands && kept.spent_until <= now && level >= crate::bucket::as_level(whole) {
                 *kept = Kept { stands: true, spent_until: Time::ZERO, drawn: 0, drawn_at: now };
-            }
-        }
-    }
-
-    /// A call of `class` has to wait for want of units: what was kept for it is spent.
-    pub(crate) fn is_short(&mut self, class: Priority, now: Time) {
-        for kept in &mut self.kept[..class.index()] {
-            if kept.stands {
-                kept.spend(now);
             }
         }
     }

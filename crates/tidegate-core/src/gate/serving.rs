@@ -52,7 +52,7 @@ impl Gate {
                         soonest = Some(soonest.map_or(wait, |other| other.min(wait)))
                     }
                     Served::Holds(wait, Obstacle::Shortage | Obstacle::Earmark) => {
-                        self.ledger.meters[meter].is_short(class, self.clock);
+                        self.ledger.meters[meter].lot.is_short(class);
                         // It is this class's turn: the others do not take what it waits for.
                         soonest = Some(soonest.map_or(wait, |other| other.min(wait)));
                         break;

@@ -137,13 +137,18 @@ fn interactive_calls_beside_a_batch_job_do_not_wait() {
     // 50 people with a call a second in all, beside one who offers twice what the limit takes.
     let scenario = Scenario { interactive: 1.0, priorities: &[Priority::Low], ..Scenario::default() };
     let policy = Policy { queue: QueueConfig::default(), ..learning(TokenCharge::Learned) };
-    let report = run_with("50 interactive users beside a batch job", scenario, policy);
+    let late = Scenario { interactive_from: 100.0, ..scenario.clone() };
+    let report = run_with("50 interactive users beside a batch job", scenario, policy.clone());
     let waited = report.interactive_waits.iter().filter(|micros| **micros > 0).count();
     println!("    {waited} of {} interactive calls waited", report.interactive_waits.len());
     assert!(report.interactive_waits.len() > 500);
     assert_eq!((waited, report.met_429s), (0, 0));
     // Half of the first minute's worth stays free for them.
     assert!(report.utilisation() >= 0.95);
+    // Who comes when the batch job has emptied the level finds room as soon as it has filled up a little.
+    let report = run_with("the same, 100 s after the batch job", late, policy);
+    let waited = report.interactive_waits.iter().skip(5).filter(|micros| **micros > 0).count();
+    assert_eq!(waited, 0, "{:?}", report.interactive_waits);
 }
 
 /// Prints what a failing upstream cost, and holds it to the laws that hold for all of them.

@@ -38,6 +38,8 @@ pub(super) struct Scenario {
     pub(super) offered: Vec<(f64, f64)>,
     /// Calls of one high-priority person beside them, each second.
     pub(super) interactive: f64,
+    /// From this second on.
+    pub(super) interactive_from: f64,
     pub(super) when_open: WhenOpen,
     pub(super) priorities: &'static [Priority],
     /// What was used before this second does not count: the time to learn.
@@ -57,6 +59,7 @@ impl Default for Scenario {
             demand: 2.0,
             offered: vec![(0.0, f64::INFINITY)],
             interactive: 0.0,
+            interactive_from: 0.0,
             when_open: WhenOpen::Refuse,
             priorities: &Priority::ALL,
             counted_from: 0.0,
@@ -153,7 +156,7 @@ impl World {
             world.push(0, Happens::Others);
         }
         if world.scenario.interactive > 0.0 {
-            world.push(0, Happens::Interactive);
+            world.push((world.scenario.interactive_from * 1e6) as u64, Happens::Interactive);
         }
         if world.scenario.counted_from > 0.0 {
             world.push((world.scenario.counted_from * 1e6) as u64, Happens::CountFrom);
