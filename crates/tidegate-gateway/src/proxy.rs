@@ -304,7 +304,7 @@ impl Order {
             self.count(&failed);
             if failed.by_caller {
                 settling.cancelled(None);
-                return Err(Box::new(OwnReply::invalid_body("the connection broke off within the body")));
+                return Err(Box::new(OwnReply::invalid_body("the rest of the body did not arrive")));
             }
             let mut fault = failed.fault.clone();
             if !self.is_whole {

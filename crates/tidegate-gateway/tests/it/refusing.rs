@@ -19,6 +19,7 @@ async fn an_unknown_path_is_told_the_right_base_url() {
         assert!(reply.error("message").contains("base_url to http://localhost/v1"), "{}", reply.text());
         assert_eq!(reply.header("x-request-id"), reply.header("x-tidegate-id"));
     }
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -43,6 +44,7 @@ async fn a_bad_body_is_refused_with_what_is_wrong_and_where() {
     let mut client = client(&gateway).await;
     client.post("/v1/chat/completions", "content-encoding: br\r\n", CHAT).await;
     assert_eq!(client.message(false).await.status(), 400);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -57,6 +59,7 @@ async fn a_body_over_the_limit_is_refused_with_or_without_a_length() {
     without.chunk(CHAT).await;
     without.end_stream().await;
     assert_eq!(without.message(true).await.status(), 413);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -87,6 +90,7 @@ async fn web_pages_and_foreign_names_do_not_get_in() {
     assert_eq!(call(&gateway, health).await.status(), 200);
     let status = "GET /admin/v1/status HTTP/1.1\r\nhost: evil.example\r\nauthorization: Bearer operator\r\nconnection: close\r\n\r\n";
     assert_eq!(call_admin(&gateway, status).await.status(), 403);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -128,6 +132,7 @@ async fn a_caller_that_is_turned_away_while_it_still_sends_sees_why() {
     client.post("/v1/chat/completions", "authorization: Bearer tg-wrong\r\n", &large).await;
     let reply = client.message(false).await;
     assert_eq!((reply.status(), reply.error("code").as_str()), (401, "invalid_api_key"));
+    idle(&gateway).await;
 }
 
 #[tokio::test]
