@@ -6,6 +6,8 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use tidegate_core::openai::headers::HeaderLookup;
 
+use crate::refusal::OwnReply;
+
 /// The call's identifier, given by the caller or made here.
 pub(crate) const ID: HeaderName = HeaderName::from_static("x-tidegate-id");
 /// Sends made.
@@ -59,6 +61,21 @@ pub(crate) fn of_limits(headers: &HeaderMap) -> Vec<(&str, &str)> {
 /// The header's value as text; `None` where it is absent or no text.
 pub(crate) fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Refuses a request that says twice what it is judged by: the upstream might go by the other one.
+pub(crate) fn check_single(headers: &HeaderMap) -> Result<(), Box<OwnReply>> {
+    // As many names as values: nothing is there twice.
+    if headers.len() == headers.keys_len() {
+        return Ok(());
+    }
+    let decides = |name: &HeaderName| {
+        [header::AUTHORIZATION, API_KEY, ORGANIZATION, PROJECT, header::CONTENT_TYPE].contains(name) || is_ours(name)
+    };
+    match headers.keys().find(|name| decides(name) && headers.get_all(*name).iter().nth(1).is_some()) {
+        Some(name) => Err(Box::new(OwnReply::bad_request(format!("there is more than one {name} header")))),
+        None => Ok(()),
+    }
 }
 
 /// Takes away what concerns the caller's connection or tidegate alone.

@@ -170,6 +170,7 @@ fn let_in<'u>(
     headers: &mut HeaderMap,
 ) -> Result<(Route<'u>, Identity, Wishes), Box<OwnReply>> {
     settings.guard.check(uri, headers, local)?;
+    headers::check_single(headers)?;
     if shared.phase() >= Phase::Closing {
         return Err(Box::new(OwnReply::draining()));
     }

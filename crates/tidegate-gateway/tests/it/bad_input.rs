@@ -166,6 +166,33 @@ async fn absurd_numbers_of_a_call_are_the_upstreams_to_judge_and_never_fit_a_lim
 }
 
 #[tokio::test]
+async fn what_a_call_is_judged_by_may_be_said_only_once() {
+    let (gateway, _upstream) = scripted().await;
+    for (name, one, other) in [
+        ("authorization", "Bearer sk-one", "Bearer sk-other"),
+        ("api-key", "one", "other"),
+        ("openai-organization", "org-one", "org-other"),
+        ("openai-project", "proj-one", "proj-one"),
+        ("content-type", "application/json", "multipart/form-data; boundary=b"),
+        ("x-tidegate-priority", "low", "high"),
+        ("x-tidegate-id", "one", "other"),
+        ("host", "localhost", "localhost"),
+    ] {
+        let host = if name == "host" { "" } else { "host: localhost\r\n" };
+        let length = CHAT.len();
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\n{host}{name}: {one}\r\n{name}: {other}\r\nconnection: close\r\n\
+             content-length: {length}\r\n\r\n{CHAT}"
+        );
+        let reply = call(&gateway, request).await;
+        assert_eq!((reply.status(), reply.error("code").as_str()), (400, "invalid_request"), "{name}");
+        let says = format!("tidegate: there is more than one {name} header");
+        assert!(reply.error("message").eq_ignore_ascii_case(&says), "{}", reply.text());
+    }
+    idle(&gateway).await;
+}
+
+#[tokio::test]
 async fn a_length_said_twice_goes_on_once_and_two_lengths_are_none() {
     let (gateway, upstream) = scripted().await;
     let form = "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=b\r\n";
