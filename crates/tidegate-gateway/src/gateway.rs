@@ -140,6 +140,11 @@ impl Gateway {
         Ok(())
     }
 
+    /// Notes that the configuration that was to be taken over could not even be read; the one in force stays.
+    pub fn reload_failed(&self) {
+        self.shared.metrics.reload_successful.set(0);
+    }
+
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
     /// finish, and what is left then is cut off.
     pub async fn drain(self) {
