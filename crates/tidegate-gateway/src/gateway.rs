@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::shared::{Phase, Settings, Shared, StartError};
-use crate::{admin, connection, listener, proxy, state, token};
+use crate::{admin, connection, listener, pages, state, token};
 
 /// What a gateway is started with.
 #[derive(Clone, Debug)]
@@ -193,7 +193,7 @@ async fn accept_api(listener: TcpListener, shared: Arc<Shared>) {
     let serve = |stream, phase| {
         let tls = shared.settings.load().tls.clone();
         let shared = shared.clone();
-        let answer = move |local, request| proxy::serve(shared.clone(), local, request);
+        let answer = move |local, request| pages::serve(shared.clone(), local, request);
         tokio::spawn(connection::serve(stream, tls, phase, answer));
     };
     listener::accept(listener, phase, Phase::Closing, serve).await;

@@ -19,6 +19,7 @@ mod identity;
 mod listener;
 mod metrics;
 mod model;
+mod pages;
 mod proxy;
 mod refusal;
 mod reply;

@@ -94,6 +94,56 @@ async fn web_pages_and_foreign_names_do_not_get_in() {
 }
 
 #[tokio::test]
+async fn pages_of_allowed_origins_may_call_and_read_and_no_others() {
+    let (gateway, upstream) = scripted_with(|config| {
+        config.server.allowed_origins = vec!["https://app.example".into()];
+        config.policy.limits.push(team_limit(100));
+    })
+    .await;
+    let origin = "origin: https://app.example\r\nsec-fetch-site: cross-site\r\n";
+    let preflight = |host: &str, origin: &str| {
+        format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\n{origin}connection: close\r\n\
+             access-control-request-method: POST\r\n\
+             access-control-request-headers: authorization,content-type,x-tidegate-priority\r\n\r\n"
+        )
+    };
+    let reply = call(&gateway, preflight("localhost", origin)).await;
+    assert_eq!(reply.status(), 204);
+    assert!(reply.header("access-control-allow-methods").unwrap().contains("POST"));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.example"),
+        ("access-control-allow-headers", "authorization,content-type,x-tidegate-priority"),
+        ("vary", "origin"),
+    ] {
+        assert_eq!(reply.header(name), Some(value), "{name}");
+    }
+    for (host, origin) in [("localhost", "origin: https://evil.example\r\n"), ("evil.example", origin)] {
+        assert_eq!(call(&gateway, preflight(host, origin)).await.status(), 403);
+    }
+
+    let too_large = CHAT.replace("hello", &"a".repeat(2000));
+    let mut page = client(&gateway).await;
+    page.post("/v1/chat/completions", origin, &too_large).await;
+    let refused = page.message(false).await;
+    page.post("/v1/chat/completions", origin, CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "access-control-allow-origin: *\r\n", "{}").await;
+    let passed = page.message(false).await;
+    for (reply, status) in [(refused, 429), (passed, 200)] {
+        assert_eq!(reply.status(), status);
+        assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example"));
+        let exposed = reply.header("access-control-expose-headers").unwrap();
+        assert!(exposed.contains("x-tidegate-reason") && exposed.contains("retry-after"), "{exposed}");
+    }
+    let foreign = call(&gateway, get("/v1/models", "origin: https://evil.example\r\n")).await;
+    assert_eq!((foreign.status(), foreign.header("access-control-allow-origin")), (403, None));
+    page.post("/v1/chat/completions", "", &too_large).await;
+    assert_eq!(page.message(false).await.header("access-control-allow-origin"), None);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
 async fn only_known_keys_pass_and_only_where_they_may() {
     use sha2::{Digest, Sha256};
     let (gateway, upstream) = scripted_with(|config| {
