@@ -241,7 +241,22 @@ impl Order {
         let waited = admitted.as_ref().map_or_else(|refusal| refusal.waited, Permit::queued_for);
         self.shared.metrics.queue_wait[self.priority.index()].observe(waited.as_secs_f64());
         stamp.queued_for = waited;
-        admitted.map_err(|refusal| self.refused(&refusal))
+        match admitted {
+            Ok(late) if self.is_over() => Err(self.too_late(late)),
+            admitted => admitted.map_err(|refusal| self.refused(&refusal)),
+        }
+    }
+
+    /// Nobody waits for it any more.
+    fn is_over(&self) -> bool {
+        self.call_end.is_some_and(|end| end <= Instant::now())
+    }
+
+    /// The call's time ended between the grant and the moment at which it could be sent. What it took goes back.
+    fn too_late(&self, granted: Permit) -> Box<OwnReply> {
+        drop(granted);
+        self.model.metrics.ended(self.priority, CallEnd::Refused);
+        Box::new(OwnReply::too_late(self.arrived_at.elapsed()))
     }
 
     /// The core let it not go.
@@ -318,18 +333,20 @@ impl Order {
                     self.shared.metrics.retry(reason, "retried");
                     let answer = failed.reply.filter(|reply| reply.rest.is_none());
                     tracing::debug!(id = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
-                    permit = match waiting.await {
-                        Ok(permit) => permit,
-                        Err(refusal) => {
-                            stamp.queued_for = refusal.waited;
-                            let own = self.refused(&refusal);
-                            return match answer {
-                                Some(answer) => Ok(self.last_answer(settings, *answer, stamp)),
-                                None => Err(own),
-                            };
+                    let granted = waiting.await;
+                    stamp.queued_for = granted.as_ref().map_or_else(|refusal| refusal.waited, Permit::queued_for);
+                    let own = match granted {
+                        Ok(granted) if !self.is_over() => {
+                            permit = granted;
+                            continue;
                         }
+                        Ok(late) => self.too_late(late),
+                        Err(refusal) => self.refused(&refusal),
                     };
-                    stamp.queued_for = permit.queued_for();
+                    return match answer {
+                        Some(answer) => Ok(self.last_answer(settings, *answer, stamp)),
+                        None => Err(own),
+                    };
                 }
                 settled => {
                     self.model.metrics.ended(self.priority, CallEnd::Failed);

@@ -117,6 +117,12 @@ impl OwnReply {
         Self { should_retry: true, closes: true, ..reply }
     }
 
+    /// 429: its turn came, but only when nobody waited for it any more. No limit has a number to tell.
+    pub(crate) fn too_late(elapsed: Duration) -> Self {
+        let message = format!("the call's time was up before it could be sent, after {}.", Spoken(elapsed));
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded", "limit", message)
+    }
+
     /// What the core's refusal of a call says, at `now` on the driver's clock.
     pub(crate) fn refused(refusal: &Refusal, now: Time) -> Self {
         let wait = refusal.retry_after;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_core::config::KeyConfig;
+use tidegate_core::limit::{Dimension, Limit, Rates};
 
 use crate::support::*;
 
@@ -230,6 +231,31 @@ async fn a_call_that_would_miss_its_deadline_is_told_when_to_come_back() {
     let millis = reply.header("retry-after-ms").unwrap().parse::<u64>().unwrap();
     assert!(wait >= 1 && Duration::from_secs(wait) >= Duration::from_millis(millis), "{wait} {millis}");
     assert!(reply.error("message").contains("Limit 100, Used "), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_call_whose_time_is_up_before_it_can_be_sent_is_not_sent() {
+    let in_flight = |calls| Limit { base: Rates::default().with(Dimension::MaxInFlight, calls), ..team_limit(1) };
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(in_flight(1))).await;
+    let mut first = client(&gateway).await;
+    first.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    let mut second = client(&gateway).await;
+    second.post("/v1/chat/completions", "x-tidegate-timeout: 60s\r\n", CHAT).await;
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+    // Lets it go, but before it can look a minute has passed.
+    let mut wider = config(upstream.addr);
+    wider.policy.limits.push(in_flight(2));
+    gateway.reload(wider).unwrap();
+    assert_eq!(gateway.driver().with(|gate, _| (gate.waiting(), gate.in_flight())), (0, 2));
+    let_pass(Duration::from_secs(61)).await;
+    let reply = second.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (429, Some("limit")));
+    assert_eq!((reply.header("x-tidegate-attempts"), reply.header("x-should-retry")), (Some("0"), Some("false")));
+    assert!(reply.error("message").contains("time was up before it could be sent, after 1m"), "{}", reply.text());
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(first.message(false).await.status(), 200);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
