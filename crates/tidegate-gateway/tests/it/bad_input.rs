@@ -243,6 +243,39 @@ async fn a_head_without_end_is_refused_on_either_side() {
     idle(&gateway).await;
 }
 
+#[tokio::test]
+async fn models_and_accounts_that_callers_invent_make_no_series_of_their_own() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    let mut peer: Option<Peer> = None;
+    for number in 0..200 {
+        let call = CHAT.replace("gpt-4o", &format!("invented-{}", number / 2));
+        client.post("/v1/chat/completions", &format!("openai-organization: org-{}\r\n", number % 2), &call).await;
+        let peer = match &mut peer {
+            Some(peer) => {
+                peer.message(false).await;
+                peer
+            }
+            none => none.insert(upstream.request().await.0),
+        };
+        let told = "x-ratelimit-limit-requests: 500\r\nx-ratelimit-remaining-requests: 499\r\n";
+        peer.reply("404 Not Found", told, "{\"error\":{\"code\":\"model_not_found\"}}").await;
+        assert_eq!(client.message(false).await.status(), 404);
+    }
+    let metrics = metrics(&gateway).await;
+    for (family, most) in [("tidegate_breaker_state{", 65 * 5), ("tidegate_learned_limit{", 65)] {
+        let lines = metrics.lines().filter(|line| line.starts_with(family));
+        let mut series: Vec<&str> = lines.map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        let all = series.len();
+        series.sort_unstable();
+        series.dedup();
+        assert!(all == series.len() && all <= most && all > most / 2, "{all} of {family}");
+    }
+    assert!(metrics.contains("tidegate_breaker_state{breaker=\"openai/other\",state=\"closed\"} 1"), "{metrics}");
+    assert!(!metrics.contains("invented-64"));
+    idle(&gateway).await;
+}
+
 /// A piece of a stream that says nothing, as one chunk of so many bytes.
 fn comment(bytes: usize) -> Vec<u8> {
     format!("{:x}\r\n: {}\n\n\r\n", bytes + 4, "-".repeat(bytes)).into_bytes()
