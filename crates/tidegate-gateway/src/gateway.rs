@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::{admin, connection, listener, pages, state, token};
 
@@ -60,6 +61,7 @@ impl Gateway {
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&driver),
+            room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
             phase: watch::Sender::new(Phase::Serving),

@@ -23,6 +23,7 @@ mod pages;
 mod proxy;
 mod refusal;
 mod reply;
+mod room;
 mod say;
 mod scrape;
 mod shared;

@@ -77,6 +77,22 @@ impl OwnReply {
         Self { closes: true, ..Self::new(status, INVALID, "request_too_large", "bad_request", message) }
     }
 
+    /// 429: there is no room to read the body in.
+    pub(crate) fn no_room() -> Self {
+        let again = Duration::from_secs(1);
+        let message = format!(
+            "too much is being read already: no room for a body of this size. Please try again in {}.",
+            Spoken(again)
+        );
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self {
+            should_retry: true,
+            retry_after: Some(again),
+            closes: true,
+            ..Self::new(status, "requests", "rate_limit_exceeded", "queue_full", message)
+        }
+    }
+
     /// 404: no such path.
     pub(crate) fn unknown_path(path: &str, base_url: &str) -> Self {
         // What a client shows should stay one line.

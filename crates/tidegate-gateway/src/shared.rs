@@ -15,6 +15,7 @@ use crate::guard::Guard;
 use crate::identity::Callers;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
+use crate::room::Room;
 use crate::upstream::Upstream;
 
 /// Why a gateway cannot start, or cannot take over a configuration.
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) driver: Driver,
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
+    /// Of the bodies that are being read.
+    pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],

@@ -63,6 +63,41 @@ async fn a_body_that_stops_arriving_is_answered_and_holds_nothing() {
 }
 
 #[tokio::test]
+async fn bodies_that_are_being_read_have_a_bound_together_and_small_ones_go_on() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.queue.max_bytes = 1 << 20).await;
+    let mut greedy = client(&gateway).await;
+    greedy.write(format!("{HEAD}content-length: {}\r\n\r\n", 32 << 20)).await;
+    // More than all sockets take: most of it has been read.
+    greedy.write(vec![b' '; (32 << 20) - 1]).await;
+    let large = CHAT.replace("hello", &"a".repeat(512 << 10));
+    let mut refused = client(&gateway).await;
+    refused.post("/v1/chat/completions", "", &large).await;
+    let reply = refused.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (429, Some("queue_full")));
+    assert_eq!((reply.header("retry-after"), reply.header("x-should-retry")), (Some("1"), Some("true")));
+    let mut small = client(&gateway).await;
+    small.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "connection: close\r\n", "{}").await;
+    assert_eq!(small.message(false).await.status(), 200);
+    drop(greedy);
+    loop {
+        let mut again = client(&gateway).await;
+        again.post("/v1/chat/completions", "", &large).await;
+        tokio::select! {
+            (mut peer, _) = upstream.request() => {
+                peer.reply("200 OK", "", "{}").await;
+                assert_eq!(again.message(false).await.status(), 200);
+                break;
+            }
+            // It has not been seen yet that the other one has left.
+            reply = again.message(false) => assert_eq!(reply.status(), 429),
+        }
+    }
+    idle(&gateway).await;
+}
+
+#[tokio::test]
 async fn half_a_form_is_the_callers_fault_and_not_the_upstreams() {
     let (gateway, upstream) = scripted_with(|config| config.policy.breaker.failure_threshold = 1).await;
     for leaves in [true, false] {
