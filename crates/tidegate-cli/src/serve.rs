@@ -228,7 +228,10 @@ fn reload(gateway: &Gateway, files: &ConfigFiles, flags: &Flags) {
     });
     match laid.and_then(|config| gateway.reload(config).map_err(|error| error.to_string())) {
         Ok(()) => tracing::info!("configuration reloaded"),
-        Err(why) => tracing::error!("configuration not reloaded, the one before stays in force: {why}"),
+        Err(why) => {
+            gateway.reload_failed();
+            tracing::error!("configuration not reloaded, the one before stays in force: {why}");
+        }
     }
 }
 

@@ -544,12 +544,12 @@ impl Meter {
 
     /// How long until all that waits and `cost` would have gone at a call of this class's turn. O(1); an estimate.
     ///
-    /// `ahead`: units that go before it. `None`: not known (calls in flight end when they end).
+    /// `ahead`: units that go before it. `None`: not known (calls in flight end when they end; only a pause has a known end).
     pub(crate) fn predicted_wait_micros(&self, ahead: u64, cost: u64, now: Time) -> Option<u64> {
         let needed = ahead.saturating_add(cost);
         let paused = self.paused_until.micros_since(now);
         let wait = match &self.kind {
-            Kind::Gauge { .. } | Kind::Credit(_) => return None,
+            Kind::Gauge { .. } | Kind::Credit(_) => return (paused > 0).then_some(paused),
             Kind::Bucket(bucket) => {
                 let missing =
                     as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());

@@ -23,6 +23,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, Sleep};
 
 use crate::refusal::OwnReply;
+use crate::room::Held;
 
 /// A caller that sends nothing for so long while its body is awaited is given up.
 pub(crate) const BODY_IDLE: Duration = Duration::from_secs(60);
@@ -93,16 +94,16 @@ pub(crate) async fn read_whole(
     mut body: Incoming,
     headers: &mut HeaderMap,
     bytes_max: u64,
+    held: Held<'_>,
 ) -> Result<Bytes, Box<OwnReply>> {
-    let bytes_max_usize = usize::try_from(bytes_max).unwrap_or(usize::MAX);
-    if body.size_hint().lower() > bytes_max {
-        drain(body, bytes_max).await;
-        return Err(Box::new(OwnReply::too_large_body(bytes_max)));
-    }
-    let read = collect(&mut body, bytes_max_usize).await?;
-    let Some(read) = read else {
-        drain(body, bytes_max).await;
-        return Err(Box::new(OwnReply::too_large_body(bytes_max)));
+    let read = if body.size_hint().lower() > bytes_max {
+        Err(Stop::Refused(OwnReply::too_large_body(bytes_max)))
+    } else {
+        collect(&mut body, bytes_max, held).await
+    };
+    let read = match read {
+        Ok(read) => read,
+        Err(stop) => return Err(stop.told(body, bytes_max).await),
     };
     headers.remove(header::CONTENT_LENGTH);
     let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(read) };
@@ -129,12 +130,35 @@ pub(crate) fn is_small(body: &Incoming) -> bool {
 }
 
 /// All of a body that [`is_small`], as it comes.
-pub(crate) async fn read_small(mut body: Incoming) -> Result<Bytes, Box<OwnReply>> {
-    Ok(collect(&mut body, usize::MAX).await?.unwrap_or_default())
+pub(crate) async fn read_small(mut body: Incoming, held: Held<'_>) -> Result<Bytes, Box<OwnReply>> {
+    match collect(&mut body, SMALL_BYTES_MAX, held).await {
+        Ok(read) => Ok(read),
+        Err(stop) => Err(stop.told(body, SMALL_BYTES_MAX).await),
+    }
 }
 
-/// `None`: it is larger than allowed.
-async fn collect(body: &mut Incoming, bytes_max: usize) -> Result<Option<Bytes>, Box<OwnReply>> {
+/// Why a body is not read to its end.
+enum Stop {
+    /// More of it may come, but is not wanted.
+    Refused(OwnReply),
+    /// No more of it comes.
+    Broken(OwnReply),
+}
+
+impl Stop {
+    /// The answer, once its sender is ready to see it.
+    async fn told(self, body: Incoming, bytes_max: u64) -> Box<OwnReply> {
+        match self {
+            Self::Refused(own) => {
+                drain(body, bytes_max).await;
+                Box::new(own)
+            }
+            Self::Broken(own) => Box::new(own),
+        }
+    }
+}
+
+async fn collect(body: &mut Incoming, bytes_max: u64, mut held: Held<'_>) -> Result<Bytes, Stop> {
     let mut first: Option<Bytes> = None;
     let mut joined: Option<BytesMut> = None;
     let mut length = 0;
@@ -150,14 +174,17 @@ async fn collect(body: &mut Incoming, bytes_max: usize) -> Result<Option<Bytes>,
             Ok(Some(Ok(frame))) => frame,
             Ok(None) => break,
             Ok(Some(Err(_))) => {
-                return Err(Box::new(OwnReply::invalid_body("the connection broke off within the body")));
+                return Err(Stop::Broken(OwnReply::invalid_body("the connection broke off within the body")));
             }
-            Err(Late) => return Err(Box::new(OwnReply::body_stalled(BODY_IDLE))),
+            Err(Late) => return Err(Stop::Broken(OwnReply::body_stalled(BODY_IDLE))),
         };
         let Ok(piece) = frame.into_data() else { continue };
         length += piece.len();
-        if length > bytes_max {
-            return Ok(None);
+        if length as u64 > bytes_max {
+            return Err(Stop::Refused(OwnReply::too_large_body(bytes_max)));
+        }
+        if !held.grow(length as u64) {
+            return Err(Stop::Refused(OwnReply::no_room()));
         }
         match (&mut first, &mut joined) {
             (None, _) => first = Some(piece),
@@ -171,7 +198,7 @@ async fn collect(body: &mut Incoming, bytes_max: usize) -> Result<Option<Bytes>,
             }
         }
     }
-    Ok(Some(joined.map(BytesMut::freeze).or(first).unwrap_or_default()))
+    Ok(joined.map(BytesMut::freeze).or(first).unwrap_or_default())
 }
 
 async fn unpack(packed: Bytes, bytes_max: u64) -> Result<Bytes, Box<OwnReply>> {

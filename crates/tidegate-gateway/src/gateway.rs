@@ -12,9 +12,10 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
+use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
-use crate::{admin, connection, listener, proxy, state, token};
+use crate::{admin, connection, listener, pages, state, token};
 
 /// What a gateway is started with.
 #[derive(Clone, Debug)]
@@ -62,6 +63,7 @@ impl Gateway {
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let shared = Arc::new(Shared {
             metrics: Metrics::new(&driver),
+            room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
             phase: watch::Sender::new(Phase::Serving),
@@ -144,6 +146,11 @@ impl Gateway {
         Ok(())
     }
 
+    /// Notes that the configuration that was to be taken over could not even be read; the one in force stays.
+    pub fn reload_failed(&self) {
+        self.shared.metrics.reload_successful.set(0);
+    }
+
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
     /// finish, and what is left then is cut off.
     pub async fn drain(self) {
@@ -192,7 +199,7 @@ async fn accept_api(listener: TcpListener, shared: Arc<Shared>) {
     let serve = |stream, phase| {
         let tls = shared.settings.load().tls.clone();
         let shared = shared.clone();
-        let answer = move |local, request| proxy::serve(shared.clone(), local, request);
+        let answer = move |local, request| pages::serve(shared.clone(), local, request);
         tokio::spawn(connection::serve(stream, tls, phase, answer));
     };
     listener::accept(listener, phase, Phase::Closing, serve).await;

@@ -46,7 +46,7 @@ impl Guard {
         }
         let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or(""));
         if let Some(origin) = origin {
-            if self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin)) {
+            if self.allows_origin(origin) {
                 return Ok(());
             }
             let own = host.or_else(|| uri.authority().map(http::uri::Authority::as_str));
@@ -64,6 +64,11 @@ impl Guard {
             return Err(Box::new(OwnReply::forbidden("web pages of other sites may not call this server")));
         }
         Ok(())
+    }
+
+    /// Whether an operator allowed the pages of `origin`.
+    pub(crate) fn allows_origin(&self, origin: &str) -> bool {
+        self.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
 
     fn is_own_host(&self, host: &str, local: IpAddr) -> bool {

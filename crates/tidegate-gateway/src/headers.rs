@@ -6,6 +6,8 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use tidegate_core::openai::headers::HeaderLookup;
 
+use crate::refusal::OwnReply;
+
 /// The call's identifier, given by the caller or made here.
 pub(crate) const ID: HeaderName = HeaderName::from_static("x-tidegate-id");
 /// Sends made.
@@ -67,6 +69,21 @@ pub(crate) fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h 
 /// Which retry of an SDK's own a call is; 0: none.
 pub(crate) fn sdk_retries(headers: &HeaderMap) -> u32 {
     text(headers, &SDK_RETRY_COUNT).and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Refuses a request that says twice what it is judged by: the upstream might go by the other one.
+pub(crate) fn check_single(headers: &HeaderMap) -> Result<(), Box<OwnReply>> {
+    // As many names as values: nothing is there twice.
+    if headers.len() == headers.keys_len() {
+        return Ok(());
+    }
+    let decides = |name: &HeaderName| {
+        [header::AUTHORIZATION, API_KEY, ORGANIZATION, PROJECT, header::CONTENT_TYPE].contains(name) || is_ours(name)
+    };
+    match headers.keys().find(|name| decides(name) && headers.get_all(*name).iter().nth(1).is_some()) {
+        Some(name) => Err(Box::new(OwnReply::bad_request(format!("there is more than one {name} header")))),
+        None => Ok(()),
+    }
 }
 
 /// Takes away what concerns the caller's connection or tidegate alone.

@@ -14,7 +14,7 @@ use tidegate_core::refusal::{GiveUp, GiveUpReason, Reason, Refusal};
 use tokio::time::Instant;
 
 use crate::asking::{cost, renamed, subject, without_model};
-use crate::attempt::{Came, Failed, HeadTime, Sending, Settling, earliest};
+use crate::attempt::{Came, Failed, HeadTime, Reply, Sending, Settling, earliest};
 use crate::body::SendBody;
 use crate::metrics::CallEnd;
 use crate::model::Model;
@@ -121,6 +121,7 @@ impl Leg {
     /// Sends until there is something to answer, or nothing more to be tried here.
     pub(crate) async fn run(&mut self, order: &Order<'_>, so_far: &mut SoFar, stamp: &mut Stamp) -> Ended {
         let mut permit = match self.admitted(order, so_far, stamp).await {
+            Ok(late) if order.is_over() => return self.too_late(order, late, None),
             Ok(permit) => permit,
             Err(refusal) => return Ended::Cannot(self.refused(order, refusal, so_far)),
         };
@@ -165,7 +166,7 @@ impl Leg {
             self.count(order, &failed);
             if failed.by_caller {
                 settling.cancelled(None);
-                let own = OwnReply::invalid_body("the connection broke off within the body");
+                let own = OwnReply::invalid_body("the rest of the body did not arrive");
                 return Ended::Answer(Err(Box::new(own)));
             }
             so_far.count(&failed.fault);
@@ -186,6 +187,10 @@ impl Leg {
                     // Only what is all here: a connection is not held for as long as a wait may take.
                     let answer = failed.reply.filter(|reply| reply.rest.is_none());
                     permit = match waiting.await {
+                        Ok(late) if order.is_over() => {
+                            stamp.queued_for = so_far.queued_for + late.queued_for();
+                            return self.too_late(order, late, answer);
+                        }
                         Ok(permit) => permit,
                         Err(refusal) => {
                             stamp.queued_for = so_far.queued_for + refusal.waited;
@@ -207,6 +212,17 @@ impl Leg {
                 }
             }
         }
+    }
+
+    /// The call's time ended between the grant and the moment at which it could be sent. What it took goes back.
+    fn too_late(&self, order: &Order<'_>, granted: Permit, answer: Option<Box<Reply>>) -> Ended {
+        drop(granted);
+        let last = match answer {
+            Some(answer) => Last::Said(answer, self.upstream.config.idle_timeout),
+            None => Last::Nothing(Box::new(OwnReply::too_late(order.arrived_at.elapsed()))),
+        };
+        let (reason, end) = ("limit", CallEnd::Refused);
+        Ended::Cannot(Box::new(Cannot { last, reason, given_up: None, end, limit: None, others_may: false }))
     }
 
     fn request(&mut self, order: &Order<'_>) -> Request<SendBody> {

@@ -17,8 +17,9 @@ use tidegate_core::call::Priority;
 
 use crate::scrape::Standing;
 
-/// So many models have series of their own; all others share `other`.
+/// So many models have series of their own; all others share [`OTHER`].
 const MODELS_MAX: usize = 64;
+const OTHER: &str = "other";
 
 /// How a call ended, as `tidegate_calls_total` counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +131,31 @@ pub(crate) struct Metrics {
     pub(crate) overhead: Histogram,
     /// 1 while the configuration in force is the last one that was asked for.
     pub(crate) reload_successful: Gauge,
-    models: Mutex<HashSet<Arc<str>>>,
+    models: Shown,
+}
+
+/// The models that have series of their own; grows up to [`MODELS_MAX`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown(Arc<Mutex<HashSet<Arc<str>>>>);
+
+impl Shown {
+    /// `model`, or what it is counted under.
+    fn bounded(&self, model: &Arc<str>) -> Arc<str> {
+        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if models.contains(model) {
+            return model.clone();
+        }
+        if models.len() < MODELS_MAX {
+            models.insert(model.clone());
+            return model.clone();
+        }
+        Arc::from(OTHER)
+    }
+
+    /// The same of one that may have been seen before, without making room for it.
+    pub(crate) fn known<'m>(&self, model: &'m str) -> &'m str {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(model) { model } else { OTHER }
+    }
 }
 
 /// The series of one upstream and model, resolved once.
@@ -174,7 +199,7 @@ impl Metrics {
                 0.000_025, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25,
             ]),
             reload_successful: Gauge::default(),
-            models: Mutex::default(),
+            models: Shown::default(),
             registry: Registry::default(),
         };
         metrics.reload_successful.set(1);
@@ -207,7 +232,7 @@ impl Metrics {
             "The version that runs",
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
-        registry.register_collector(Box::new(Standing::new(driver.clone())));
+        registry.register_collector(Box::new(Standing::new(driver.clone(), metrics.models.clone())));
         Self { registry, ..metrics }
     }
 
@@ -220,7 +245,7 @@ impl Metrics {
 
     /// The series of calls for `model` (its group) at `upstream`.
     pub(crate) fn target(&self, upstream: &Arc<str>, model: &Arc<str>) -> TargetMetrics {
-        let model = self.bounded(model);
+        let model = self.models.bounded(model);
         let labels = TargetLabels { upstream: upstream.clone(), model: model.clone() };
         let tokens = |kind| {
             let labels = TokenLabels { upstream: upstream.clone(), model: model.clone(), kind };
@@ -287,18 +312,6 @@ impl Metrics {
     ) {
         let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action };
         self.limited.get_or_create(&labels).inc();
-    }
-
-    fn bounded(&self, model: &Arc<str>) -> Arc<str> {
-        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if models.contains(model) {
-            return model.clone();
-        }
-        if models.len() < MODELS_MAX {
-            models.insert(model.clone());
-            return model.clone();
-        }
-        Arc::from("other")
     }
 }
 

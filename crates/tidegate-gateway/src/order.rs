@@ -147,6 +147,11 @@ impl SoFar {
 }
 
 impl Order<'_> {
+    /// Nobody waits for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.call_end.is_some_and(|end| end <= Instant::now())
+    }
+
     /// Sends until there is something to answer, at one upstream after the other.
     pub(crate) async fn run(mut self, mut candidates: Candidates, stamp: &mut Stamp) -> Answer {
         let mut so_far = SoFar { has_others: candidates.left() > 1, ..SoFar::default() };

@@ -76,12 +76,13 @@ async fn handle(
     // A form with files has no JSON to read; it streams through and costs what its endpoint costs at least.
     let is_read = route.is_metered(method.as_str()) && !is_multipart(&headers);
     let bytes_max = settings.config.server.max_body;
+    let held = shared.room.for_body(settings.config.policy.queue.max_bytes);
     let (bytes, passing) = if is_read {
         narrow_encodings(&mut headers);
-        (body::read_whole(body, &mut headers, bytes_max).await?, None)
+        (body::read_whole(body, &mut headers, bytes_max, held).await?, None)
     } else if upgrade.is_none() && body::is_small(&body) {
         // Kept, so that it can be sent again like any other.
-        (body::read_small(body).await?, None)
+        (body::read_small(body, held).await?, None)
     } else {
         (Bytes::new(), Some(body).filter(|body| !body.is_end_stream()))
     };
@@ -152,6 +153,7 @@ fn let_in<'u>(
     headers: &mut HeaderMap,
 ) -> Result<(Route<'u>, Identity, Wishes), Box<OwnReply>> {
     settings.guard.check(uri, headers, local)?;
+    headers::check_single(headers)?;
     if shared.phase() >= Phase::Closing {
         return Err(Box::new(OwnReply::draining()));
     }

@@ -77,6 +77,22 @@ impl OwnReply {
         Self { closes: true, ..Self::new(status, INVALID, "request_too_large", "bad_request", message) }
     }
 
+    /// 429: there is no room to read the body in.
+    pub(crate) fn no_room() -> Self {
+        let again = Duration::from_secs(1);
+        let message = format!(
+            "too much is being read already: no room for a body of this size. Please try again in {}.",
+            Spoken(again)
+        );
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self {
+            should_retry: true,
+            retry_after: Some(again),
+            closes: true,
+            ..Self::new(status, "requests", "rate_limit_exceeded", "queue_full", message)
+        }
+    }
+
     /// 404: no such path.
     pub(crate) fn unknown_path(path: &str, base_url: &str) -> Self {
         // What a client shows should stay one line.
@@ -115,6 +131,12 @@ impl OwnReply {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let reply = Self::new(status, UNAVAILABLE, "draining", "draining", message);
         Self { should_retry: true, closes: true, ..reply }
+    }
+
+    /// 429: its turn came, but only when nobody waited for it any more. No limit has a number to tell.
+    pub(crate) fn too_late(elapsed: Duration) -> Self {
+        let message = format!("the call's time was up before it could be sent, after {}.", Spoken(elapsed));
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded", "limit", message)
     }
 
     /// What the core's refusal of a call says, at `now` on the driver's clock.

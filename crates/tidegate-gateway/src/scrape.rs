@@ -1,4 +1,8 @@
 //! Decides which of the core's standings are shown as metrics: read when they are asked for, never kept.
+//!
+//! One series for an upstream and model, however many accounts are behind it; models without series of their own share one.
+
+use std::collections::BTreeMap;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -6,15 +10,26 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tidegate::Driver;
 
+use crate::metrics::Shown;
+
 const STATES: [&str; 5] = ["closed", "open", "half_open", "forced_open", "forced_closed"];
 
 /// Series whose values are those of the core at the moment of the scrape.
 #[derive(Debug)]
-pub(crate) struct Standing(Driver);
+pub(crate) struct Standing {
+    driver: Driver,
+    models: Shown,
+}
 
 impl Standing {
-    pub(crate) const fn new(driver: Driver) -> Self {
-        Self(driver)
+    pub(crate) const fn new(driver: Driver, models: Shown) -> Self {
+        Self { driver, models }
+    }
+
+    /// Upstream and model of a target, whose name is `upstream/model group`.
+    fn labels<'t>(&self, target: &'t str) -> (&'t str, &'t str) {
+        let (upstream, model) = target.split_once('/').unwrap_or((target, ""));
+        (upstream, self.models.known(model))
     }
 }
 
@@ -23,7 +38,7 @@ type Series<'s> = (Vec<(&'static str, &'s str)>, f64);
 
 impl Collector for Standing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let status = self.0.with(|gate, now| gate.status(now));
+        let status = self.driver.with(|gate, now| gate.status(now));
         let mut family = |name: &str, help: &str, series: Vec<Series<'_>>| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (labels, value) in series {
@@ -33,23 +48,31 @@ impl Collector for Standing {
         };
         let waiting = status.queue.waiting.iter().map(|(class, calls)| (vec![("priority", *class)], *calls as f64));
         family("queue_depth", "Calls that wait", waiting.collect())?;
-        let breakers = status.breakers.iter().flat_map(|breaker| {
-            STATES.map(|state| {
-                (
-                    vec![("breaker", breaker.name.as_str()), ("state", state)],
-                    f64::from(u8::from(breaker.state == state)),
-                )
-            })
+        let mut breakers: BTreeMap<String, [bool; STATES.len()]> = BTreeMap::new();
+        for breaker in &status.breakers {
+            let (upstream, model) = self.labels(&breaker.name);
+            let shown = breakers.entry(format!("{upstream}/{model}")).or_default();
+            for (is_in, state) in shown.iter_mut().zip(STATES) {
+                *is_in |= breaker.state == state;
+            }
+        }
+        let breakers = breakers.iter().flat_map(|(name, states)| {
+            let of = |(is_in, state)| (vec![("breaker", name.as_str()), ("state", state)], f64::from(u8::from(is_in)));
+            states.iter().copied().zip(STATES).map(of)
         });
-        family("breaker_state", "1 for the state that each circuit breaker is in", breakers.collect())?;
-        let learned = status.learned.iter().flat_map(|target| {
-            // A target's name is `upstream/model group`.
-            let (upstream, model) = target.name.split_once('/').unwrap_or((&target.name, ""));
-            target.limits.iter().map(move |limit| {
-                (vec![("upstream", upstream), ("model", model), ("dimension", limit.dimension)], limit.limit as f64)
-            })
+        family("breaker_state", "1 for each state that a circuit breaker of this name is in", breakers.collect())?;
+        let mut learned = BTreeMap::new();
+        for target in &status.learned {
+            let (upstream, model) = self.labels(&target.name);
+            for told in &target.limits {
+                let lowest = learned.entry((upstream, model, told.dimension)).or_insert(told.limit);
+                *lowest = told.limit.min(*lowest);
+            }
+        }
+        let learned = learned.iter().map(|((upstream, model, dimension), limit)| {
+            (vec![("upstream", *upstream), ("model", *model), ("dimension", *dimension)], *limit as f64)
         });
-        family("learned_limit", "Limits as the upstreams told them", learned.collect())?;
+        family("learned_limit", "Limits as the upstreams told them, of several the lowest", learned.collect())?;
         let mut used: Vec<(&str, f64)> = Vec::new();
         for level in &status.limits {
             let ratio = |meter: &tidegate_core::gate::MeterStatus| {

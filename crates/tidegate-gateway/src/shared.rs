@@ -18,6 +18,7 @@ use crate::identity::Callers;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
+use crate::room::Room;
 use crate::sticky::Made;
 use crate::upstream::Upstream;
 
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) driver: Driver,
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
+    /// Of the bodies that are being read.
+    pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) out_of_quota: OutOfQuota,
     /// Which upstream made which response.

@@ -2,8 +2,10 @@
 //!
 //! Costs one request and holds its slot in flight until it closes. Never retried: nothing of it can be sent again.
 
+use std::io;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -11,7 +13,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tidegate_core::fault::{Fault, FaultKind};
 use tidegate_core::openai::faults;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::attempt::Settling;
@@ -27,6 +29,8 @@ use crate::shared::{Phase, unix_now};
 /// Of an upgrade that is refused, so much is passed on.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
 const REFUSAL_FOR: Duration = Duration::from_secs(10);
+/// So much is carried on at once.
+const CARRIED_BYTES: usize = 8 << 10;
 
 /// A caller's wish to speak another protocol.
 pub(crate) struct Upgrade {
@@ -123,14 +127,19 @@ fn switch(
     let ours = upgrade.on;
     tokio::spawn(async move {
         let joined = async {
-            let (ours, theirs) = (ours.await?, theirs.await?);
+            let ours = ours.await.map_err(|error| Broke::Caller(io::Error::other(error)))?;
+            let theirs = theirs.await.map_err(|error| Broke::Upstream(io::Error::other(error)))?;
             join(ours, theirs).await
         };
         tokio::select! {
             joined = joined => match joined {
                 Ok(()) => settling.succeeded(None),
-                Err(error) => {
-                    tracing::debug!("a WebSocket broke off: {error}");
+                Err(Broke::Caller(error)) => {
+                    tracing::debug!("the caller's side of a WebSocket broke off: {error}");
+                    settling.cancelled(None);
+                }
+                Err(Broke::Upstream(error)) => {
+                    tracing::debug!("the upstream's side of a WebSocket broke off: {error}");
                     settling.cut_short(Fault::new(FaultKind::Broken, "the WebSocket broke off"), None);
                 }
             },
@@ -143,16 +152,39 @@ fn switch(
     switched
 }
 
+/// Whose side of a WebSocket broke off: a caller that leaves, or reads no more, is no fault of the upstream's.
+#[derive(Debug)]
+enum Broke {
+    Caller(io::Error),
+    Upstream(io::Error),
+}
+
 /// Until either side closes: a WebSocket has no use for half a connection, and its slot would stay taken.
-async fn join(ours: Upgraded, theirs: Upgraded) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn join(ours: Upgraded, theirs: Upgraded) -> Result<(), Broke> {
     let (mut from_caller, mut to_caller) = tokio::io::split(TokioIo::new(ours));
     let (mut from_upstream, mut to_upstream) = tokio::io::split(TokioIo::new(theirs));
     tokio::select! {
-        copied = tokio::io::copy(&mut from_caller, &mut to_upstream) => copied?,
-        copied = tokio::io::copy(&mut from_upstream, &mut to_caller) => copied?,
+        carried = carry(&mut from_caller, Broke::Caller, &mut to_upstream, Broke::Upstream) => carried?,
+        carried = carry(&mut from_upstream, Broke::Upstream, &mut to_caller, Broke::Caller) => carried?,
     };
     // One of them is gone already: that is what ended it.
     let (_caller, _upstream) = tokio::join!(to_caller.shutdown(), to_upstream.shutdown());
+    Ok(())
+}
+
+/// Carries bytes on as they come, until there are no more. Unlike `tokio::io::copy` it tells on which side it failed.
+async fn carry(
+    from: &mut (impl AsyncRead + Unpin),
+    reading: fn(io::Error) -> Broke,
+    to: &mut (impl AsyncWrite + Unpin),
+    writing: fn(io::Error) -> Broke,
+) -> Result<(), Broke> {
+    let mut buffer = BytesMut::with_capacity(CARRIED_BYTES);
+    while from.read_buf(&mut buffer).await.map_err(reading)? > 0 {
+        to.write_all(&buffer).await.map_err(writing)?;
+        to.flush().await.map_err(writing)?;
+        buffer.clear();
+    }
     Ok(())
 }
 

@@ -105,6 +105,12 @@ fn a_reload_with_a_wrong_file_changes_nothing_and_says_why() {
     gateway.logs("configuration not reloaded, the one before stays in force: tidegate.toml:2:1: reserve must be");
     let (status, _) = chat(&gateway.announced("api"), &["authorization: Bearer tidegate"]);
     assert_eq!(status, 200);
+    let metrics = format!("{}/metrics", gateway.announced("admin"));
+    assert!(http("GET", &metrics, &[], "").1.contains("tidegate_config_last_reload_successful 0"));
+    place.file("tidegate.toml", "");
+    gateway.signal("HUP");
+    gateway.logs("configuration reloaded");
+    assert!(http("GET", &metrics, &[], "").1.contains("tidegate_config_last_reload_successful 1"));
     assert_eq!(stop(gateway).code, Some(0));
 }
 

@@ -15,7 +15,7 @@ pub struct QueueConfig {
     pub max_wait: Duration,
     /// Calls that may wait at once.
     pub max_waiting: usize,
-    /// Bytes of bodies that may wait at once.
+    /// Bytes of bodies that may wait at once; and, counted apart, that may be read at once.
     pub max_bytes: u64,
     /// Shares of the room while classes contend, by [`crate::call::Priority::index`].
     pub priorities: [u32; 3],

@@ -24,6 +24,9 @@ const FEW_CALLS: u64 = 8;
 /// `slow_down` without a wait.
 const SLOW_DOWN_MICROS: u64 = 5_000_000;
 
+/// A told wait that is longer than the numbers say by less than this is rounded.
+const ROUNDING: Duration = Duration::from_secs(2);
+
 const PER_MINUTE: [Dimension; 2] = [Dimension::RequestsPerMinute, Dimension::TokensPerMinute];
 
 impl Gate {
@@ -46,6 +49,9 @@ impl Gate {
         }
         if !self.is_explained(ticket, fault, &notes) {
             self.pace(ticket, fault);
+        } else if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after(fault) + ROUNDING) {
+            // The numbers say sooner: the server knows why.
+            self.pause_target(target, Some(wait));
         }
         self.count_refused(target, tokens);
     }
@@ -271,4 +277,15 @@ impl Gate {
         let meter = &mut self.ledger.meters[gauge];
         meter.paused_until = meter.paused_until.max(until);
     }
+}
+
+/// How long until what a refusal says is missing has flowed in. For ever where it does not say.
+fn flows_in_after(fault: &Fault) -> Duration {
+    let numbers =
+        fault.numbers.and_then(|numbers| Some((numbers, numbers.dimension?, numbers.used?, numbers.requested?)));
+    let Some((numbers, dimension, used, requested)) = numbers else { return Duration::MAX / 2 };
+    let missing = used.saturating_add(requested).saturating_sub(numbers.limit);
+    let micros =
+        u128::from(missing) * u128::from(dimension.period_micros().unwrap_or(0)) / u128::from(numbers.limit.max(1));
+    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX / 4))
 }

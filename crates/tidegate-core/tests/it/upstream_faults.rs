@@ -56,6 +56,29 @@ fn a_rate_limited_call_goes_no_sooner_than_the_server_said_and_keeps_its_age() {
 }
 
 #[test]
+fn who_cannot_wait_for_the_end_of_a_pause_is_told_it_at_once() {
+    let mut bench = Bench::with_limits(Vec::new());
+    let mut unlucky = call("ada", 1);
+    unlucky.start_by = bench.now + Duration::from_secs(240);
+    let ticket = bench.admit(unlucky);
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.wait = Some(Duration::from_secs(114 * 3600));
+    let end = bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    assert_eq!(give_up_reason(&end), Some(GiveUpReason::DeadlineExceeded));
+    bench.run_for(Duration::from_secs(20));
+    let mut hurried = call("eve", 1);
+    hurried.start_by = bench.now + Duration::from_secs(30);
+    let hurried = bench.admit(hurried);
+    let refusal = bench.refusal(hurried).expect("its deadline is before the end of the pause");
+    assert!(matches!(refusal.reason, Reason::Limit(_)), "{refusal:?}");
+    assert_eq!(
+        refusal.retry_after,
+        Some(Duration::from_secs(40)),
+        "one caller's 114 hours are a minute for the others"
+    );
+}
+
+#[test]
 fn a_rate_limit_returns_the_tokens_and_keeps_the_request() {
     let mut bench =
         Bench::with_limits(vec![bucket("account", &[tidegate_core::limit::Scope::Account], &[(RPM, 60), (TPM, 6000)])]);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_core::config::KeyConfig;
+use tidegate_core::limit::{Dimension, Limit, Rates};
 
 use crate::support::*;
 
@@ -19,6 +20,7 @@ async fn an_unknown_path_is_told_the_right_base_url() {
         assert!(reply.error("message").contains("base_url to http://localhost/v1"), "{}", reply.text());
         assert_eq!(reply.header("x-request-id"), reply.header("x-tidegate-id"));
     }
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -43,6 +45,7 @@ async fn a_bad_body_is_refused_with_what_is_wrong_and_where() {
     let mut client = client(&gateway).await;
     client.post("/v1/chat/completions", "content-encoding: br\r\n", CHAT).await;
     assert_eq!(client.message(false).await.status(), 400);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -57,6 +60,7 @@ async fn a_body_over_the_limit_is_refused_with_or_without_a_length() {
     without.chunk(CHAT).await;
     without.end_stream().await;
     assert_eq!(without.message(true).await.status(), 413);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -87,6 +91,57 @@ async fn web_pages_and_foreign_names_do_not_get_in() {
     assert_eq!(call(&gateway, health).await.status(), 200);
     let status = "GET /admin/v1/status HTTP/1.1\r\nhost: evil.example\r\nauthorization: Bearer operator\r\nconnection: close\r\n\r\n";
     assert_eq!(call_admin(&gateway, status).await.status(), 403);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_may_call_and_read_and_no_others() {
+    let (gateway, upstream) = scripted_with(|config| {
+        config.server.allowed_origins = vec!["https://app.example".into()];
+        config.policy.limits.push(team_limit(100));
+    })
+    .await;
+    let origin = "origin: https://app.example\r\nsec-fetch-site: cross-site\r\n";
+    let preflight = |host: &str, origin: &str| {
+        format!(
+            "OPTIONS /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\n{origin}connection: close\r\n\
+             access-control-request-method: POST\r\n\
+             access-control-request-headers: authorization,content-type,x-tidegate-priority\r\n\r\n"
+        )
+    };
+    let reply = call(&gateway, preflight("localhost", origin)).await;
+    assert_eq!(reply.status(), 204);
+    assert!(reply.header("access-control-allow-methods").unwrap().contains("POST"));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://app.example"),
+        ("access-control-allow-headers", "authorization,content-type,x-tidegate-priority"),
+        ("vary", "origin"),
+    ] {
+        assert_eq!(reply.header(name), Some(value), "{name}");
+    }
+    for (host, origin) in [("localhost", "origin: https://evil.example\r\n"), ("evil.example", origin)] {
+        assert_eq!(call(&gateway, preflight(host, origin)).await.status(), 403);
+    }
+
+    let too_large = CHAT.replace("hello", &"a".repeat(2000));
+    let mut page = client(&gateway).await;
+    page.post("/v1/chat/completions", origin, &too_large).await;
+    let refused = page.message(false).await;
+    page.post("/v1/chat/completions", origin, CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "access-control-allow-origin: *\r\n", "{}").await;
+    let passed = page.message(false).await;
+    for (reply, status) in [(refused, 429), (passed, 200)] {
+        assert_eq!(reply.status(), status);
+        assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example"));
+        let exposed = reply.header("access-control-expose-headers").unwrap();
+        assert!(exposed.contains("x-tidegate-reason") && exposed.contains("retry-after"), "{exposed}");
+    }
+    let foreign = call(&gateway, get("/v1/models", "origin: https://evil.example\r\n")).await;
+    assert_eq!((foreign.status(), foreign.header("access-control-allow-origin")), (403, None));
+    page.post("/v1/chat/completions", "", &too_large).await;
+    assert_eq!(page.message(false).await.header("access-control-allow-origin"), None);
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -128,6 +183,7 @@ async fn a_caller_that_is_turned_away_while_it_still_sends_sees_why() {
     client.post("/v1/chat/completions", "authorization: Bearer tg-wrong\r\n", &large).await;
     let reply = client.message(false).await;
     assert_eq!((reply.status(), reply.error("code").as_str()), (401, "invalid_api_key"));
+    idle(&gateway).await;
 }
 
 #[tokio::test]
@@ -175,6 +231,31 @@ async fn a_call_that_would_miss_its_deadline_is_told_when_to_come_back() {
     let millis = reply.header("retry-after-ms").unwrap().parse::<u64>().unwrap();
     assert!(wait >= 1 && Duration::from_secs(wait) >= Duration::from_millis(millis), "{wait} {millis}");
     assert!(reply.error("message").contains("Limit 100, Used "), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_call_whose_time_is_up_before_it_can_be_sent_is_not_sent() {
+    let in_flight = |calls| Limit { base: Rates::default().with(Dimension::MaxInFlight, calls), ..team_limit(1) };
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(in_flight(1))).await;
+    let mut first = client(&gateway).await;
+    first.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    let mut second = client(&gateway).await;
+    second.post("/v1/chat/completions", "x-tidegate-timeout: 60s\r\n", CHAT).await;
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+    // Lets it go, but before it can look a minute has passed.
+    let mut wider = config(upstream.addr);
+    wider.policy.limits.push(in_flight(2));
+    gateway.reload(wider).unwrap();
+    assert_eq!(gateway.driver().with(|gate, _| (gate.waiting(), gate.in_flight())), (0, 2));
+    let_pass(Duration::from_secs(61)).await;
+    let reply = second.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (429, Some("limit")));
+    assert_eq!((reply.header("x-tidegate-attempts"), reply.header("x-should-retry")), (Some("0"), Some("false")));
+    assert!(reply.error("message").contains("time was up before it could be sent, after 1m"), "{}", reply.text());
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(first.message(false).await.status(), 200);
+    idle(&gateway).await;
 }
 
 #[tokio::test]

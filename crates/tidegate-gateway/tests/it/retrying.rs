@@ -151,9 +151,112 @@ async fn an_upstream_that_closes_early_is_tried_again_and_then_given_up() {
 }
 
 #[tokio::test]
+async fn a_reply_that_breaks_off_within_its_body_is_tried_again_while_nothing_of_it_is_out() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT).await;
+    for half in ["content-length: 100\r\n\r\n{\"id\":", "transfer-encoding: chunked\r\n\r\n6\r\n{\"id\":\r\n"] {
+        let (mut peer, _) = upstream.request().await;
+        peer.write(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{half}")).await;
+    }
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "", "{\"id\":1}").await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.text().as_str()), (200, "{\"id\":1}"));
+    assert_eq!(reply.header("x-tidegate-attempts"), Some("3"));
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_wait_of_114_hours_is_told_to_its_caller_and_not_imposed_on_everybody() {
+    let (gateway, upstream) = scripted().await;
+    let too_long = RATE_LIMIT.replace("2ms", "114h18m0s");
+    for told in [Some("411480"), None] {
+        let headers = told.map_or_else(String::new, |told| format!("retry-after: {told}\r\n"));
+        let mut first = client(&gateway).await;
+        first.post("/v1/chat/completions", "", CHAT).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.reply("429 Too Many Requests", &format!("{headers}connection: close\r\n"), &too_long).await;
+        let reply = first.message(false).await;
+        assert_eq!((reply.status(), reply.text()), (429, too_long.clone()));
+        assert_eq!(reply.header("retry-after"), told);
+        assert_eq!((reply.header("x-should-retry"), reply.header("x-tidegate-attempts")), (Some("false"), Some("1")));
+        // For the others it is a pause, and a short one.
+        let mut hurried = client(&gateway).await;
+        hurried.post("/v1/chat/completions", "x-tidegate-max-wait: 1s\r\n", CHAT).await;
+        let reply = hurried.message(false).await;
+        assert_eq!(reply.status(), 429);
+        assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() <= 60, "{:?}", reply.headers);
+        let mut patient = client(&gateway).await;
+        patient.post("/v1/chat/completions", "", CHAT).await;
+        until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+        let_pass(Duration::from_secs(61)).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.reply("200 OK", "connection: close\r\n", "{}").await;
+        assert_eq!(patient.message(false).await.status(), 200);
+    }
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_retry_after_in_the_past_asks_for_no_wait() {
+    let (gateway, upstream) = scripted().await;
+    for (status, past) in [
+        ("429 Too Many Requests", "retry-after: Thu, 01 Jan 1970 00:00:00 GMT\r\n"),
+        ("500 Internal Server Error", "retry-after: Sun, 06 Nov 1994 08:49:37 GMT\r\n"),
+        ("500 Internal Server Error", "retry-after: -5\r\nretry-after-ms: -1\r\n"),
+        ("500 Internal Server Error", "retry-after: 0\r\n"),
+    ] {
+        let mut client = client(&gateway).await;
+        // With a wait of a minute this would be the last answer.
+        client.post("/v1/chat/completions", "x-tidegate-max-wait: 10s\r\n", CHAT).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.reply(status, past, "{\"error\":{\"message\":\"no\"}}").await;
+        peer.message(false).await;
+        peer.reply("200 OK", "connection: close\r\n", "{}").await;
+        let reply = client.message(false).await;
+        assert_eq!((reply.status(), reply.header("x-tidegate-attempts")), (200, Some("2")), "{status} {past}");
+    }
+    idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn of_what_an_upstream_says_twice_the_first_counts_and_both_go_through() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("429 Too Many Requests", "retry-after-ms: 2\r\nretry-after-ms: 411480000\r\n", "{\"error\":{}}").await;
+    peer.message(false).await;
+    let twice = "x-ratelimit-limit-tokens: 30000\r\nx-ratelimit-limit-tokens: 1\r\n\
+                 x-ratelimit-remaining-tokens: 29000\r\nx-ratelimit-remaining-tokens: 0\r\nretry-after: 1\r\nretry-after: 2\r\n";
+    peer.reply("200 OK", twice, "{}").await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.header("x-tidegate-attempts")), (200, Some("2")));
+    for (name, both) in [("x-ratelimit-remaining-tokens", ["29000", "0"]), ("retry-after", ["1", "2"])] {
+        let came: Vec<&str> =
+            reply.headers.iter().filter(|(other, _)| other == name).map(|(_, value)| value.as_str()).collect();
+        assert_eq!(came, both);
+    }
+    let status = gateway.driver().with(|gate, now| gate.status(now));
+    assert_eq!(status.learned[0].limits[0].limit, 30_000);
+    client.post("/v1/chat/completions", "x-tidegate-max-wait: 1ms\r\n", CHAT).await;
+    peer.message(false).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(client.message(false).await.status(), 200);
+    idle(&gateway).await;
+}
+
+#[tokio::test]
 async fn garbage_instead_of_a_reply_is_a_failed_attempt() {
     let (gateway, upstream) = scripted_with(|config| config.policy.retry.max_attempts = 1).await;
-    for garbage in ["\0\u{1}\u{2}nonsense\r\n\r\n", "HTTP/1.1 200 OK\r\nbad header\r\n\r\n", "HTTP/1.1 2000\r\n\r\n"] {
+    for garbage in [
+        "\0\u{1}\u{2}nonsense\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nbad header\r\n\r\n",
+        "HTTP/1.1 2000\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{} ",
+        "HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}",
+    ] {
         let mut client = client(&gateway).await;
         client.post("/v1/chat/completions", "", CHAT).await;
         let (mut peer, _) = upstream.request().await;

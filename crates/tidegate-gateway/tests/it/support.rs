@@ -1,6 +1,7 @@
 //! Upstreams and clients that speak raw TCP, so that every byte is a test's own.
 
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -71,10 +72,15 @@ impl Script {
         Self { listener, addr }
     }
 
+    /// The next connection.
+    pub(crate) async fn connection(&self) -> Peer {
+        let (stream, _) = within(self.listener.accept()).await.unwrap();
+        Peer::new(stream)
+    }
+
     /// The next connection and the request on it.
     pub(crate) async fn request(&self) -> (Peer, Message) {
-        let (stream, _) = within(self.listener.accept()).await.unwrap();
-        let mut peer = Peer::new(stream);
+        let mut peer = self.connection().await;
         let request = peer.message(false).await;
         (peer, request)
     }
@@ -140,6 +146,21 @@ impl Peer {
 
     pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) {
         within(self.stream.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// Writes `piece` again and again until nobody takes more of it; how many bytes that were.
+    pub(crate) async fn flood(&mut self, piece: &[u8]) -> usize {
+        let (mut written, mut refused) = (0, 0);
+        // As long as anybody could still read, the sockets are looked at several times.
+        while refused < 1000 {
+            match self.stream.try_write(&piece[written % piece.len()..]) {
+                Ok(taken) => (written, refused) = (written + taken, 0),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => refused += 1,
+                Err(_) => break,
+            }
+            tokio::task::yield_now().await;
+        }
+        written
     }
 
     /// Writes a POST with a JSON body.
@@ -285,6 +306,18 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// Lets so much time pass at once for everything that waits.
+pub(crate) async fn let_pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// What Prometheus would read.
+pub(crate) async fn metrics(gateway: &Gateway) -> String {
+    call_admin(gateway, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.text()
 }
 
 /// One call to the admin listener and its whole answer.

@@ -1,9 +1,14 @@
 //! Upgrades go through, both ways, and end with either side.
 
+use std::time::Duration;
+
 use crate::support::*;
 
 const HANDSHAKE: &str = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\n\
                          upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                        sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 #[tokio::test]
 async fn bytes_go_both_ways_after_the_upgrade() {
@@ -14,7 +19,7 @@ async fn bytes_go_both_ways_after_the_upgrade() {
     assert_eq!(request.start, "GET /v1/realtime?model=gpt-realtime HTTP/1.1");
     assert_eq!(request.header("upgrade"), Some("websocket"));
     assert_eq!(request.header("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
-    peer.write("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nfirst").await;
+    peer.write(format!("{SWITCHED}first")).await;
     let (start, headers) = client.head().await;
     assert!(start.contains("101"), "{start}");
     assert!(headers.iter().any(|(name, _)| name == "x-tidegate-id"));
@@ -27,6 +32,22 @@ async fn bytes_go_both_ways_after_the_upgrade() {
     drop(peer);
     assert!(client.closed().await);
     idle(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_reads_no_more_is_given_up_and_the_upstream_is_not_blamed() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.breaker.failure_threshold = 1).await;
+    let mut client = client(&gateway).await;
+    client.write(HANDSHAKE).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.write(SWITCHED).await;
+    client.head().await;
+    peer.flood(&[b'-'; 64 << 10]).await;
+    let_pass(Duration::from_secs(61)).await;
+    assert!(peer.closed().await && client.closed().await);
+    idle(&gateway).await;
+    let status = gateway.driver().with(|gate, now| gate.status(now));
+    assert!(status.breakers.iter().all(|breaker| breaker.state == "closed"), "{:?}", status.breakers);
 }
 
 #[tokio::test]
