@@ -509,6 +509,16 @@ impl Meter {
         change
     }
 
+    /// More, or less, is left than was thought.
+    pub(crate) fn shift(&mut self, change: i64) {
+        if let Kind::Bucket(bucket) = &mut self.kind {
+            bucket.set_level(bucket.level().saturating_add(change));
+        }
+        if let Some(correction) = &mut self.correction {
+            correction.shifted(change);
+        }
+    }
+
     /// A 429 was met on this dimension: grants leave one call more from now on, for a while.
     pub(crate) fn widen_margin(&mut self, cost: u64, now: Time) {
         let capacity = self.capacity();

@@ -27,6 +27,28 @@ pub(crate) struct Learned {
     pub(crate) missed: u32,
     /// How often it has moved lately.
     pub(crate) moves: u32,
+    /// While calls are under way that were sent before it was known.
+    pub(crate) early: Option<Early>,
+}
+
+/// What replies to calls that were sent together, before a limit was known, say of it together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Early {
+    /// When they were sent.
+    pub(crate) sent_at: Time,
+    /// The least that any of them said was left.
+    pub(crate) found: i64,
+    /// What each of those calls took, as far as is known.
+    pub(crate) each: u64,
+    /// At most so many have not been answered: the server may not have counted them yet.
+    pub(crate) under_way: u64,
+}
+
+impl Early {
+    /// What was left when the last of them had been counted.
+    pub(crate) fn level(&self) -> i64 {
+        self.found.saturating_sub(crate::bucket::as_level(self.each.saturating_mul(self.under_way)))
+    }
 }
 
 /// How well reservations meet use.

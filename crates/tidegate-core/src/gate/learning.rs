@@ -8,10 +8,15 @@ use crate::ledger::{LEARNED, Note, Source, learned_spec};
 use crate::limit::{Allowance, Dimension};
 use crate::meter::Spec;
 use crate::outcome::{ServerLimit, ServerLimits};
-use crate::target::Learned;
+use crate::target::{Early, Learned};
+use crate::time::Time;
 
 /// Replies in a row that tell limits and do not mention one of those learned, before that one is forgotten.
 const UNTOLD_REPLIES: u32 = 16;
+/// Calls sent within so long of each other were counted by the server in any order …
+const TOGETHER_MICROS: u64 = 100_000;
+/// … and while nothing was known there were at most so many besides the first.
+const SENT_TOGETHER_MAX: u64 = 7;
 /// A limit that moved so often, for each time within …
 const MOVES_MAX: u32 = 5;
 /// … so many replies, is not believed …
@@ -98,7 +103,7 @@ impl Gate {
         self.pace_told(target, told);
         let known = self.targets[target].learned.iter().position(|learned| learned.dimension == told.dimension);
         match known {
-            None => self.learn_new(ticket, target, told),
+            None => self.learn_new(ticket, target, told, false),
             Some(at) => {
                 let learned = &mut self.targets[target].learned[at];
                 learned.told_at = now;
@@ -113,6 +118,8 @@ impl Gate {
                     self.follow(target, id, told, note);
                 } else if let (Some(note), Some(remaining)) = (note, told.remaining) {
                     self.correct(note, sent_at, remaining, false);
+                } else if let Some(remaining) = told.remaining {
+                    self.learn_from_early(target, at, sent_at, remaining);
                 }
             }
         }
@@ -149,7 +156,7 @@ impl Gate {
     }
 
     /// The first word of a limit.
-    pub(super) fn learn_new(&mut self, ticket: Ticket, target: u32, told: ServerLimit) {
+    pub(super) fn learn_new(&mut self, ticket: Ticket, target: u32, told: ServerLimit, is_refusal: bool) {
         let now = self.clock;
         let (account, model) = (self.targets[target].account.clone(), self.targets[target].model.clone());
         let key = format!("{LEARNED}|{account}|{model}");
@@ -166,7 +173,8 @@ impl Gate {
         let each = entry.amounts.of(&self.ledger.meters[meter]);
         let gauge = &self.ledger.meters[self.targets[target].gauge];
         let others = match gauge.kind {
-            crate::meter::Kind::Gauge { used, .. } => used.saturating_sub(1),
+            // A refusal comes at once: of those under way the server has seen all but a few.
+            crate::meter::Kind::Gauge { used, .. } if !is_refusal => used.saturating_sub(1),
             _ => 0,
         };
         let left = crate::bucket::as_level(told.remaining.unwrap_or(told.limit));
@@ -174,13 +182,47 @@ impl Gate {
         self.ledger.meters[meter].follow(told.limit, level);
         self.ledger.meters[meter].told(now);
         let entry = &mut self.targets[target];
-        entry.learned.push(Learned { dimension: told.dimension, meter, told_at: now, missed: 0, moves: 0 });
+        let sent_at = self.entries[ticket.index()].granted_at;
+        let early = Early { sent_at, found: left, each, under_way: others.min(SENT_TOGETHER_MAX) };
+        entry.learned.push(Learned {
+            dimension: told.dimension,
+            meter,
+            told_at: now,
+            missed: 0,
+            moves: 0,
+            early: (others > 0).then_some(early),
+        });
         entry.version = entry.version.wrapping_add(1);
-        entry.cold_start = None;
+        if let (Some(start), Some(period)) = (&mut entry.cold_start, told.dimension.period_micros()) {
+            // Of a day's limit all may go in a minute.
+            let per_second =
+                u128::from(told.limit) * 1_000_000 / u128::from(period.min(60_000_000)) / u128::from(each.max(1));
+            start.told(u64::try_from(per_second).unwrap_or(u64::MAX), now);
+        }
         let gauge = entry.gauge;
         let name = entry.name.clone();
         self.stir(gauge);
         self.emit(|| Event::LimitLearned { target: name, dimension: told.dimension, limit: told.limit });
+    }
+
+    /// A reply to a call that was sent before its limit was known: one less of those that the server may not have counted.
+    fn learn_from_early(&mut self, target: u32, at: usize, sent_at: Time, remaining: u64) {
+        let now = self.clock;
+        let learned = &mut self.targets[target].learned[at];
+        let together = |early: &&mut Early| sent_at.micros_since(early.sent_at) <= TOGETHER_MICROS;
+        let Some(early) = learned.early.as_mut().filter(together) else { return };
+        let id = learned.meter;
+        let before = early.level();
+        early.found = early.found.min(crate::bucket::as_level(remaining));
+        early.under_way = early.under_way.saturating_sub(1);
+        let change = early.level().saturating_sub(before);
+        if early.under_way == 0 {
+            learned.early = None;
+        }
+        let meter = &mut self.ledger.meters[id];
+        meter.refill(now);
+        meter.shift(change);
+        self.stir(id);
     }
 
     /// The server's limit has moved.

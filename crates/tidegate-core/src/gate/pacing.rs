@@ -96,7 +96,7 @@ impl Gate {
             return is_known;
         }
         match self.targets[target].learned.iter().find(|learned| learned.dimension == dimension) {
-            None => self.learn_new(ticket, target, told),
+            None => self.learn_new(ticket, target, told, true),
             Some(learned) => {
                 let id = learned.meter;
                 let note = notes.iter().find(|note| note.meter == id).copied();

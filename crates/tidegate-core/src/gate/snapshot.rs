@@ -232,7 +232,14 @@ impl Gate {
             let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.limit), now);
             limit.put_into(&mut self.ledger.meters[meter], kept_at, now);
             self.ledger.meters[meter].told(kept_at);
-            self.targets[id].learned.push(Learned { dimension, meter, told_at: kept_at, missed: 0, moves: 0 });
+            self.targets[id].learned.push(Learned {
+                dimension,
+                meter,
+                told_at: kept_at,
+                missed: 0,
+                moves: 0,
+                early: None,
+            });
         }
         self.targets[id].cold_start = None;
     }

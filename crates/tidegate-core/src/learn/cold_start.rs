@@ -1,17 +1,22 @@
-//! Decides how many calls may be in flight while nothing is known of the upstream's limits.
+//! Decides how many calls may be in flight while nothing is known of the upstream's limits, or has only just become known.
 //!
-//! 8 at first, doubled by the first 8 good replies, 8 more for each second without any; lifted when limits become known. Where
-//! those replies told none, nothing but a refusal will, and it must not be met by a herd: from then on a half more for each
-//! round of replies.
+//! 8 at first, one more for each good reply (so that each round of replies doubles it), 8 more for each second without any.
+//! Where 16 replies told no limit, nothing but a refusal will, and it must not be met by a herd: from then on each second
+//! reply adds one. A limit that becomes known does not let everybody go at once either, as it may be enforced over a second:
+//! it goes on doubling, at least as fast as twice what the limit lets flow, and is lifted after ten seconds.
 
 use crate::time::Time;
 
 /// Calls in flight at first.
 const FIRST: u64 = 8;
-/// Good replies that double it at first, and what a silent second adds.
+/// What a silent second adds.
 const STEP: u64 = 8;
+/// Good replies after which one that tells limits is not expected any more.
+const TELLING: u64 = 16;
 /// Beyond this the bound has no meaning.
 const LIFTED_ABOVE: u64 = 8192;
+/// Lifted so long after the limits became known.
+const LIFTED_AFTER_MICROS: u64 = 10_000_000;
 
 /// The bound for one account and model group.
 #[derive(Clone, Debug)]
@@ -19,11 +24,13 @@ pub(crate) struct ColdStart {
     cap: u64,
     good: u64,
     counted_at: Time,
+    /// When a limit became known, and twice the calls a second that it lets flow.
+    told: Option<(Time, u64)>,
 }
 
 impl ColdStart {
     pub(crate) fn new(now: Time) -> Self {
-        Self { cap: FIRST, good: 0, counted_at: now }
+        Self { cap: FIRST, good: 0, counted_at: now, told: None }
     }
 
     /// Calls that may be in flight now. `None`: lifted.
@@ -33,7 +40,16 @@ impl ColdStart {
             self.cap = self.cap.saturating_add(silent.saturating_mul(STEP));
             self.counted_at = self.counted_at.plus_micros(silent.saturating_mul(1_000_000));
         }
-        (self.cap <= LIFTED_ABOVE).then_some(self.cap)
+        let mut cap = self.cap;
+        if let Some((at, per_second)) = self.told {
+            let since = now.micros_since(at);
+            if since >= LIFTED_AFTER_MICROS {
+                return None;
+            }
+            let flowed = u128::from(per_second) * u128::from(since) / 1_000_000;
+            cap = cap.max(FIRST.saturating_add(u64::try_from(flowed).unwrap_or(u64::MAX)));
+        }
+        (cap <= LIFTED_ABOVE).then_some(cap)
     }
 
     /// A call went well.
@@ -41,11 +57,14 @@ impl ColdStart {
         self.cap(now);
         self.counted_at = now;
         self.good += 1;
-        if self.good == STEP {
-            self.cap = self.cap.saturating_mul(2);
-        } else if self.good > STEP && self.good.is_multiple_of(2) {
+        if self.told.is_some() || self.good <= TELLING || self.good.is_multiple_of(2) {
             self.cap += 1;
         }
+    }
+
+    /// A limit became known that lets so many calls a second flow. Of several the first counts.
+    pub(crate) fn told(&mut self, per_second: u64, now: Time) {
+        self.told.get_or_insert((now, per_second.saturating_mul(2)));
     }
 }
 
@@ -54,25 +73,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eight_good_replies_double_it_and_a_silent_second_adds_eight() {
+    fn a_round_of_good_replies_doubles_it_and_a_silent_second_adds_eight() {
         let mut start = ColdStart::new(Time::ZERO);
         assert_eq!(start.cap(Time::ZERO), Some(8));
-        for _ in 0..8 {
-            start.good_reply(Time::from_micros(1));
-        }
+        (0..8).for_each(|_| start.good_reply(Time::from_micros(1)));
         assert_eq!(start.cap(Time::from_micros(1)), Some(16));
         assert_eq!(start.cap(Time::from_micros(1_000_001)), Some(24));
         assert_eq!(start.cap(Time::from_micros(3_000_001)), Some(40));
     }
 
     #[test]
-    fn a_round_of_replies_that_told_nothing_adds_a_half() {
+    fn replies_that_tell_nothing_add_a_half_for_each_round() {
         let mut start = ColdStart::new(Time::ZERO);
-        (0..8).for_each(|_| start.good_reply(Time::ZERO));
         (0..16).for_each(|_| start.good_reply(Time::ZERO));
         assert_eq!(start.cap(Time::ZERO), Some(24));
         (0..24).for_each(|_| start.good_reply(Time::ZERO));
         assert_eq!(start.cap(Time::ZERO), Some(36));
+    }
+
+    #[test]
+    fn a_limit_that_becomes_known_keeps_it_doubling_and_never_below_what_flows() {
+        let mut start = ColdStart::new(Time::ZERO);
+        (0..20).for_each(|_| start.good_reply(Time::ZERO));
+        start.told(100, Time::ZERO);
+        assert_eq!(start.cap(Time::ZERO), Some(26));
+        (0..26).for_each(|_| start.good_reply(Time::ZERO));
+        assert_eq!(start.cap(Time::ZERO), Some(52));
+        assert_eq!(start.cap(Time::from_micros(1_000_000)), Some(208));
+        assert_eq!(start.cap(Time::from_secs(10)), None);
     }
 
     #[test]

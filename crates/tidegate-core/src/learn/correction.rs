@@ -23,7 +23,7 @@ const OTHERS_SECONDS: usize = 15;
 /// One part in so many of the refill, unexplained, is much.
 const MUCH_PART: i64 = 3;
 /// Raises one upon the other, nothing having been less than expected between them, that make a limit larger than told …
-const RAISES_MIN: u32 = 3;
+const RAISES_MIN: u32 = 5;
 /// … if there was no longer time between two of them.
 const RAISES_WITHIN_MICROS: u64 = 20_000_000;
 /// The safety margin that 429s add halves in this time.
@@ -180,6 +180,11 @@ impl Correction {
         self.roll_others(now);
         let at = others_slot(self.others_second);
         self.others[at] = self.others[at].saturating_add(units);
+    }
+
+    /// The level was set right by other means than [`Correction::reply`].
+    pub(crate) fn shifted(&mut self, change: i64) {
+        self.fix = self.fix.saturating_add(change);
     }
 
     /// What the level must change by, now that a reply to the call noted as `seen` has come. `level` is the level now.
