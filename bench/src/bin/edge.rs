@@ -1,6 +1,6 @@
 //! The gateway at the edge, over real HTTP: limits that are wrong, shared, changing or unknown, and upstreams that fail.
 //!
-//! `edge [SECONDS]` (default 120) runs every scenario at the same time, each with a simulator, a gateway with nothing
+//! `edge [SECONDS]` (default 120) runs every scenario, five at a time, each with a simulator, a gateway with nothing
 //! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. The same scenarios run in
 //! virtual time in `tidegate-core/tests/it/simulation`.
 
@@ -18,11 +18,14 @@ use tidegate_core::config::{Config, SecretSource, UpstreamConfig};
 use tidegate_gateway::{Gateway, GatewayOptions};
 use tidegate_sim::{Options, Scenario, Simulator};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 /// Tokens a minute that the model takes; a call is about a hundred.
 const TPM: f64 = 60_000.0;
 /// Callers that always have a call waiting.
 const CALLERS: usize = 150;
+/// Scenarios that run at the same time: more would measure the scheduler of a small machine.
+const AT_A_TIME: usize = 5;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -111,7 +114,17 @@ async fn main() -> Result<(), Failure> {
     let seconds: f64 = std::env::args().nth(1).map_or(Ok(120.0), |text| text.parse())?;
     println!("{seconds} s each; 429s: sent by the upstream; failed: callers who got no 200");
     println!("{:<42} {:>8} {:>6} {:>7} {:>7}", "", "used", "429s", "served", "failed");
-    let runs: Vec<_> = rows().into_iter().map(|row| (row.name, tokio::spawn(run(row, seconds)))).collect();
+    let places = Arc::new(Semaphore::new(AT_A_TIME));
+    let begin = |row: Row| {
+        let places = places.clone();
+        let name = row.name;
+        let run = async move {
+            let _place = places.acquire().await?;
+            run(row, seconds).await
+        };
+        (name, tokio::spawn(run))
+    };
+    let runs: Vec<_> = rows().into_iter().map(begin).collect();
     for (name, run) in runs {
         match run.await? {
             Ok(line) => println!("{name:<42} {line}"),
