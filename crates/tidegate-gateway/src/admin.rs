@@ -19,6 +19,9 @@ use crate::token;
 /// What Prometheus expects of the text format that is written here.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Followed by a call's id.
+const EXPLAIN: &str = "/admin/v1/explain/";
+
 /// `/healthz` and `/readyz`, on either listener and for any Host. `None`: it is another path.
 ///
 /// Ready unless the process is ending; never unready because an upstream is down.
@@ -49,6 +52,7 @@ pub(crate) async fn serve(
         (&Method::GET, "/metrics") => metrics(&shared),
         (method, path) => authorized(&shared, local, &request).and_then(|()| match (method, path) {
             (&Method::GET, "/admin/v1/status") => status(&shared),
+            (&Method::GET, path) if path.starts_with(EXPLAIN) => explain(&shared, &path[EXPLAIN.len()..]),
             _ => Err(Box::new(OwnReply::no_such_admin_path(path))),
         }),
     };
@@ -114,6 +118,15 @@ fn status(shared: &Shared) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     };
     let body = serde_json::to_vec(&view)
         .map_err(|error| Box::new(OwnReply::bad_request(format!("the status cannot be written: {error}"))))?;
+    Ok(text(StatusCode::OK, "application/json", body.into()))
+}
+
+/// Why a call was held or refused.
+fn explain(shared: &Shared, call: &str) -> Result<Response<ReplyBody>, Box<OwnReply>> {
+    let explanation = shared.driver.with(|gate, _| gate.explain(call));
+    let explanation = explanation.ok_or_else(|| Box::new(OwnReply::unexplained(call)))?;
+    let body = serde_json::to_vec(&explanation)
+        .map_err(|error| Box::new(OwnReply::bad_request(format!("the explanation cannot be written: {error}"))))?;
     Ok(text(StatusCode::OK, "application/json", body.into()))
 }
 

@@ -10,6 +10,7 @@ use tidegate_core::call::{Call, Subject, WhenOpen};
 use tidegate_core::config::{ModelMap, UpstreamKind};
 use tidegate_core::cost::Cost;
 use tidegate_core::fault::{Fault, FaultKind};
+use tidegate_core::limit::Scope;
 use tidegate_core::refusal::{GiveUp, GiveUpReason, Reason, Refusal};
 use tokio::time::Instant;
 
@@ -251,6 +252,20 @@ impl Leg {
             }
             None => metrics.no_reply(&self.model.metrics, failed.fault.kind.error_class()),
         }
+        if let Some(with) = failed.fault.limit_group.as_deref().filter(|with| **with != *self.model.group) {
+            self.join(order, with);
+        }
+    }
+
+    /// The upstream names a limit that this model shares with others.
+    fn join(&self, order: &Order<'_>, with: &str) {
+        let limits = &order.settings.config.policy.limits;
+        // Where limits are configured by model, which models share one is the operator's to say.
+        if limits.iter().any(|limit| limit.per.contains(&Scope::Model)) {
+            return;
+        }
+        tracing::info!(upstream = %self.upstream.config.name, model = %self.model.group, with, "shares its limit");
+        self.upstream.models.join(&self.model.group, with, &self.upstream.config.name, &order.shared.metrics);
     }
 
     /// The core let it not go. A limit of our own would bind it anywhere.

@@ -67,6 +67,20 @@ impl Models {
         }
         model
     }
+
+    /// The upstream said that models of the group `of` share the limit of `with`: from now on they are of that group.
+    pub(crate) fn join(&self, of: &str, with: &str, upstream: &Arc<str>, metrics: &Metrics) {
+        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let known = by_name.values().find(|model| &*model.group == with).cloned();
+        let joined = known.unwrap_or_else(|| {
+            let group: Arc<str> = Arc::from(with);
+            let metrics = metrics.target(upstream, &group);
+            Arc::new(Model { group, metrics, calibration: Mutex::default() })
+        });
+        for model in by_name.values_mut().filter(|model| &*model.group == of) {
+            *model = joined.clone();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +97,9 @@ mod tests {
         let named = |name: &str| models.named(name, false, &groups, &upstream, &metrics);
         named("gpt-4o-2024-08-06").learn(1000, 2000);
         assert_eq!(named("gpt-4o").calibration().per_mille(), 1125);
+        models.join("gpt-4o", "gpt-shared", &upstream, &metrics);
+        assert_eq!(&*named("gpt-4o-2024-08-06").group, "gpt-shared");
+        assert_eq!(&*named("gpt-4.1").group, "gpt-4.1");
         for number in 0..2 * NAMES_MAX {
             named(&format!("invented-{number}"));
         }

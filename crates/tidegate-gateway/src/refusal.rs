@@ -108,6 +108,15 @@ impl OwnReply {
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
     }
 
+    /// 404: nothing is kept of the call.
+    pub(crate) fn unexplained(call: &str) -> Self {
+        let call: String = call.chars().take(64).collect();
+        let message = format!(
+            "nothing is kept of a call \"{call}\": only calls that waited for a second or were refused are, and of those the last 2,048"
+        );
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
+    }
+
     /// 404: nobody serves the model.
     pub(crate) fn unserved_model(model: &str) -> Self {
         let model: String = model.chars().take(200).collect();

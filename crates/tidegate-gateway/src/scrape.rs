@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tidegate::Driver;
+use tidegate_core::gate::Status;
 
 use crate::metrics::Shown;
 
@@ -35,6 +37,8 @@ impl Standing {
 
 /// One series of a family of gauges: labels and value.
 type Series<'s> = (Vec<(&'static str, &'s str)>, f64);
+/// The same of counters.
+type Counted<'s> = (Vec<(&'static str, &'s str)>, u64);
 
 impl Collector for Standing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -73,6 +77,23 @@ impl Collector for Standing {
             (vec![("upstream", *upstream), ("model", *model), ("dimension", *dimension)], *limit as f64)
         });
         family("learned_limit", "Limits as the upstreams told them, of several the lowest", learned.collect())?;
+        let ages = status.learned.iter().flat_map(|target| {
+            let (upstream, model) = self.labels(&target.name);
+            target.limits.iter().map(move |told| ((upstream, model, told.dimension), told.age_seconds))
+        });
+        let mut oldest = BTreeMap::new();
+        for (labels, age) in ages {
+            let most = oldest.entry(labels).or_insert(0.0_f64);
+            *most = most.max(age);
+        }
+        let oldest = oldest.iter().map(|((upstream, model, dimension), age)| {
+            (vec![("upstream", *upstream), ("model", *model), ("dimension", *dimension)], *age)
+        });
+        family(
+            "learned_limit_age_seconds",
+            "Since an upstream last told the limit, of several the oldest",
+            oldest.collect(),
+        )?;
         let mut used: Vec<(&str, f64)> = Vec::new();
         for level in &status.limits {
             let ratio = |meter: &tidegate_core::gate::MeterStatus| {
@@ -88,6 +109,43 @@ impl Collector for Standing {
         let used = used.into_iter().map(|(limit, ratio)| (vec![("limit", limit)], ratio));
         family("limit_used_ratio", "How far the fullest level of each limit is used up", used.collect())?;
         let budget = status.retry_budget_remaining as f64;
-        family("retry_budget_remaining", "Retries that the budget still allows", vec![(Vec::new(), budget)])
+        family("retry_budget_remaining", "Retries that the budget still allows", vec![(Vec::new(), budget)])?;
+        self.encode_reservations(&status, &mut encoder)
+    }
+}
+
+impl Standing {
+    /// How far reservations were from what calls used, and what shadow limits would have held.
+    fn encode_reservations(&self, status: &Status, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let mut reserved: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
+        for target in &status.learned {
+            let sums = reserved.entry(self.labels(&target.name)).or_default();
+            sums.0 = sums.0.saturating_add(target.reserved_tokens);
+            sums.1 = sums.1.saturating_add(target.reservation_error_tokens);
+        }
+        let mut shadow: BTreeMap<&str, u64> = BTreeMap::new();
+        for level in status.limits.iter().filter(|level| level.mode == "shadow") {
+            let held: u64 = level.meters.iter().map(|meter| meter.would_hold).sum();
+            *shadow.entry(&level.limit).or_default() += held;
+        }
+        let mut family = |name: &str, help: &str, series: Vec<Counted<'_>>| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, value) in series {
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+            Ok::<(), std::fmt::Error>(())
+        };
+        let of = |which: fn(&(u64, u64)) -> u64| {
+            let label = |(upstream, model)| vec![("upstream", upstream), ("model", model)];
+            reserved.iter().map(|(names, sums)| (label(*names), which(sums))).collect::<Vec<_>>()
+        };
+        family("reserved_tokens", "Tokens reserved by calls whose use became known", of(|sums| sums.0))?;
+        family(
+            "reservation_error_tokens",
+            "How far off those reservations were, in either direction",
+            of(|sums| sums.1),
+        )?;
+        let shadow = shadow.into_iter().map(|(limit, held)| (vec![("limit", limit)], held)).collect();
+        family("shadow_held", "Calls that limits in shadow mode would have held back", shadow)
     }
 }

@@ -168,17 +168,22 @@ impl Gate {
             }
         };
         let meter = self.ledger.put_meter(level, learned_spec(told.dimension, told.limit), now);
-        // Calls under way may or may not be in the server's number: taken as not, which errs towards waiting.
-        let entry = &self.entries[ticket.index()];
-        let each = entry.amounts.of(&self.ledger.meters[meter]);
-        let gauge = &self.ledger.meters[self.targets[target].gauge];
-        let others = match gauge.kind {
-            // A refusal comes at once: of those under way the server has seen all but a few.
-            crate::meter::Kind::Gauge { used, .. } if !is_refusal => used.saturating_sub(1),
-            _ => 0,
+        // Calls under way may or may not be in the server's number: taken as not, which errs towards waiting. Of those under way
+        // when a refusal comes, which it does at once, the server has seen all but a few.
+        let under_way = |entry: &&super::Entry| {
+            entry.state == State::InFlight && self.routes[entry.route].target == target && !is_refusal
         };
+        let (mut others, mut taken) = (0_u64, 0_u64);
+        for other in self.entries.iter().filter(under_way) {
+            others += 1;
+            taken = taken.saturating_add(other.amounts.of(&self.ledger.meters[meter]));
+        }
+        let own = self.entries[ticket.index()].amounts.of(&self.ledger.meters[meter]);
+        others = others.saturating_sub(1);
+        taken = taken.saturating_sub(own);
+        let each = taken.checked_div(others).unwrap_or(own);
         let left = crate::bucket::as_level(told.remaining.unwrap_or(told.limit));
-        let level = left.saturating_sub(crate::bucket::as_level(others.saturating_mul(each)));
+        let level = left.saturating_sub(crate::bucket::as_level(taken));
         self.ledger.meters[meter].follow(told.limit, level);
         self.ledger.meters[meter].told(now);
         let entry = &mut self.targets[target];

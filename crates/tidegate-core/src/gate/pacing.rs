@@ -226,7 +226,10 @@ impl Gate {
     /// Headers tell a limit of a dimension that may be paced.
     pub(super) fn pace_told(&mut self, target: u32, told: ServerLimit) {
         if let Some(paced) = self.targets[target].paces.iter_mut().find(|paced| paced.dimension == told.dimension) {
-            paced.pace.told(told.limit);
+            let changed = paced.pace.told(told.limit, self.clock);
+            if changed {
+                self.apply_pace(target, told.dimension, false);
+            }
         }
     }
 

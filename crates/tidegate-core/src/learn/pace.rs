@@ -323,10 +323,21 @@ impl Pace {
     }
 
     /// Headers tell a limit now, or another one.
-    pub(crate) fn told(&mut self, limit: u64) {
-        if self.told != Some(limit) {
-            self.told = Some(limit);
-            self.rate = self.rate.min(limit).max(1);
+    ///
+    /// True: rate or burst are others now.
+    pub(crate) fn told(&mut self, limit: u64, now: Time) -> bool {
+        if self.told == Some(limit) {
+            return false;
         }
+        if self.told.is_none() && !self.measured {
+            // Better than a guess from the first moments; if it is not so either, the next refusal says so.
+            self.rate = limit.max(1);
+            self.due_at = now.plus_micros(self.give_up_micros);
+        }
+        self.told = Some(limit);
+        self.rate = self.rate.min(limit).max(1);
+        self.burst = burst_at_first(self.rate, self.told).min(self.burst.max(self.rate / BURST_PART));
+        self.changed_at = now;
+        true
     }
 }

@@ -272,3 +272,24 @@ async fn the_status_is_for_those_with_the_token() {
     }
     assert_eq!(call_admin(&gateway, &get("/healthz", "")).await.status(), 200);
 }
+
+#[tokio::test]
+async fn a_refusal_is_explained_by_the_id_that_the_caller_was_told() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(team_limit(100))).await;
+    let mut first = client(&gateway).await;
+    let all = CHAT.replace("}]}", "}],\"max_tokens\":96}");
+    first.post("/v1/chat/completions", "", &all).await;
+    let (_held, _) = upstream.request().await;
+    let mut second = client(&gateway).await;
+    second.post("/v1/chat/completions", "x-tidegate-max-wait: 10ms\r\nx-tidegate-id: why-me\r\n", &all).await;
+    assert_eq!(second.message(false).await.status(), 429);
+    let ask = |path: &str| get(path, "authorization: Bearer operator\r\n");
+    let reply = call_admin(&gateway, &ask("/admin/v1/explain/why-me")).await;
+    let told: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!((reply.status(), &told["outcome"], &told["limits"][0]["limit"]), (200, &"limit".into(), &"team".into()));
+    assert!(told["limits"][0]["binds"] == true && told["limits"][0]["allowed"] == 100, "{told}");
+    let reply = call_admin(&gateway, &ask("/admin/v1/explain/nobody")).await;
+    assert_eq!(reply.status(), 404);
+    assert!(reply.error("message").contains("waited for a second or were refused"), "{}", reply.text());
+    assert_eq!(call_admin(&gateway, &get("/admin/v1/explain/why-me", "")).await.status(), 401);
+}
