@@ -6,6 +6,7 @@ mod check;
 mod gateway;
 mod held_stream;
 mod process;
+mod run;
 mod serve;
 mod sim;
 mod usage;

@@ -1,0 +1,28 @@
+//! Files of requests, as fast as the limits allow: the bulk runner.
+//!
+//! One line of input is one call, one call is one line of output. Nothing is decided here of limits, retries or outages: that
+//! is the core's, and the driver's to wait for. What is decided here is what a line asks for, in which order lines are read
+//! ahead, and how a run that was killed goes on.
+
+mod call;
+mod ceiling;
+mod feed;
+mod input;
+mod journal;
+mod line;
+mod output;
+mod packing;
+mod progress;
+mod quota;
+mod run;
+mod send;
+mod summary;
+
+pub use call::bulk_policy;
+pub use input::{Input, Survey};
+pub use line::{BadLine, Shape};
+pub use progress::Show;
+pub use quota::OnQuota;
+pub use run::{Options, RunError, Stop, run};
+pub use send::Upstream;
+pub use summary::{Ending, Near, Summary};
