@@ -204,6 +204,8 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 let going = shared.counts.sends(line.asking.cost.input_tokens);
                 let sent = shared.upstream.send(&line.url, body, shared.priority, &mut permit).await;
                 drop(going);
+                let is_answer = matches!(sent.came, Came::Answer { .. });
+                shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
                 let used = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
                 (settle(shared, &group, line, permit, sent, looks), used)
@@ -271,6 +273,7 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
     };
     if fault.status == Some(429) {
         shared.counts.met_429.fetch_add(1, Relaxed);
+        shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }
     let kind = fault.kind;
     match permit.settle(Outcome { ending: Ended::Failed(fault), usage, first_byte_after }) {

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use crate::call::{self, Shared};
 use crate::input::{Fate, FeedPlan, Input, Survey};
 use crate::line::{Line, Shape};
+use crate::ramp::Ramp;
 use crate::summary::Ending;
 
 /// Calls of one model group that wait for their turn: enough for the queue to choose from.
@@ -66,10 +67,12 @@ async fn feed(shared: Arc<Shared>, plan: FeedPlan, small: Ahead, large: Option<A
     let places = Arc::new(Semaphore::new(WAITING_MAX));
     let mut calls = JoinSet::new();
     let mut lines = Mixed { plan, small: Some(small), large, lines: 0, tokens: 0 };
+    let mut ramp = Ramp::default();
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.ok()?;
             let (number, line) = lines.next().await?;
+            ramp.go(&shared, &line).await;
             let kib = u32::try_from(line.body.len() >> 10).unwrap_or(u32::MAX).saturating_add(1).min(KIB_MAX);
             Some((place, memory.clone().acquire_many_owned(kib).await.ok()?, number, line))
         };

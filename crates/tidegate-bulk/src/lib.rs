@@ -14,6 +14,7 @@ mod output;
 mod packing;
 mod progress;
 mod quota;
+mod ramp;
 mod run;
 mod send;
 mod summary;

@@ -141,7 +141,9 @@ impl Shape {
         } else {
             Cost { max_output_tokens: Some(0), ..Cost::default() }
         };
-        let by_bytes = (asked.text_bytes.saturating_add(asked.tools_bytes)).div_ceil(2);
+        // Half a token a byte is more than any text takes; each message has a frame of its own.
+        let frames = 16 * (1 + body.matches("\"role\"").count() as u64);
+        let by_bytes = (asked.text_bytes.saturating_add(asked.tools_bytes)).div_ceil(2).saturating_add(frames);
         let asking = Asking {
             endpoint: route.endpoint,
             request_type: route.endpoint.request_type(),

@@ -39,6 +39,8 @@ pub(crate) struct Counts {
     pub(crate) done: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) attempts: AtomicU64,
+    /// Attempts that the upstream answered, whatever it said.
+    pub(crate) answers: AtomicU64,
     pub(crate) met_429: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     /// Input tokens that were sent, as estimated.
