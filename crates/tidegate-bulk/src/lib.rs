@@ -1,4 +1,4 @@
-//! Files of requests, as fast as the limits allow: the bulk runner.
+//! Files of requests, as fast as the limits allow: the bulk runner, and what it would take: the planner.
 //!
 //! One line of input is one call, one call is one line of output. Nothing is decided here of limits, retries or outages: that
 //! is the core's, and the driver's to wait for. What is decided here is what a line asks for, in which order lines are read
@@ -12,6 +12,7 @@ mod journal;
 mod line;
 mod output;
 mod packing;
+pub mod plan;
 mod progress;
 mod quota;
 mod ramp;

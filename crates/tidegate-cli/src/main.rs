@@ -11,6 +11,7 @@ mod check;
 mod config_files;
 mod log;
 mod outcome;
+mod plan;
 mod run;
 mod serve;
 mod signals;
@@ -43,6 +44,8 @@ enum Mode {
     Serve(serve::ServeArgs),
     /// A file of requests, as fast as the limits allow; killed at any instant, the same command goes on
     Run(Box<run::RunArgs>),
+    /// What traffic would meet under limits, in virtual time
+    Plan(plan::PlanArgs),
     /// A simulator of the OpenAI API: its limits, its answers, its faults
     Sim(sim::SimArgs),
     /// Checks configuration files: every fault with its place and what to write
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let ended = match cli.mode {
         Mode::Serve(args) => serve::run(args),
         Mode::Run(args) => run::run(*args),
+        Mode::Plan(args) => plan::run(&args),
         Mode::Sim(args) => sim::run(args),
         Mode::Check(args) => check::run(&args),
     };

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tidegate::Driver;
 use tidegate_bulk::{Input, OnQuota, Options, Shape, Show, Stop, Summary, Upstream, bulk_policy};
 use tidegate_core::call::Priority;
-use tidegate_core::config::{Policy, SecretSource, UpstreamConfig};
+use tidegate_core::config::{Policy, SecretSource, TokenCharge, UpstreamConfig};
 use tidegate_core::limit::Rates;
 use tidegate_core::openai::models::ModelGroups;
 use tidegate_sim::{Scenario, Simulator};
@@ -17,6 +17,9 @@ pub(crate) struct Job {
     folder: TempDir,
     pub(crate) simulator: Simulator,
     pub(crate) rates: Rates,
+    pub(crate) policy: Policy,
+    /// False: what is given is all that is known.
+    pub(crate) learns: bool,
     pub(crate) on_quota: OnQuota,
     pub(crate) max_total_tokens: Option<NonZeroU64>,
 }
@@ -31,7 +34,19 @@ impl Job {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let simulator = Simulator::start(scenario, tidegate_sim::Options::default(), listen).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        Self { folder, simulator, rates: Rates::default(), on_quota: OnQuota::Stop, max_total_tokens: None }
+        Self {
+            folder,
+            simulator,
+            rates: Rates::default(),
+            policy: Policy::default(),
+            learns: true,
+            on_quota: OnQuota::Stop,
+            max_total_tokens: None,
+        }
+    }
+
+    pub(crate) fn input(&self) -> PathBuf {
+        self.folder.path().join("in.jsonl")
     }
 
     pub(crate) fn out(&self) -> PathBuf {
@@ -45,14 +60,16 @@ impl Job {
     }
 
     pub(crate) async fn run_lines(&self, lines: &str, stop: Stop) -> Summary {
-        let path = self.folder.path().join("in.jsonl");
+        let path = self.input();
         std::fs::write(&path, lines).unwrap();
         let config = UpstreamConfig {
             base_url: self.simulator.base_url(),
             api_key: Some(SecretSource::Placeholder),
+            learn_limits: self.learns,
+            token_charge: if self.learns { TokenCharge::Learned } else { TokenCharge::Input },
             ..UpstreamConfig::default()
         };
-        let policy = Policy { upstreams: vec![config.policy()], ..Policy::default() };
+        let policy = Policy { upstreams: vec![config.policy()], ..self.policy.clone() };
         let options = Options {
             out: self.out(),
             shape: Shape::default(),

@@ -5,6 +5,7 @@
 mod check;
 mod gateway;
 mod held_stream;
+mod plan;
 mod process;
 mod run;
 mod serve;
