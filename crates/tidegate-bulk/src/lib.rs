@@ -6,6 +6,7 @@
 
 mod call;
 mod ceiling;
+mod dry_run;
 mod feed;
 mod input;
 mod journal;
@@ -21,6 +22,7 @@ mod send;
 mod summary;
 
 pub use call::bulk_policy;
+pub use dry_run::{DryRun, dry_run};
 pub use input::{Input, Survey};
 pub use line::{BadLine, Shape};
 pub use progress::Show;

@@ -37,8 +37,8 @@ pub(crate) struct RunArgs {
     input: PathBuf,
 
     /// Results, one a line; .gz and .zst are packed; - for standard output, which cannot be resumed
-    #[arg(short, long, value_name = "OUT")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
 
     /// A configuration file; repeat it to lay one over another, the later wins
     #[arg(long, value_name = "F")]
@@ -100,6 +100,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N")]
     max_total_tokens: Option<NonZeroU64>,
 
+    /// Send nothing: count the tokens, and predict the time where limits are given
+    #[arg(long)]
+    dry_run: bool,
+
     /// The summary as JSON, progress as lines of JSON
     #[arg(long)]
     json: bool,
@@ -144,6 +148,9 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
         }
     });
     let mut config = ConfigFiles::new(args.config.clone()).read()?;
+    if args.dry_run {
+        return say_beforehand(&args, config);
+    }
     let simulator = if args.sim { Some(serve::start_simulator().await?) } else { None };
     let upstream = match &simulator {
         Some(simulator) => UpstreamConfig {
@@ -157,8 +164,7 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
     config.set_upstreams(vec![upstream.clone()]);
     let upstream_name = if args.sim { "sim".to_owned() } else { upstream.base_url.clone() };
     let upstream = Upstream::new(&upstream).map_err(Failure::Usage)?;
-    let input = Input::new(&args.input)
-        .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", args.input.display())))?;
+    let input = open(&args)?;
 
     let state_dir = args.state_dir.clone().map_or(Ok(None), |named| StateDir::take(Some(named)))?;
     let groups = ModelGroups::new(&config.model_groups);
@@ -172,7 +178,7 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
     }
     let driver = Driver::with_gate(gate);
     let is_json = args.json;
-    let to_stdout = args.output.as_os_str() == "-";
+    let to_stdout = args.output.as_ref().is_none_or(|output| output.as_os_str() == "-");
     let ended =
         tidegate_bulk::run(input, upstream, driver.clone(), options_of(args, groups, upstream_name), stop).await;
     if let Some(state_dir) = &state_dir {
@@ -184,15 +190,37 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
     if let Some(simulator) = simulator {
         simulator.shutdown().await;
     }
-    let summary = ended.map_err(|error| match error {
-        RunError::Usage(why) => Failure::Usage(why),
-        RunError::Failed(why) => Failure::Failed(why),
-    })?;
+    let summary = ended.map_err(failure)?;
     say(&summary, is_json, to_stdout)?;
     match summary.exit_code() {
         0 => Ok(()),
         code => Err(Failure::Ended(code)),
     }
+}
+
+/// `--dry-run`.
+fn say_beforehand(args: &RunArgs, config: Config) -> Result<(), Failure> {
+    let policy = bulk_policy(config.policy, &rates_of(args));
+    let said = tidegate_bulk::dry_run(&open(args)?, &shape_of(args), &policy).map_err(failure)?;
+    if args.json {
+        return print(&serde_json::to_string(&said).map_err(|error| Failure::Failed(error.to_string()))?);
+    }
+    print(&said.to_string())
+}
+
+fn open(args: &RunArgs) -> Result<Input, Failure> {
+    Input::new(&args.input).map_err(|error| Failure::Usage(format!("cannot read {}: {error}", args.input.display())))
+}
+
+fn failure(error: RunError) -> Failure {
+    match error {
+        RunError::Usage(why) => Failure::Usage(why),
+        RunError::Failed(why) => Failure::Failed(why),
+    }
+}
+
+fn shape_of(args: &RunArgs) -> Shape {
+    Shape { endpoint: args.endpoint.clone(), model: args.model.clone(), prompt_key: args.prompt_key.clone() }
 }
 
 fn rates_of(args: &RunArgs) -> Rates {
@@ -218,8 +246,8 @@ fn options_of(args: RunArgs, groups: ModelGroups, upstream_name: String) -> Opti
         Show::Lines
     };
     Options {
-        out: args.output,
-        shape: Shape { endpoint: args.endpoint, model: args.model, prompt_key: args.prompt_key },
+        shape: shape_of(&args),
+        out: args.output.unwrap_or_default(),
         upstream_name,
         groups,
         priority: match args.priority {

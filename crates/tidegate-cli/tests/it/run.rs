@@ -116,6 +116,21 @@ fn what_failed_is_sent_again_when_that_is_asked_for() {
 }
 
 #[test]
+fn a_dry_run_counts_and_predicts_and_sends_nothing() {
+    let place = Place::new();
+    place.file("in.jsonl", &lines(30));
+    let ended = place.run(&["run", "in.jsonl", "--dry-run", "--json"]);
+    assert_eq!((ended.code, &summary(&ended)["plan"]), (Some(0), &Value::Null), "{ended:?}");
+    let ended = place.run(&["run", "in.jsonl", "-o", "out.jsonl", "--dry-run", "--json", "--rpm", "10"]);
+    let said = summary(&ended);
+    assert_eq!(said["lines"], 30);
+    // Ten at once, then one each six seconds.
+    let seconds = said["plan"]["makespan_seconds"].as_f64().unwrap();
+    assert!((120.0..125.0).contains(&seconds), "{seconds}");
+    assert!(!place.path().join("out.jsonl").exists());
+}
+
+#[test]
 fn pipes_are_read_and_written_and_packed_files_too() {
     let place = Place::new();
     let (_simulator, upstream) = simulator(&place, FREE);
