@@ -28,5 +28,5 @@ pub use line::{BadLine, Shape};
 pub use progress::Show;
 pub use quota::OnQuota;
 pub use run::{Options, RunError, Stop, run};
-pub use send::Upstream;
+pub use send::{Upstream, choose_crypto};
 pub use summary::{Ending, Near, Summary};

@@ -49,6 +49,12 @@ pub(crate) struct Sent {
     pub(crate) first_byte_after: Option<Duration>,
 }
 
+/// Chooses who encrypts for clients of this process.
+pub fn choose_crypto() {
+    // Another part of the process may have chosen already: it is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 struct Lookup<'h>(&'h HeaderMap);
 
 impl HeaderLookup for Lookup<'_> {
@@ -71,8 +77,7 @@ impl Upstream {
         if is_azure && !config.base_url.ends_with("/v1") {
             return Err(named("a run needs Azure's base URL that ends in /openai/v1".to_owned()));
         }
-        // Another part of the process may have chosen one: it is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        choose_crypto();
         let mut client = Client::builder().connect_timeout(config.connect_timeout).tcp_nodelay(true);
         if let Some(path) = &config.ca_file {
             let pem = std::fs::read(path).map_err(|error| named(format!("cannot read {}: {error}", path.display())))?;

@@ -9,6 +9,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod check;
 mod config_files;
+mod demo;
 mod log;
 mod outcome;
 mod plan;
@@ -46,6 +47,8 @@ enum Mode {
     Run(Box<run::RunArgs>),
     /// What traffic would meet under limits, in virtual time
     Plan(plan::PlanArgs),
+    /// Callers by themselves beside the same callers behind a gateway: live, then the numbers
+    Demo(demo::DemoArgs),
     /// A simulator of the OpenAI API: its limits, its answers, its faults
     Sim(sim::SimArgs),
     /// Checks configuration files: every fault with its place and what to write
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Mode::Serve(args) => serve::run(args),
         Mode::Run(args) => run::run(*args),
         Mode::Plan(args) => plan::run(&args),
+        Mode::Demo(args) => demo::run(&args),
         Mode::Sim(args) => sim::run(args),
         Mode::Check(args) => check::run(&args),
     };
