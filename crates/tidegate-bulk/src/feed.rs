@@ -71,7 +71,7 @@ async fn feed(shared: Arc<Shared>, plan: FeedPlan, small: Ahead, large: Option<A
     loop {
         let next = async {
             let place = places.clone().acquire_owned().await.ok()?;
-            let (number, line) = lines.next().await?;
+            let (number, line) = lines.next(ramp.is_first()).await?;
             ramp.go(&shared, &line).await;
             let kib = u32::try_from(line.body.len() >> 10).unwrap_or(u32::MAX).saturating_add(1).min(KIB_MAX);
             Some((place, memory.clone().acquire_many_owned(kib).await.ok()?, number, line))
@@ -102,9 +102,10 @@ struct Mixed {
 }
 
 impl Mixed {
-    async fn next(&mut self) -> Option<(u64, Line)> {
+    /// `small`: rather a small one, whatever the measure.
+    async fn next(&mut self, small: bool) -> Option<(u64, Line)> {
         loop {
-            let is_below = self.tokens <= self.plan.mean_tokens.saturating_mul(self.lines);
+            let is_below = !small && self.tokens <= self.plan.mean_tokens.saturating_mul(self.lines);
             let from = match (&self.small, &self.large) {
                 (_, Some(_)) if is_below || self.small.is_none() => &mut self.large,
                 _ => &mut self.small,

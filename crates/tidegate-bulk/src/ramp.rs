@@ -47,6 +47,12 @@ impl Default for Ramp {
 }
 
 impl Ramp {
+    /// Nothing has been told yet. Small calls find out: what is in flight beside the first to be answered is taken to be as
+    /// large as that one, and what was taken too much is made good only slowly.
+    pub(crate) const fn is_first(&self) -> bool {
+        matches!(self.stage, Stage::First)
+    }
+
     /// Waits until the call may begin to wait for its turn.
     pub(crate) async fn go(&mut self, shared: &Shared, line: &Line) {
         while !self.may_go(shared) {

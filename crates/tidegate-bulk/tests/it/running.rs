@@ -85,3 +85,10 @@ async fn a_ceiling_on_tokens_holds_over_all_runs() {
 fn unbounded() -> String {
     "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n".to_owned()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_never_fit_fails_by_itself_and_holds_up_nobody() {
+    let job = Job::new("rpm = 60000\ntpm = 1000", "").await;
+    let summary = job.run([40, 40, 8000, 40, 40, 40, 40].into_iter()).await;
+    assert_eq!((summary.done, summary.failed, summary.exit_code()), (6, 1, 3), "{summary}");
+}
