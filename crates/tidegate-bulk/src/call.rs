@@ -32,6 +32,9 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_millis(400);
 /// A call that was turned away for a reason that passes comes again after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// The limit that flags give.
+pub(crate) const GIVEN: &str = "run";
+
 /// The policy of a run: nobody waits for it, so that it waits as long as it takes, and finds out soon that an outage is over.
 ///
 /// `rates` are limits given by flags, as those of the account and each model group.
@@ -49,7 +52,7 @@ pub fn bulk_policy(mut policy: Policy, rates: &Rates) -> Policy {
     policy.queue.max_waiting = usize::MAX;
     policy.queue.max_bytes = u64::MAX;
     let mut given = Limit {
-        name: "run".into(),
+        name: GIVEN.into(),
         per: vec![Scope::Account, Scope::Model],
         base: rates.clone(),
         overrides: Vec::new(),

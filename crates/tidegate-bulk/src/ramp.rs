@@ -8,9 +8,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tidegate_core::gate::Gate;
+use tidegate_core::limit::{Allowance, Dimension, Limit};
 use tokio::time::Instant;
 
-use crate::call::Shared;
+use crate::call::{GIVEN, Shared};
 use crate::line::Line;
 
 /// Calls before the first reply; as many more each second, for upstreams that think for long.
@@ -69,6 +70,7 @@ impl Ramp {
                 self.calls < FIRST_CALLS * (1 + self.began_at.elapsed().as_secs())
             }
             Stage::First => {
+                leave_to_the_upstream(shared);
                 self.stage = match rates(shared) {
                     Some(rates) => {
                         let from = [self.calls, self.tokens];
@@ -97,6 +99,31 @@ impl Ramp {
 fn doubled_each_second(seconds: f64) -> f64 {
     let whole = 2_f64.powf(seconds.floor());
     whole - 1.0 + whole * seconds.fract()
+}
+
+/// Drops limits that were given and are no lower than what the upstream tells of itself.
+///
+/// They hold nothing back; but beside a mirror of another kind a refusal teaches the core less. With several model groups they
+/// stay, since not all may have told theirs.
+fn leave_to_the_upstream(shared: &Shared) {
+    shared.driver.with(|gate, now| {
+        let status = gate.status(now);
+        let [only] = status.learned.as_slice() else { return };
+        let mut policy = gate.policy().clone();
+        let is_moot = |limit: &Limit| {
+            let mut given =
+                Dimension::ALL.into_iter().filter_map(|dimension| Some((dimension, limit.base.allowance(dimension)?)));
+            given.all(|(dimension, allowance)| {
+                let mut told = only.limits.iter().filter(|told| told.dimension == dimension.name());
+                matches!((allowance, told.next()), (Allowance::Units(units), Some(told)) if told.limit <= units.get())
+            })
+        };
+        let before = policy.limits.len();
+        policy.limits.retain(|limit| &*limit.name != GIVEN || !is_moot(limit));
+        if policy.limits.len() < before {
+            gate.reload(policy, now);
+        }
+    });
 }
 
 /// Requests and tokens a second of the tightest limits that are known; infinite where one is not. `None`: neither is.

@@ -38,6 +38,19 @@ async fn a_minute_that_is_enforced_by_the_second_fails_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn limits_that_are_given_as_they_are_do_not_slow_a_minute_that_is_enforced_by_the_second() {
+    let mut job = Job::new("rpm = 3000\nquantum = \"1s\"", "").await;
+    job.rates = Rates::default().with(Dimension::RequestsPerMinute, 3000);
+    let summary = job.run((0..250).map(|_| 40)).await;
+    assert_eq!((summary.done, summary.failed), (250, 0), "{summary}");
+    let log = job.simulator.log();
+    // 50 a second: by virtue of the simulator's clock, not of how fast the test runs.
+    let last = log.iter().map(|entry| entry.received_s).fold(0.0, f64::max);
+    let first = log.iter().map(|entry| entry.received_s).fold(f64::INFINITY, f64::min);
+    assert!(last - first < 10.0, "{} s: {summary}", last - first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_fails_nothing_and_is_met_with_a_few_probes() {
     let outage = "[[fault]]\nkind = \"outage\"\nfrom = \"300ms\"\nuntil = \"3s\"\n";
     let job = Job::new("rpm = 6000\ninitial_fill = 0.02", outage).await;
