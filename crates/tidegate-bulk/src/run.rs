@@ -326,11 +326,14 @@ fn write_results(
     out: PathBuf,
 ) -> tokio::task::JoinHandle<u64> {
     let ending = shared.ending.clone();
+    let goes_on = shared.journal.is_some();
     // Only the senders keep the channel open.
     drop(shared);
     let end = move |error: &io::Error| {
         let name = if out.as_os_str() == "-" { "standard output".to_owned() } else { out.display().to_string() };
-        let why = Ending::Unwritable(format!("cannot write {name}: {error}"));
+        let hint =
+            if goes_on { "; what was written is whole: mend the cause, and the same command goes on" } else { "" };
+        let why = Ending::Unwritable(format!("cannot write {name}: {error}{hint}"));
         ending.send_if_modified(|ending| ending.replace(why) != *ending);
     };
     tokio::task::spawn_blocking(move || {

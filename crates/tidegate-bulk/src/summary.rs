@@ -113,11 +113,7 @@ impl fmt::Display for Summary {
             Ending::Ceiling => {
                 write!(f, "\n--max-total-tokens is reached: {left} lines are left; the same command with more goes on")
             }
-            Ending::Unwritable(why) => write!(
-                f,
-                "\n{why}; {left} lines are left. What was written is whole: mend the cause, and the same command goes on"
-            ),
-            Ending::Failed(why) => write!(f, "\n{why}; {left} lines are left"),
+            Ending::Unwritable(why) | Ending::Failed(why) => write!(f, "\n{why}; {left} lines are left"),
         }
     }
 }
