@@ -9,8 +9,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod check;
 mod config_files;
+mod demo;
 mod log;
 mod outcome;
+mod plan;
+mod run;
 mod serve;
 mod signals;
 mod sim;
@@ -26,7 +29,7 @@ use clap::{Parser, Subcommand};
     name = "tidegate",
     version,
     after_help = "Example: tidegate serve --sim    (then point a client at http://127.0.0.1:8080/v1)\n\
-                  Exit codes: 0 ok, 1 failed, 2 bad usage or configuration."
+                  Exit codes: 0 ok, 1 failed, 2 bad usage or configuration, 3 partly failed, 130 interrupted."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -40,6 +43,12 @@ struct Cli {
 enum Mode {
     /// The gateway: an OpenAI-compatible listener that holds calls until they fit
     Serve(serve::ServeArgs),
+    /// A file of requests, as fast as the limits allow; killed at any instant, the same command goes on
+    Run(Box<run::RunArgs>),
+    /// What traffic would meet under limits, in virtual time
+    Plan(plan::PlanArgs),
+    /// Callers by themselves beside the same callers behind a gateway: live, then the numbers
+    Demo(demo::DemoArgs),
     /// A simulator of the OpenAI API: its limits, its answers, its faults
     Sim(sim::SimArgs),
     /// Checks configuration files: every fault with its place and what to write
@@ -51,6 +60,9 @@ fn main() -> ExitCode {
     log::start(&cli.log);
     let ended = match cli.mode {
         Mode::Serve(args) => serve::run(args),
+        Mode::Run(args) => run::run(*args),
+        Mode::Plan(args) => plan::run(&args),
+        Mode::Demo(args) => demo::run(&args),
         Mode::Sim(args) => sim::run(args),
         Mode::Check(args) => check::run(&args),
     };

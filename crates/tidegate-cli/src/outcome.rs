@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Failed(String),
     /// Bad configuration of which everything has been said: exit code 2.
     Told,
+    /// Everything has been said: this exit code.
+    Ended(u8),
 }
 
 /// The exit code, once what there is to say has been said.
@@ -19,6 +21,7 @@ pub(crate) fn exit_code(ended: Result<(), Failure>) -> ExitCode {
     let (message, code) = match ended {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Told) => return ExitCode::from(2),
+        Err(Failure::Ended(code)) => return ExitCode::from(code),
         Err(Failure::Usage(message)) => (message, 2),
         Err(Failure::Failed(message)) => (message, 1),
     };

@@ -17,10 +17,10 @@ use crate::sim;
 use crate::state_dir::StateDir;
 
 /// What the built-in upstream takes for callers that bring no credential.
-const API_KEY_VARIABLE: &str = "OPENAI_API_KEY";
+pub(crate) const API_KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 /// Ended by a second signal, as shells report SIGINT.
-const INTERRUPTED: i32 = 130;
+pub(crate) const INTERRUPTED: i32 = 130;
 
 /// `tidegate serve`.
 #[derive(Args, Debug)]
@@ -58,7 +58,7 @@ pub(crate) struct ServeArgs {
     allow_anonymous: bool,
 }
 
-fn upstream_url(written: &str) -> Result<String, String> {
+pub(crate) fn upstream_url(written: &str) -> Result<String, String> {
     parse_base_url(written).map_err(|error| error.to_string())
 }
 
@@ -147,7 +147,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn start_simulator() -> Result<Simulator, Failure> {
+pub(crate) async fn start_simulator() -> Result<Simulator, Failure> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let simulator = sim::start(Scenario::default(), Options::default(), addr).await?;
     tracing::info!("the simulator is the upstream, at {}", simulator.base_url());
@@ -224,7 +224,7 @@ fn reload(gateway: &Gateway, files: &ConfigFiles, flags: &Flags) {
     let laid = config.and_then(|mut config| match flags.lay_on(&mut config) {
         Ok(()) => Ok(config),
         Err(Failure::Usage(message) | Failure::Failed(message)) => Err(message),
-        Err(Failure::Told) => Err(String::new()),
+        Err(Failure::Told | Failure::Ended(_)) => Err(String::new()),
     });
     match laid.and_then(|config| gateway.reload(config).map_err(|error| error.to_string())) {
         Ok(()) => tracing::info!("configuration reloaded"),

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod check;
+mod demo;
 mod gateway;
 mod held_stream;
+mod plan;
 mod process;
+mod run;
 mod serve;
 mod sim;
 mod usage;

@@ -3,7 +3,7 @@ use crate::process::Place;
 #[test]
 fn help_of_each_mode_shows_an_example() {
     let place = Place::new();
-    for mode in ["serve", "sim", "check"] {
+    for mode in ["serve", "run", "plan", "demo", "sim", "check"] {
         let ended = place.run(&[mode, "--help"]);
         assert_eq!(ended.code, Some(0));
         assert!(ended.stdout.contains(&format!("Example: tidegate {mode}")), "{}", ended.stdout);

@@ -1,0 +1,11 @@
+#!/bin/sh
+# One job by tidegate run, by a plain async loop with the official Python SDK, and by LiteLLM's Router, each against a
+# simulator of its own: how much longer than the limits allow it took, 429s, failures. Needs python3 and its registry.
+set -eu
+cd "$(dirname "$0")/.."
+cargo build --release -q -p tidegate-cli
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install -q openai litellm
+"$work/venv/bin/python" bench/run.py "${CARGO_TARGET_DIR:-target}/release/tidegate" "$work" "$@"

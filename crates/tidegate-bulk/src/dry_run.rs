@@ -1,0 +1,71 @@
+//! Decides what is said of a run before it is made: how much it asks for, and how long it will take.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use tidegate_core::config::Policy;
+
+use crate::input::Input;
+use crate::line::Shape;
+use crate::plan::{Plan, Trace, TraceError, predict};
+use crate::run::RunError;
+use crate::summary::Spoken;
+
+/// What a run would be.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DryRun {
+    /// Calls.
+    pub lines: u64,
+    /// As estimated; what the upstream's limits count.
+    pub input_tokens: u64,
+    /// The ceilings on output of those that have one.
+    pub output_tokens_max: u64,
+    /// Calls that have none.
+    pub without_ceiling: u64,
+    /// How long it would take. Absent: no limits are known.
+    pub plan: Option<Plan>,
+}
+
+/// Reads all of `input`, sends nothing, and predicts by `policy`.
+///
+/// # Errors
+/// Bad lines, or an input that cannot be read.
+pub fn dry_run(input: &Input, shape: &Shape, policy: &Policy) -> Result<DryRun, RunError> {
+    let trace = Trace::of_run(input, shape).map_err(|error| match error {
+        TraceError::File(..) => RunError::Failed(error.to_string()),
+        TraceError::Line(..) => RunError::Usage(error.to_string()),
+    })?;
+    let mut said = DryRun { lines: 0, input_tokens: 0, output_tokens_max: 0, without_ceiling: 0, plan: None };
+    for arrival in &trace.arrivals {
+        said.lines += 1;
+        said.input_tokens = said.input_tokens.saturating_add(arrival.cost.input_tokens);
+        match arrival.cost.max_output_tokens {
+            Some(most) => said.output_tokens_max = said.output_tokens_max.saturating_add(most),
+            None => said.without_ceiling += 1,
+        }
+    }
+    said.plan = (!policy.limits.is_empty()).then(|| predict(&trace, policy));
+    Ok(said)
+}
+
+impl fmt::Display for DryRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} calls, {} input tokens, ", self.lines, self.input_tokens)?;
+        write!(f, "at most {} output tokens where there is a ceiling", self.output_tokens_max)?;
+        if self.without_ceiling > 0 {
+            write!(f, " ({} calls have none)", self.without_ceiling)?;
+        }
+        let Some(plan) = &self.plan else {
+            return write!(
+                f,
+                "\nhow long it takes depends on limits that are not known: give --rpm and --tpm, or --config"
+            );
+        };
+        write!(f, "\nwould take {}", Spoken(Duration::from_secs_f64(plan.makespan_seconds)))?;
+        for used in &plan.used {
+            write!(f, "\n{:.1} % of {} {} would be used", used.percent, used.dimension, used.units)?;
+        }
+        Ok(())
+    }
+}

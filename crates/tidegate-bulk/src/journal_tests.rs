@@ -1,0 +1,94 @@
+use super::*;
+use crate::output::Came;
+
+fn made() -> Made {
+    Made {
+        tidegate_run: 1,
+        input: "abc".into(),
+        lines: 3,
+        upstream: "u".into(),
+        endpoint: None,
+        model: None,
+        prompt_key: None,
+        skip_bad: false,
+    }
+}
+
+fn result(id: &str, status: u16) -> String {
+    output::line(1, id, &Came::Answer { status, request_id: String::new(), body: "{\"a\":1}".into() })
+}
+
+#[test]
+fn an_output_that_breaks_off_anywhere_keeps_every_whole_line_and_no_other() {
+    for name in ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join(name);
+        drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
+        let packing = Packing::of(&out);
+        let members = ["a", "b"].map(|id| packing.pack(result(id, 200).as_bytes()).unwrap());
+        let whole = members.concat();
+        for cut in 0..=whole.len() {
+            fs::write(&out, &whole[..cut]).unwrap();
+            let left = look(&out, false).unwrap();
+            let (journal, mut output) = Journal::begin(&out, &made(), &left).unwrap();
+            output.write_all(&packing.pack(result("c", 200).as_bytes()).unwrap()).unwrap();
+            drop((journal, output));
+            let after = look(&out, false).unwrap();
+            assert_eq!(after.done.count(), left.done.count() + 1, "{name} cut at {cut}");
+            let mut text = String::new();
+            io::Read::read_to_string(&mut crate::packing::open(&out).unwrap(), &mut text).unwrap();
+            assert!(text.lines().all(|line| output::read(line).is_some()), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_ours_and_what_is_of_another_run_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    fs::write(&out, "precious\n").unwrap();
+    assert!(look(&out, false).unwrap_err().to_string().contains("was not written by tidegate run"));
+    assert_eq!(fs::read_to_string(&out).unwrap(), "precious\n");
+    fs::remove_file(&out).unwrap();
+    drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
+    let left = look(&out, false).unwrap();
+    let refused = |now: Made| Journal::begin(&out, &now, &left).unwrap_err().to_string();
+    assert!(refused(Made { input: "other".into(), ..made() }).contains("another input"));
+    let said = refused(Made { model: Some("m".into()), ..made() });
+    assert!(said.contains("another --model (then none, now m)"), "{said}");
+    let _held = Journal::begin(&out, &made(), &left).unwrap();
+    assert!(refused(made()).contains("another run is writing"));
+}
+
+#[test]
+fn failed_results_are_dropped_when_they_are_to_be_sent_again() {
+    for name in ["out.jsonl", "out.jsonl.gz"] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join(name);
+        let (journal, mut output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
+        let text = [result("a", 200), result("b", 500)].concat();
+        output.write_all(&Packing::of(&out).pack(text.as_bytes()).unwrap()).unwrap();
+        drop((journal, output));
+        assert_eq!(look(&out, false).unwrap().done.failed, 1);
+        let left = look(&out, true).unwrap();
+        assert!(left.done.has("a") && !left.done.has("b"));
+        drop(Journal::begin(&out, &made(), &left).unwrap());
+        let after = look(&out, false).unwrap();
+        assert_eq!((after.done.count(), after.done.failed), (1, 0));
+    }
+}
+
+#[test]
+fn what_was_sent_without_a_result_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (journal, _) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
+    journal.sends(12).unwrap();
+    journal.sends(7).unwrap();
+    drop(journal);
+    let path = journal_path(&out);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], b"10"].concat()).unwrap();
+    drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
+    assert_eq!(look(&out, false).unwrap().sent, HashSet::from([7, 12]));
+}

@@ -1,0 +1,101 @@
+//! What a plan says, and whether a run bears it out.
+
+use std::time::{Duration, Instant};
+
+use tidegate_bulk::Shape;
+use tidegate_bulk::plan::{self, Tiers, Trace};
+use tidegate_core::config::{Policy, load};
+
+use crate::support::Job;
+
+fn policy(toml: &str) -> Policy {
+    load(&[("test.toml".to_owned(), toml.to_owned())], std::iter::empty()).unwrap().config.policy
+}
+
+fn trace(csv: &str) -> Trace {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.csv");
+    std::fs::write(&path, csv).unwrap();
+    Trace::read(&path, &Shape::default()).unwrap()
+}
+
+const SMALL: &str = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 1200\n\
+                     tokens_per_minute = 120000\nburst_allowance = 20\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_takes_as_long_as_the_plan_said_to_2_percent() {
+    let mut off = Vec::new();
+    // A machine that is busy with something else can make a run longer, never shorter: the best of three counts.
+    for _ in 0..3 {
+        let mut job = Job::new("rpm = 1200\ntpm = 120000\ninitial_fill = 0.05", "").await;
+        job.policy = policy(SMALL);
+        // Until it is learned how tokens are charged the ceiling on output counts, which is nothing but in a test this short.
+        job.learns = false;
+        // Of five calls one is large: tokens bind, and requests nearly.
+        let summary = job.run((0..150).map(|number| if number % 5 == 0 { 1000 } else { 260 })).await;
+        assert_eq!((summary.done, summary.rate_limited), (150, 0), "{summary}");
+        let planned = plan::predict(&Trace::read(&job.input(), &Shape::default()).unwrap(), &job.policy);
+        // The last reply apart, which takes the simulator 5 ms and not what is planned for OpenAI.
+        off.push((summary.seconds - planned.all.max_seconds) / summary.seconds);
+        if off.iter().any(|off| off.abs() <= 0.02) {
+            return;
+        }
+    }
+    panic!("the runs were off by {off:?}");
+}
+
+#[test]
+fn waits_are_told_by_priority_and_what_binds_is_named() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model,user,priority\n".to_owned();
+    for number in 0..600 {
+        let priority = if number % 3 == 0 { "high" } else { "low" };
+        csv.push_str(&format!("{},100,20,gpt-4o,user-{},{priority}\n", number as f64 * 0.02, number % 7));
+    }
+    let plan = plan::predict(&trace(&csv), &policy(SMALL));
+    assert_eq!((plan.calls, plan.refused), (600, 0));
+    let (high, low) = (plan.by_priority["high"], plan.by_priority["low"]);
+    assert!(high.p95_seconds < low.p95_seconds && low.max_seconds > 10.0, "{high:?} {low:?}");
+    assert_eq!((plan.binds[0].limit.as_str(), plan.binds[0].dimension.as_str()), ("account", "requests_per_minute"));
+    assert!(plan.used.iter().any(|used| used.dimension == "requests_per_minute" && used.percent > 95.0));
+    assert!(plan.to_string().contains("requests_per_minute"));
+    let page = plan::page(&plan, "a <trace>");
+    assert!(page.contains("<svg") && page.contains("a &lt;trace&gt;") && !page.contains("http"));
+}
+
+#[test]
+fn timestamps_are_seconds_or_rfc_3339_and_a_bad_line_is_named() {
+    let csv = |rows: &str| format!("timestamp,input_tokens,output_tokens\n{rows}");
+    let plan = plan::predict(&trace(&csv("2026-01-01T00:00:10Z,1,0\n2026-01-01T00:00:00Z,1,0\n")), &Policy::default());
+    assert!((plan.makespan_seconds - 10.3).abs() < 0.01, "{}", plan.makespan_seconds);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.csv");
+    std::fs::write(&path, csv("1,2,3\n1,x,3\n")).unwrap();
+    let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
+    assert!(error.ends_with("t.csv:3: input_tokens must be a number, not x"), "{error}");
+}
+
+#[test]
+fn the_smallest_limits_that_hold_a_wait_are_found() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model\n".to_owned();
+    // 20 calls a second for a minute: 1200 a minute.
+    (0..1200).for_each(|number| csv.push_str(&format!("{},100,10,gpt-5.5\n", f64::from(number) / 20.0)));
+    let trace = trace(&csv);
+    let tiers = Tiers::shipped().unwrap().for_models(trace.models());
+    let limits = SMALL.replace("1200", "300").replace("120000", "1000000");
+    let answer = plan::search(&trace, &policy(&limits), &tiers, Duration::from_secs(2)).unwrap();
+    assert_eq!(answer.tiers.iter().map(|tier| tier.is_enough).collect::<Vec<_>>(), [false, true]);
+    let factor = answer.factor.unwrap();
+    assert!((3.3..4.1).contains(&factor), "{factor}");
+    assert!(plan::search(&trace, &Policy::default(), &Tiers { tier: vec![], ..tiers }, Duration::ZERO).is_err());
+}
+
+#[test]
+fn many_requests_are_planned_at_once() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model,user\n".to_owned();
+    (0..20_000).for_each(|number| csv.push_str(&format!("{},500,100,gpt-4o,u{}\n", number / 40, number % 50)));
+    let began = Instant::now();
+    let plan = plan::predict(&trace(&csv), &policy(&SMALL.replace("1200\n", "3000\n").replace("120000", "2000000")));
+    println!("{} calls in {:?}", plan.calls, began.elapsed());
+    let went: u64 = plan.intervals.iter().map(|interval| interval.requests).sum();
+    assert_eq!(went + plan.refused, 20_000);
+}
