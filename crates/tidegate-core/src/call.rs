@@ -97,6 +97,29 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// True if both are made of the very same strings, not only of equal ones.
+    pub(crate) fn is_made_of(&self, other: &Self) -> bool {
+        let same = |one: &Option<Arc<str>>, two: &Option<Arc<str>>| match (one, two) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (None, None) => true,
+            _ => false,
+        };
+        Arc::ptr_eq(&self.account, &other.account)
+            && Arc::ptr_eq(&self.model, &other.model)
+            && Arc::ptr_eq(&self.tenant, &other.tenant)
+            && self.request_type == other.request_type
+            && same(&self.user, &other.user)
+            && same(&self.organization, &other.organization)
+            && same(&self.key, &other.key)
+            && same(&self.project, &other.project)
+    }
+
+    /// A place below `places` that subjects made of the same strings share.
+    pub(crate) fn place(&self, places: usize) -> usize {
+        let of = |name: &Arc<str>| name.as_ptr().addr() >> 4;
+        let user = self.user.as_ref().map_or(0, of);
+        (user ^ (user >> 7) ^ of(&self.model) ^ of(&self.tenant)) % places
+    }
     /// The upstream's name, without the credential's fingerprint.
     #[must_use]
     pub fn upstream(&self) -> &str {

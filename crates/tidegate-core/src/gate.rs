@@ -190,6 +190,8 @@ pub struct Gate {
     target_ids: HashMap<(Arc<str>, Arc<str>), u32>,
     routes: Slots<Route>,
     route_ids: HashMap<Subject, u32>,
+    /// Routes of subjects made of the very same strings as before: found without hashing them.
+    recent_routes: [u32; routes::RECENT],
     entries: Vec<Entry>,
     free_entries: Vec<u32>,
     timers: BinaryHeap<Reverse<(Time, Timer)>>,
@@ -234,6 +236,7 @@ impl Gate {
             target_ids: HashMap::new(),
             routes: Slots::default(),
             route_ids: HashMap::new(),
+            recent_routes: [0; routes::RECENT],
             entries: Vec::new(),
             free_entries: Vec::new(),
             timers: BinaryHeap::new(),

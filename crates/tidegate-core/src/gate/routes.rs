@@ -12,9 +12,18 @@ use crate::ledger::{Amounts, START, Source, gauge_spec};
 use crate::limit::Dimension;
 use crate::target::Target;
 
+/// Routes that are found without hashing.
+pub(super) const RECENT: usize = 16;
+
 impl Gate {
     pub(super) fn route(&mut self, subject: &Subject) -> u32 {
+        let place = subject.place(RECENT);
+        let recent = self.recent_routes[place];
+        if self.routes.get(recent).is_some_and(|route| route.subject.is_made_of(subject)) {
+            return recent;
+        }
         if let Some(route) = self.route_ids.get(subject) {
+            self.recent_routes[place] = *route;
             return *route;
         }
         let now = self.clock;
