@@ -41,8 +41,8 @@ struct Row {
     tables: &'static str,
     /// (share of the run, factor): the limit is so many times as large from then on.
     moves: &'static [(f64, f64)],
-    /// Shares of the run in which calls are made.
-    active: (f64, f64),
+    /// From when until when, in shares of the run, no calls are made.
+    idle: (f64, f64),
     /// High-priority callers beside the others, who are then `low`.
     interactive: usize,
     recovery: Duration,
@@ -54,7 +54,7 @@ const PLAIN: Row = Row {
     model: "",
     tables: "",
     moves: &[],
-    active: (0.0, 0.0),
+    idle: (0.0, 0.0),
     interactive: 0,
     recovery: Duration::from_secs(60),
 };
@@ -76,7 +76,7 @@ fn rows() -> Vec<Row> {
         Row { name: "charges real use", model: "charge = 'usage'", ..PLAIN },
         Row { name: "refused calls not counted, others 40 %", top: "refused_count = false", tables: others, ..PLAIN },
         Row { name: "300 requests left of the day", model: "rpd = 300\nrpd_in_headers = true", ..PLAIN },
-        Row { name: "all at once after an idle time", active: (0.2, 0.5), ..PLAIN },
+        Row { name: "all at once after an idle time", idle: (0.2, 0.5), ..PLAIN },
         Row { name: "50 interactive callers beside a batch job", interactive: 50, ..PLAIN },
         Row {
             name: "outage of an eighth of the time",
@@ -158,9 +158,9 @@ async fn run(row: Row, seconds: f64) -> Result<String, Failure> {
     let (started, seen) = (Instant::now(), Arc::new(Seen::default()));
     let mut callers = tokio::task::JoinSet::new();
     for number in 0..CALLERS {
-        let active = (row.active.0 * seconds, row.active.1 * seconds);
+        let idle = (row.idle.0 * seconds, row.idle.1 * seconds);
         let priority = if row.interactive > 0 { "low" } else { "normal" };
-        callers.spawn(call_on(addr, started, active, priority, number, seen.clone()));
+        callers.spawn(call_on(addr, started, idle, priority, number, seen.clone()));
     }
     for number in 0..row.interactive {
         callers.spawn(ask_now_and_then(addr, number, seen.clone()));

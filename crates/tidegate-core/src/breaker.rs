@@ -117,6 +117,8 @@ pub struct Breaker {
     closed_at: Option<Time>,
     probes: u32,
     probe_successes: u32,
+    /// Attempts of this generation that have not ended.
+    under_way: u32,
     cause: Arc<str>,
     last_status: Option<u16>,
     used_at: Time,
@@ -150,6 +152,7 @@ impl Breaker {
             closed_at: None,
             probes: 0,
             probe_successes: 0,
+            under_way: 0,
             cause: "".into(),
             last_status: None,
             used_at: Time::ZERO,
@@ -185,6 +188,7 @@ impl Breaker {
         if probe {
             self.probes += 1;
         }
+        self.under_way = self.under_way.saturating_add(1);
         BreakerPermit { generation: self.generation, probe }
     }
 
@@ -203,6 +207,7 @@ impl Breaker {
         if permit.probe {
             self.probes = self.probes.saturating_sub(1);
         }
+        self.under_way = self.under_way.saturating_sub(1);
         let before = self.state;
         match (self.state, result) {
             (BreakerState::Closed, BreakerResult::Good { first_byte_after }) => {
@@ -297,8 +302,9 @@ impl Breaker {
         let counts = self.totals();
         let calls = counts.good + counts.bad;
         let failed = recent(&self.failing, now, self.config.monitoring_period);
+        // Failures end sooner than calls that are answered: those under way may yet end well.
         if calls >= self.config.minimum_calls
-            && f64::from(counts.bad) >= self.config.failure_rate * f64::from(calls)
+            && f64::from(counts.bad) >= self.config.failure_rate * f64::from(calls.saturating_add(self.under_way))
             && self.enough_tenants(failed, now)
         {
             self.cause = format!("{} of {calls} calls failed{status}", counts.bad).into();
@@ -326,6 +332,7 @@ impl Breaker {
         self.generation = self.generation.wrapping_add(1);
         self.probes = 0;
         self.probe_successes = 0;
+        self.under_way = 0;
         self.run = 0;
         self.run_tenants.clear();
         match state {
@@ -570,6 +577,22 @@ mod tests {
         let _probe = breaker.permit(now);
         assert_eq!(breaker.record(late, 1, BreakerResult::Bad, None, now), None);
         assert_eq!(breaker.state(), BreakerState::HalfOpen);
+    }
+
+    #[test]
+    fn failures_that_end_sooner_than_good_calls_are_no_high_rate() {
+        let mut breaker = breaker();
+        let permits: Vec<_> = (0..100).map(|_| breaker.permit(Time::ZERO)).collect();
+        // Twenty of a hundred fail, at once; never five in a row without a good one between.
+        for (number, permit) in permits.iter().enumerate().take(40) {
+            let result = if number % 2 == 0 { BreakerResult::Bad } else { GOOD };
+            breaker.record(*permit, number as u64 % 3, result, None, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed, "20 of 100, whatever has ended by now");
+        for permit in &permits[40..] {
+            breaker.record(*permit, 1, GOOD, None, Time::ZERO);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
     }
 
     #[test]

@@ -260,8 +260,9 @@ impl Leg {
     /// The upstream names a limit that this model shares with others.
     fn join(&self, order: &Order<'_>, with: &str) {
         let limits = &order.settings.config.policy.limits;
-        // Where limits are configured by model, which models share one is the operator's to say.
-        if limits.iter().any(|limit| limit.per.contains(&Scope::Model)) {
+        // Where limits or groups are configured by model, which models share one is the operator's to say.
+        let has_groups = !order.settings.config.model_groups.is_empty();
+        if has_groups || limits.iter().any(|limit| limit.per.contains(&Scope::Model)) {
             return;
         }
         tracing::info!(upstream = %self.upstream.config.name, model = %self.model.group, with, "shares its limit");

@@ -266,7 +266,7 @@ impl Correction {
         self.margin_at = now;
     }
 
-    /// What grants must leave because of 429s met, halving each minute.
+    /// What grants must leave because of 429s met, halving each four minutes.
     #[inline]
     pub(crate) fn margin(&self, now: Time) -> u64 {
         if self.margin == 0 {

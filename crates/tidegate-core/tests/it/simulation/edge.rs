@@ -55,7 +55,7 @@ fn a_minute_that_is_enforced_by_the_second_is_found_out_and_paced() {
     // Here one call may overtake another by 0.19 s where one goes each 2.7 s: what is not lost to that is used.
     holds("1 s quantum, calls of 1.3 to 4 s' worth", Scenario { tokens: 20_000, ..with(over(1.0)) }, 0.93, 5);
     let report = run("1 s quantum, others take 40 %", Scenario { others: 0.4, ..small(over(1.0)) });
-    assert!(report.utilisation() >= 0.99 && report.met_429s as f64 <= 0.01 * report.done as f64);
+    assert!(report.utilisation() >= 0.99 && report.met_429s as f64 <= 0.025 * report.done as f64);
 }
 
 #[test]

@@ -32,7 +32,10 @@ fn run_with(name: &str, scenario: Scenario, policy: Policy) -> Report {
 fn print(name: &str, report: &Report) {
     let Report { met_429s, done, given_up, refused, .. } = report;
     let used = 100.0 * report.utilisation();
-    println!("{name:<46} {used:6.2} % used {met_429s:4} 429s {done:6} calls {given_up:3} given up {refused:4} refused");
+    println!(
+        "{name:<46} {used:6.2} % used {met_429s:4} 429s {done:6} calls {given_up:3} given up {refused:4} refused {:.2} % flowed over",
+        100.0 * report.lost / report.available
+    );
 }
 
 #[test]

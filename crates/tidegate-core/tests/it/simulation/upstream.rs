@@ -171,9 +171,11 @@ impl Upstream {
     /// Another tenant takes tokens, if it can.
     pub(super) fn take_for_others(&mut self, now: f64, tokens: f64) -> bool {
         self.refill(now);
-        let fits = self.told[1].level >= tokens;
+        let of_tokens = |bucket: &&mut Bucket| bucket.dimension == TPM;
+        let fits =
+            self.told.iter().chain(&self.quanta).all(|bucket| bucket.dimension != TPM || bucket.wait(tokens) <= 0.0);
         if fits {
-            self.told[1].level -= tokens;
+            self.told.iter_mut().chain(&mut self.quanta).filter(of_tokens).for_each(|bucket| bucket.level -= tokens);
         }
         fits
     }

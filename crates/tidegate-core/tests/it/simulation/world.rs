@@ -42,8 +42,6 @@ pub(super) struct Scenario {
     pub(super) interactive_from: f64,
     pub(super) when_open: WhenOpen,
     pub(super) priorities: &'static [Priority],
-    /// What was used before this second does not count: the time to learn.
-    pub(super) counted_from: f64,
 }
 
 impl Default for Scenario {
@@ -62,7 +60,6 @@ impl Default for Scenario {
             interactive_from: 0.0,
             when_open: WhenOpen::Refuse,
             priorities: &Priority::ALL,
-            counted_from: 0.0,
         }
     }
 }
@@ -89,6 +86,7 @@ pub(super) struct Report {
     pub(super) interactive_waits: Vec<u64>,
     /// Attempts that met `insufficient_quota`.
     pub(super) met_quota: u64,
+    /// Tokens that flowed in vain because the bucket was full.
     pub(super) lost: f64,
     pub(super) order: Vec<u64>,
 }
@@ -104,7 +102,6 @@ enum Happens {
     Arrive,
     Interactive,
     Others,
-    CountFrom,
     Reach(Ticket),
     Head(Ticket),
     Failed(Ticket, u64),
@@ -157,9 +154,6 @@ impl World {
         }
         if world.scenario.interactive > 0.0 {
             world.push((world.scenario.interactive_from * 1e6) as u64, Happens::Interactive);
-        }
-        if world.scenario.counted_from > 0.0 {
-            world.push((world.scenario.counted_from * 1e6) as u64, Happens::CountFrom);
         }
         world
     }
@@ -272,11 +266,6 @@ impl World {
                 }
                 let gap = self.exponential(60.0 * tokens as f64 / (self.scenario.rules.tpm * others));
                 self.push(now + gap, Happens::Others);
-            }
-            Happens::CountFrom => {
-                self.upstream.headers(seconds, 0.0);
-                self.report.available = self.others_used - self.upstream.flowed;
-                self.report.used = 0.0;
             }
             Happens::Reach(ticket) => {
                 let chance = self.random.f64();
