@@ -172,9 +172,13 @@ pub(crate) struct Sending<'s> {
     pub(crate) caller_failed: &'s AtomicBool,
 }
 
-/// When the head of a reply came, for whoever measures.
+/// When the beginning of a reply came, for whoever measures.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct HeadTime(pub(crate) Option<Instant>);
+pub(crate) struct HeadTime {
+    pub(crate) head: Option<Instant>,
+    /// Of a stream: when its first event came, or when none had come for so long that the status was passed on without.
+    pub(crate) first_event: Option<Instant>,
+}
 
 impl Sending<'_> {
     /// Sends `request` and looks at what comes.
@@ -199,7 +203,7 @@ impl Sending<'_> {
             Err(error) => return self.no_reply(&error),
         };
         let now = Instant::now();
-        head_at.0 = Some(now);
+        head_at.head = Some(now);
         let (head, body) = response.into_parts();
         let told = of_limits(&head.headers);
         if !told.is_empty() {
@@ -212,7 +216,9 @@ impl Sending<'_> {
         } else if !self.is_metered || status != StatusCode::OK {
             Came::Reply(Box::new(reply))
         } else if is_event_stream(&reply.head.headers) {
-            self.look_at_stream(reply, now).await
+            let came = self.look_at_stream(reply, now).await;
+            head_at.first_event = Some(Instant::now());
+            came
         } else {
             self.look_at_json(reply, now).await
         }

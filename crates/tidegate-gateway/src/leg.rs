@@ -150,10 +150,13 @@ impl Leg {
                 // Nothing takes it before the attempt has ended.
                 None => return Ended::Answer(Err(Box::new(OwnReply::draining()))),
             };
-            if let Some(at) = head_at.0 {
+            if let Some(at) = head_at.head {
                 settling.head_came(at);
             }
-            let looked_at = head_at.0.unwrap_or_else(Instant::now);
+            if let Some(at) = head_at.first_event {
+                settling.first_event_came(at);
+            }
+            let looked_at = head_at.head.unwrap_or_else(Instant::now);
             so_far.outside += looked_at.saturating_duration_since(sent_at);
             let failed = match came {
                 Came::Reply(reply) => {

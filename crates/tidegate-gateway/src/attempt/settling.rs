@@ -73,6 +73,11 @@ impl Settling {
         self.model.metrics.first_byte.observe(after.as_secs_f64());
     }
 
+    /// The first event of a stream came at `at`: the breaker judges by that how slow it is, as a head may come long before.
+    pub(crate) fn first_event_came(&mut self, at: Instant) {
+        self.first_byte_after = Some(at.saturating_duration_since(self.sent_at));
+    }
+
     /// When it was sent.
     pub(crate) const fn sent_at(&self) -> Instant {
         self.sent_at

@@ -219,3 +219,38 @@ async fn levels_survive_a_restart() {
     );
     assert_eq!(call_admin(&second, &ask).await.status(), 200);
 }
+
+#[tokio::test]
+async fn a_stream_whose_first_event_is_late_counts_as_slow_however_soon_its_head_came() {
+    let (gateway, upstream) = scripted_with(|config| {
+        config.policy.breaker.slow_call_duration = Some(Duration::from_millis(500));
+        config.policy.breaker.minimum_calls = 2;
+    })
+    .await;
+    for _ in 0..2 {
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", "", CHAT_STREAM).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.write(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-ratelimit-limit-requests: 1000\r\n\
+             x-ratelimit-remaining-requests: 999\r\nx-ratelimit-reset-requests: 60ms\r\n\r\n",
+        )
+        .await;
+        // What the head told is known: it has come.
+        let is_told = || {
+            let status = gateway.driver().with(|gate, now| gate.status(now));
+            status.learned[0].limits.first().is_some_and(|limit| limit.age_seconds < 0.5)
+        };
+        until(is_told).await;
+        // It is passed on a second after it came, event or not.
+        let_pass(Duration::from_millis(1100)).await;
+        client.head().await;
+        peer.chunk(EVENT).await;
+        peer.chunk("data: [DONE]\n\n").await;
+        peer.end_stream().await;
+        while client.next_chunk().await.is_some() {}
+        idle(&gateway).await;
+    }
+    let breaker = gateway.driver().with(|gate, now| gate.status(now)).breakers.remove(0);
+    assert_eq!((breaker.state, breaker.cause.as_str()), ("open", "2 of 2 calls were slow"));
+}
