@@ -204,8 +204,13 @@ async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, F
     config.server.listen = vec!["127.0.0.1:0".parse().map_err(|_| "no address")?];
     config.server.admin_listen = "127.0.0.1:0".parse().map_err(|_| "no address")?;
     config.policy.breaker.recovery_timeout = recovery;
-    let options =
-        GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token: Some("edge".to_owned()) };
+    let options = GatewayOptions {
+        config,
+        allow_anonymous: false,
+        state_dir: None,
+        admin_token: Some("edge".to_owned()),
+        own_threads: false,
+    };
     Ok(Gateway::start(options).await?)
 }
 

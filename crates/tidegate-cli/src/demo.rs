@@ -97,7 +97,8 @@ async fn start_gateway(upstream: &Simulator) -> Result<Gateway, Failure> {
         api_key: Some(SecretSource::Placeholder),
         ..UpstreamConfig::default()
     }]);
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token: None };
+    let options =
+        GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token: None, own_threads: false };
     Gateway::start(options).await.map_err(|error| Failure::Failed(error.to_string()))
 }
 

@@ -125,6 +125,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
         allow_anonymous: args.allow_anonymous,
         state_dir: state_dir.as_ref().map(|state_dir| state_dir.path().to_owned()),
         admin_token: std::env::var("TIDEGATE_ADMIN_TOKEN").ok().filter(|token| !token.trim().is_empty()),
+        own_threads: true,
     })
     .await
     .map_err(start_failure)?;

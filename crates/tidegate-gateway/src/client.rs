@@ -1,7 +1,8 @@
 //! Decides how connections to an upstream are made, kept and shared.
 //!
 //! HTTP/2 where TLS agrees on it. One HTTP/2 connection takes a hundred or so streams and makes further ones wait where
-//! nobody sees it; so calls spread over several clients, each with connections of its own, the first with room first.
+//! nobody sees it; so calls spread over several clients, each with connections of its own, the first with room first. Each
+//! core has clients of its own: a connection is used by the thread that watches it.
 
 use std::future::Future;
 use std::io;
@@ -25,6 +26,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use crate::body::SendBody;
+use crate::cores;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -44,10 +46,14 @@ const REPLY_HEAD_BYTES_MAX: usize = 256 << 10;
 /// Sends requests to one upstream.
 #[derive(Debug)]
 pub(crate) struct Clients {
-    clients: Vec<(Client<Connector, SendBody>, Arc<AtomicUsize>)>,
+    /// By core.
+    clients: Vec<Vec<Counted>>,
     /// Speaks HTTP/1.1 alone: an upgrade is none of HTTP/2's.
     upgrades: Client<Connector, SendBody>,
 }
+
+/// A client, and the calls that it is used by.
+type Counted = (Client<Connector, SendBody>, Arc<AtomicUsize>);
 
 /// Counts a call in its client until it is dropped.
 #[derive(Debug)]
@@ -79,19 +85,26 @@ impl Clients {
                 .set_host(false);
             builder.build(connector)
         };
-        let clients = (0..count).map(|_| (client(true), Arc::new(AtomicUsize::new(0)))).collect();
+        let of_core = |_| (0..count).map(|_| (client(true), Arc::new(AtomicUsize::new(0)))).collect();
+        let clients = (0..cores::count()).map(of_core).collect();
         Ok(Self { clients, upgrades: client(false) })
     }
 
     /// Sends `request`; the place is to be kept until its reply has ended.
     pub(crate) fn send(&self, request: Request<SendBody>) -> (ResponseFuture, Option<Place>) {
-        let [only] = self.clients.as_slice() else { return self.send_to_first_with_room(request) };
-        (only.0.request(request), None)
+        match self.clients.get(cores::current()).map_or(&[][..], Vec::as_slice) {
+            [only] => (only.0.request(request), None),
+            clients => self.send_to_first_with_room(clients, request),
+        }
     }
 
-    fn send_to_first_with_room(&self, request: Request<SendBody>) -> (ResponseFuture, Option<Place>) {
-        let with_room = self.clients.iter().find(|(_, used)| used.load(Ordering::Relaxed) < STREAMS_PER_CLIENT);
-        let emptiest = || self.clients.iter().min_by_key(|(_, used)| used.load(Ordering::Relaxed));
+    fn send_to_first_with_room(
+        &self,
+        clients: &[Counted],
+        request: Request<SendBody>,
+    ) -> (ResponseFuture, Option<Place>) {
+        let with_room = clients.iter().find(|(_, used)| used.load(Ordering::Relaxed) < STREAMS_PER_CLIENT);
+        let emptiest = || clients.iter().min_by_key(|(_, used)| used.load(Ordering::Relaxed));
         match with_room.or_else(emptiest) {
             Some((client, used)) => {
                 used.fetch_add(1, Ordering::Relaxed);

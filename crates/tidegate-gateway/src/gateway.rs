@@ -10,6 +10,7 @@ use tidegate_core::config::Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::cores::Cores;
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
 use crate::room::Room;
@@ -28,6 +29,9 @@ pub struct GatewayOptions {
     pub state_dir: Option<PathBuf>,
     /// The admin listener's token. `None`: that of the state directory, made at the first start.
     pub admin_token: Option<String>,
+    /// Serves calls on threads of its own, one for each core, which takes the least of the machine. Else on the runtime that starts
+    /// the gateway, with whatever clock that has.
+    pub own_threads: bool,
 }
 
 /// A running gateway. Dropping it cuts everything off; [`Gateway::drain`] does not.
@@ -42,15 +46,17 @@ pub struct Gateway {
     admin_phase: watch::Sender<Phase>,
     /// One reload at a time.
     reloading: Mutex<()>,
+    /// Serve until the last call has ended.
+    _cores: Arc<Cores>,
 }
 
 impl Gateway {
-    /// Starts listening and serving on the current tokio runtime.
+    /// Starts listening and serving, on the current tokio runtime unless [`GatewayOptions::own_threads`] says otherwise.
     ///
     /// # Errors
-    /// An address that cannot be listened on, a configuration that does not hold together, a secret or file that is not there.
+    /// No thread to serve on, an address that cannot be listened on, a configuration that does not hold together, a secret or file that is not there.
     pub async fn start(options: GatewayOptions) -> Result<Self, StartError> {
-        let GatewayOptions { config, allow_anonymous, state_dir, admin_token } = options;
+        let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads } = options;
         let settings = Settings::new(config, None, allow_anonymous)?;
         let listeners = listener::bind_all(&settings.config.server.listen)?;
         let admin_listener = listener::bind(settings.config.server.admin_listen, true)?;
@@ -72,15 +78,26 @@ impl Gateway {
             admin_token: token::secret_digest(admin_token.as_bytes()),
             first_addr,
         });
+        let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
+        let cores = Arc::new(cores);
         for listener in listeners {
-            tokio::spawn(accept_api(listener, shared.clone()));
+            tokio::spawn(accept_api(listener, shared.clone(), cores.clone()));
         }
         let admin_phase = watch::Sender::new(Phase::Serving);
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
         }
-        Ok(Self { shared, api_addrs, admin_addr, allow_anonymous, state_dir, admin_phase, reloading: Mutex::new(()) })
+        Ok(Self {
+            shared,
+            api_addrs,
+            admin_addr,
+            allow_anonymous,
+            state_dir,
+            admin_phase,
+            reloading: Mutex::default(),
+            _cores: cores,
+        })
     }
 
     /// Where the API is served; never empty. For `localhost` the IPv4 address first.
@@ -194,13 +211,13 @@ fn local_addr(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|error| StartError::Config(format!("a listener has no address: {error}")))
 }
 
-async fn accept_api(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept_api(listener: TcpListener, shared: Arc<Shared>, cores: Arc<Cores>) {
     let phase = shared.phase.subscribe();
     let serve = |stream, phase| {
         let tls = shared.settings.load().tls.clone();
         let shared = shared.clone();
         let answer = move |local, request| pages::serve(shared.clone(), local, request);
-        tokio::spawn(connection::serve(stream, tls, phase, answer));
+        cores.serve(stream, move |stream| connection::serve(stream, tls, phase, answer));
     };
     listener::accept(listener, phase, Phase::Closing, serve).await;
 }

@@ -13,6 +13,7 @@ mod body;
 mod candidates;
 mod client;
 mod connection;
+mod cores;
 mod delivery;
 mod gateway;
 mod guard;

@@ -32,6 +32,9 @@ pub enum StartError {
     /// The configuration does not hold together, or names something that is not there.
     #[error("{0}")]
     Config(String),
+    /// The system starts no thread.
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
 }
 
 /// How far the process is on its way out.

@@ -198,6 +198,7 @@ async fn levels_survive_a_restart() {
             allow_anonymous: false,
             state_dir: Some(dir.path().to_owned()),
             admin_token: None,
+            own_threads: false,
         };
         tidegate_gateway::Gateway::start(options).await.unwrap()
     };

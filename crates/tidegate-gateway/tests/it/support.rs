@@ -42,7 +42,7 @@ pub(crate) fn config(addr: SocketAddr) -> Config {
 /// Starts a gateway.
 pub(crate) async fn start(config: Config) -> Gateway {
     let admin_token = Some("operator".to_owned());
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token };
+    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token, own_threads: false };
     Gateway::start(options).await.unwrap()
 }
 
