@@ -91,17 +91,11 @@ impl Order<'_> {
 /// OpenAI's names speak of the tightest limit of our own; the upstream's numbers are set aside.
 fn put_levels(headers: &mut HeaderMap, levels: &tidegate_core::gate::OwnLevels) {
     headers::set_ratelimit_aside(headers);
-    for (unit, level) in [("requests", levels.requests), ("tokens", levels.tokens)] {
+    for (names, level) in [(&headers::OF_REQUESTS, levels.requests), (&headers::OF_TOKENS, levels.tokens)] {
         let Some((limit, remaining, full_after_micros)) = level else { continue };
         let reset = Spoken(Duration::from_micros(full_after_micros)).to_string();
-        for (what, value) in [
-            ("limit", HeaderValue::from(limit)),
-            ("remaining", HeaderValue::from(remaining)),
-            ("reset", HeaderValue::try_from(reset).unwrap_or_else(|_| HeaderValue::from_static("0s"))),
-        ] {
-            if let Ok(name) = http::HeaderName::try_from(format!("x-ratelimit-{what}-{unit}")) {
-                headers.insert(name, value);
-            }
-        }
+        headers.insert(&names.limit, HeaderValue::from(limit));
+        headers.insert(&names.remaining, HeaderValue::from(remaining));
+        headers.insert(&names.reset, HeaderValue::try_from(reset).unwrap_or_else(|_| HeaderValue::from_static("0s")));
     }
 }

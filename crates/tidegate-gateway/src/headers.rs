@@ -56,7 +56,7 @@ impl HeaderLookup for Lookup<'_> {
 pub(crate) fn of_limits(headers: &HeaderMap) -> Vec<(&str, &str)> {
     headers
         .iter()
-        .filter(|(name, _)| name.as_str().contains("ratelimit"))
+        .filter(|(name, _)| name.as_str().split('-').any(|word| word == "ratelimit"))
         .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
         .collect()
 }
@@ -141,8 +141,48 @@ pub(crate) fn number(number: u64) -> HeaderValue {
     }
 }
 
+/// What OpenAI tells of one of its limits, by header.
+pub(crate) struct RateLimitNames {
+    pub(crate) limit: HeaderName,
+    pub(crate) remaining: HeaderName,
+    pub(crate) reset: HeaderName,
+}
+
+/// Of the limit on requests.
+pub(crate) static OF_REQUESTS: RateLimitNames = RateLimitNames {
+    limit: HeaderName::from_static("x-ratelimit-limit-requests"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-requests"),
+    reset: HeaderName::from_static("x-ratelimit-reset-requests"),
+};
+/// Of the limit on tokens.
+pub(crate) static OF_TOKENS: RateLimitNames = RateLimitNames {
+    limit: HeaderName::from_static("x-ratelimit-limit-tokens"),
+    remaining: HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
+};
+static REQUESTS_ASIDE: RateLimitNames = RateLimitNames {
+    limit: HeaderName::from_static("x-tidegate-upstream-ratelimit-limit-requests"),
+    remaining: HeaderName::from_static("x-tidegate-upstream-ratelimit-remaining-requests"),
+    reset: HeaderName::from_static("x-tidegate-upstream-ratelimit-reset-requests"),
+};
+static TOKENS_ASIDE: RateLimitNames = RateLimitNames {
+    limit: HeaderName::from_static("x-tidegate-upstream-ratelimit-limit-tokens"),
+    remaining: HeaderName::from_static("x-tidegate-upstream-ratelimit-remaining-tokens"),
+    reset: HeaderName::from_static("x-tidegate-upstream-ratelimit-reset-tokens"),
+};
+
 /// Moves the upstream's `x-ratelimit-*` aside: OpenAI's names are to speak of our own limits.
 pub(crate) fn set_ratelimit_aside(headers: &mut HeaderMap) {
+    for (theirs, aside) in [(&OF_REQUESTS, &REQUESTS_ASIDE), (&OF_TOKENS, &TOKENS_ASIDE)] {
+        for (name, aside) in
+            [(&theirs.limit, &aside.limit), (&theirs.remaining, &aside.remaining), (&theirs.reset, &aside.reset)]
+        {
+            if let Some(value) = headers.remove(name) {
+                headers.insert(aside, value);
+            }
+        }
+    }
+    // Some upstreams tell of other limits too.
     let theirs: Vec<HeaderName> =
         headers.keys().filter(|name| name.as_str().starts_with("x-ratelimit-")).cloned().collect();
     for name in theirs {
@@ -199,9 +239,18 @@ mod tests {
 
     #[test]
     fn the_upstreams_rate_limits_are_set_aside() {
-        let mut headers = map(&[("x-ratelimit-limit-requests", "500"), ("x-request-id", "r")]);
+        let of = |prefix: &str| {
+            let names = ["limit-requests", "remaining-requests", "reset-requests", "limit-tokens", "remaining-tokens"];
+            let mut headers = map(&[("x-request-id", "r")]);
+            for name in names.into_iter().chain(["reset-tokens", "limit-images"]) {
+                headers
+                    .insert(HeaderName::try_from(format!("{prefix}{name}")).unwrap(), HeaderValue::from_static(name));
+            }
+            headers
+        };
+        let mut headers = of("x-ratelimit-");
         set_ratelimit_aside(&mut headers);
-        assert_eq!(headers, map(&[("x-tidegate-upstream-ratelimit-limit-requests", "500"), ("x-request-id", "r")]));
+        assert_eq!(headers, of("x-tidegate-upstream-ratelimit-"));
     }
 
     #[test]
