@@ -28,7 +28,7 @@ use tidegate_core::openai::stream::StreamMeter;
 use tidegate_core::openai::{faults, headers as server_headers, usage};
 use tokio::time::Instant;
 
-use crate::body::{Late, SendBody, next_frame};
+use crate::body::{Late, SendBody, in_time, next_frame};
 use crate::client::Place;
 use crate::headers::{Lookup, of_limits};
 use crate::reply::ReplyBody;
@@ -191,16 +191,10 @@ impl Sending<'_> {
             self.attempt_end,
             self.call_end,
         ]);
-        let response = match deadline {
-            None => sending.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, sending).await {
-                Ok(response) => response,
-                Err(_) => return self.timed_out(sent_at.elapsed(), "no reply"),
-            },
-        };
-        let response = match response {
-            Ok(response) => response,
-            Err(error) => return self.no_reply(&error),
+        let response = match in_time(sending, deadline).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return self.no_reply(&error),
+            Err(Late) => return self.timed_out(sent_at.elapsed(), "no reply"),
         };
         let now = Instant::now();
         head_at.head = Some(now);

@@ -85,6 +85,14 @@ pub(crate) async fn next_frame(
     .await
 }
 
+/// What `future` comes to, unless it takes beyond `deadline`.
+pub(crate) async fn in_time<F: Future>(future: F, deadline: Option<Instant>) -> Result<F::Output, Late> {
+    match deadline {
+        None => Ok(future.await),
+        Some(deadline) => tokio::time::timeout_at(deadline, future).await.map_err(|_| Late),
+    }
+}
+
 /// Nothing came in time.
 #[derive(Debug)]
 pub(crate) struct Late;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::attempt::Settling;
-use crate::body::SendBody;
+use crate::body::{Late, SendBody, in_time};
 use crate::candidates::Candidates;
 use crate::headers::{self, Lookup};
 use crate::leg::Leg;
@@ -89,16 +89,16 @@ pub(crate) async fn run(
     upgrade.put_on(request.headers_mut());
     permit.sent();
     let mut settling = Settling::new(permit, leg.model.clone(), order.priority, leg.cost.input_tokens, None);
-    let timeout = leg.upstream.config.first_byte_timeout.unwrap_or(Duration::from_secs(600));
+    let deadline = leg.upstream.config.first_byte_timeout.map(|timeout| Instant::now() + timeout);
     let sending = leg.upstream.clients.upgrade(request);
-    let fault = match tokio::time::timeout(timeout, sending).await {
+    let fault = match in_time(sending, deadline).await {
         Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             settling.head_came(Instant::now());
             return Ok(switch(&order, &leg, upgrade, response, settling, stamp));
         }
         Ok(Ok(response)) => return Ok(refused(&order, &leg, response, settling, stamp).await),
         Ok(Err(_)) => Fault::new(FaultKind::Connect, "no connection for the WebSocket"),
-        Err(_) => Fault::new(FaultKind::Timeout, "no reply to the WebSocket's handshake"),
+        Err(Late) => Fault::new(FaultKind::Timeout, "no reply to the WebSocket's handshake"),
     };
     order.shared.metrics.no_reply(&leg.model.metrics, fault.kind.error_class());
     let (kind, message) = (fault.kind, format!("gave up after 1 attempt; last: {}.", fault.summary));

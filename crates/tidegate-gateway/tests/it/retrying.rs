@@ -132,6 +132,24 @@ async fn a_callers_mistake_is_sent_once_and_answered_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_name_that_does_not_resolve_is_tried_again_and_then_said() {
+    let gateway = {
+        let mut config = config("127.0.0.1:1".parse().unwrap());
+        // Never resolves (RFC 2606).
+        config.upstreams[0].base_url = "http://upstream.invalid/v1".to_owned();
+        start(config).await
+    };
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT).await;
+    let reply = client.message(false).await;
+    assert_eq!((reply.status(), reply.error("code").as_str()), (502, "upstream_unreachable"));
+    let message = reply.error("message");
+    assert!(message.starts_with("tidegate: gave up after 3 of 3 attempts in "), "{message}");
+    assert!(message.ends_with("last: the upstream's name does not resolve."), "it was not billed: {message}");
+    idle(&gateway).await;
+}
+
+#[tokio::test]
 async fn an_upstream_that_closes_early_is_tried_again_and_then_given_up() {
     let (gateway, upstream) = scripted_with(|config| config.policy.retry.max_attempts = 2).await;
     let mut client = client(&gateway).await;

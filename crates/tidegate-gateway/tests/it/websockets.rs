@@ -71,3 +71,22 @@ async fn an_upgrade_is_refused_where_tokens_are_limited() {
     assert_eq!(reply.status(), 403);
     assert!(reply.error("message").contains("limit \"team\""), "{}", reply.text());
 }
+
+#[tokio::test]
+async fn a_handshake_is_waited_for_as_long_as_the_upstream_is_given() {
+    for (first_byte_timeout, answers) in [(Some(Duration::from_secs(5)), false), (None, true)] {
+        let (gateway, upstream) =
+            scripted_with(|config| config.upstreams[0].first_byte_timeout = first_byte_timeout).await;
+        let mut client = client(&gateway).await;
+        client.write(HANDSHAKE).await;
+        let (mut peer, _) = upstream.request().await;
+        let_pass(Duration::from_secs(3600)).await;
+        if answers {
+            peer.write(SWITCHED).await;
+            assert!(client.head().await.0.contains("101"));
+        } else {
+            let reply = client.message(false).await;
+            assert_eq!((reply.status(), reply.error("code").as_str()), (504, "upstream_timeout"));
+        }
+    }
+}
