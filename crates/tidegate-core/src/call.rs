@@ -22,6 +22,9 @@ pub enum RequestType {
 }
 
 impl RequestType {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Chat, Self::Completion, Self::Embedding, Self::Image, Self::Other];
+
     /// The word used in keys, configuration and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Gate, Ticket};
 use crate::event::Event;
 use crate::fault::{Fault, FaultKind, LimitNumbers};
+use crate::learn::cold_start::ColdStart;
 use crate::learn::pace::{Due, Pace, RefusedAt};
 use crate::ledger::{LEARNED, Note, Source, pace_spec};
 use crate::limit::{Allowance, Dimension};
@@ -52,8 +53,25 @@ impl Gate {
         } else if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after(fault) + ROUNDING) {
             // The numbers say sooner: the server knows why.
             self.pause_target(target, Some(wait));
+            self.come_back_slowly(target, fault);
         }
         self.count_refused(target, tokens);
+    }
+
+    /// What has flowed in by the end of a pause does not all go at once: calls begin as if the limit had just become known.
+    fn come_back_slowly(&mut self, target: u32, fault: &Fault) {
+        let gauge = self.targets[target].gauge;
+        let ends_at = self.ledger.meters[gauge].paused_until;
+        let numbers = fault.numbers.and_then(|numbers| Some((numbers.limit, numbers.dimension?.period_micros()?)));
+        let requested = fault.numbers.and_then(|numbers| numbers.requested).unwrap_or(1).max(1);
+        let mut start = ColdStart::new(ends_at);
+        let per_second = numbers.map_or(1, |(limit, period)| {
+            u64::try_from(u128::from(limit) * 1_000_000 / u128::from(period) / u128::from(requested))
+                .unwrap_or(u64::MAX)
+        });
+        start.told(per_second.max(1), ends_at);
+        self.targets[target].cold_start = Some(start);
+        self.stir(gauge);
     }
 
     fn count_refused(&mut self, target: u32, tokens: u64) {

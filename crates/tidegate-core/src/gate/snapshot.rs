@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Gate;
 use crate::config::TokenCharge;
-use crate::learn::pace::Pace;
+use crate::learn::pace::{Found, Pace};
 use crate::ledger::{LEARNED, Source, learned_spec};
 use crate::limit::Dimension;
 use crate::meter::{Kind, Meter};
@@ -68,10 +68,31 @@ pub(super) struct KeptTarget {
     model: String,
     at_micros: u64,
     token_charge: Option<String>,
-    limits: Vec<KeptMeter>,
-    /// Rates that were measured, by dimension.
+    limits: Vec<KeptLimit>,
     #[serde(default)]
-    measured: Vec<(String, u64)>,
+    paces: Vec<KeptPace>,
+    /// What calls write, by type of request: the estimate, and how many it is made of.
+    #[serde(default)]
+    outputs: Vec<(String, u64, u32)>,
+}
+
+/// A limit that the server told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct KeptLimit {
+    #[serde(flatten)]
+    meter: KeptMeter,
+    /// When, in microseconds of the driver's clock. Absent: when it was kept.
+    #[serde(default)]
+    told_at_micros: Option<u64>,
+}
+
+/// A pace that was found out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct KeptPace {
+    dimension: String,
+    #[serde(flatten)]
+    found: Found,
+    changed_at_micros: u64,
 }
 
 impl Snapshot {
@@ -133,16 +154,29 @@ impl Gate {
                 limits: target
                     .learned
                     .iter()
-                    .filter_map(|learned| KeptMeter::whole(&self.ledger.meters[learned.meter]))
+                    .filter_map(|learned| {
+                        let told_at_micros = Some(learned.told_at.as_micros());
+                        let meter = KeptMeter::whole(&self.ledger.meters[learned.meter])?;
+                        Some(KeptLimit { meter, told_at_micros })
+                    })
                     .collect(),
-                measured: target
+                paces: target
                     .paces
                     .iter()
-                    .filter(|paced| paced.pace.is_active() && paced.pace.is_guess())
-                    .map(|paced| (paced.dimension.name().to_owned(), paced.pace.rate(clock)))
+                    .filter(|paced| paced.pace.is_active())
+                    .map(|paced| KeptPace {
+                        dimension: paced.dimension.name().to_owned(),
+                        found: paced.pace.found(clock),
+                        changed_at_micros: paced.pace.changed_at().as_micros(),
+                    })
+                    .collect(),
+                outputs: target
+                    .typical_output
+                    .of_all()
+                    .map(|(name, value, seen)| (name.to_owned(), value, seen))
                     .collect(),
             })
-            .filter(|target| !target.limits.is_empty() || !target.measured.is_empty())
+            .filter(|target| !(target.limits.is_empty() && target.paces.is_empty() && target.outputs.is_empty()))
             .collect();
         targets.extend(self.restored_targets.values().cloned());
         Snapshot { format: FORMAT, taken_at_micros: at_micros, clean, levels, targets }
@@ -163,7 +197,7 @@ impl Gate {
         }
         for mut target in snapshot.targets {
             if !snapshot.clean && target.at_micros == snapshot.taken_at_micros {
-                target.limits.iter_mut().for_each(KeptMeter::distrust);
+                target.limits.iter_mut().for_each(|limit| limit.meter.distrust());
             }
             self.restored_targets.insert((target.account.clone().into(), target.model.clone().into()), target);
         }
@@ -209,12 +243,17 @@ impl Gate {
         if let Some(rule) = kept.token_charge.as_deref().and_then(TokenCharge::parse) {
             self.targets[id].charge_rule.restore(rule);
         }
+        for (name, value, seen) in &kept.outputs {
+            self.targets[id].typical_output.restore(name, *value, *seen);
+        }
         if !self.targets[id].learn_limits {
             return;
         }
-        for (name, rate) in &kept.measured {
-            if let Some(dimension) = Dimension::ALL.into_iter().find(|dimension| dimension.name() == name) {
-                self.open_pace(id, dimension, Pace::restored(*rate, now));
+        let dimension_of = |name: &str| Dimension::ALL.into_iter().find(|dimension| dimension.name() == name);
+        for kept in &kept.paces {
+            if let Some(dimension) = dimension_of(&kept.dimension) {
+                let changed_at = Time::from_micros(kept.changed_at_micros).min(now);
+                self.open_pace(id, dimension, Pace::restored(kept.found, changed_at, now));
             }
         }
         if kept.limits.is_empty() {
@@ -225,21 +264,12 @@ impl Gate {
         let level = self.ledger.add_level(level_key.into(), LEARNED.into(), name, Source::Target(id));
         let kept_at = Time::from_micros(kept.at_micros).min(now);
         for limit in &kept.limits {
-            let Some(dimension) = Dimension::ALL.into_iter().find(|dimension| dimension.name() == limit.dimension)
-            else {
-                continue;
-            };
-            let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.limit), now);
-            limit.put_into(&mut self.ledger.meters[meter], kept_at, now);
-            self.ledger.meters[meter].told(kept_at);
-            self.targets[id].learned.push(Learned {
-                dimension,
-                meter,
-                told_at: kept_at,
-                missed: 0,
-                moves: 0,
-                early: None,
-            });
+            let Some(dimension) = dimension_of(&limit.meter.dimension) else { continue };
+            let told_at = limit.told_at_micros.map_or(kept_at, |told_at| Time::from_micros(told_at).min(now));
+            let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.meter.limit), now);
+            limit.meter.put_into(&mut self.ledger.meters[meter], kept_at, now);
+            self.ledger.meters[meter].told(told_at);
+            self.targets[id].learned.push(Learned { dimension, meter, told_at, missed: 0, moves: 0, early: None });
         }
         self.targets[id].cold_start = None;
     }

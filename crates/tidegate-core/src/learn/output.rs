@@ -58,6 +58,19 @@ impl TypicalOutput {
         known.map_or_else(|| first_guess(request_type), |known| known.value)
     }
 
+    /// What all tenants' calls write, by type: its name, the estimate, and how many calls it is made of.
+    pub(crate) fn of_all(&self) -> impl Iterator<Item = (&'static str, u64, u32)> {
+        let seen = RequestType::ALL.into_iter().map(|kind| (kind.name(), self.all[kind as usize]));
+        seen.filter(|(_, all)| all.seen > 0).map(|(name, all)| (name, all.value, all.seen))
+    }
+
+    /// Takes over what an earlier run had seen.
+    pub(crate) fn restore(&mut self, name: &str, value: u64, seen: u32) {
+        if let Some(kind) = RequestType::ALL.into_iter().find(|kind| kind.name() == name) {
+            self.all[kind as usize] = Quantile { value, seen };
+        }
+    }
+
     /// A call wrote so many.
     pub(crate) fn wrote(&mut self, tenant: u64, request_type: RequestType, tokens: u64) {
         self.all[request_type as usize].saw(tokens);

@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::time::{Time, micros_up};
 
 /// Two refusals nearer together than this measure nothing.
@@ -79,6 +81,19 @@ fn burst_at_first(rate: u64, told: Option<u64>) -> u64 {
     (rate / if told.is_some() { BURST_PART } else { 2 * BURST_PART }).max(1)
 }
 
+/// What was found out of a pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Found {
+    /// The limit a minute that headers told. `None`: they told none.
+    told: Option<u64>,
+    /// Units a minute.
+    rate: u64,
+    /// Units at one instant.
+    burst: u64,
+    /// By how much calls overtake one another on the way.
+    lag_micros: u64,
+}
+
 /// The pace of one dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
@@ -140,10 +155,18 @@ impl Pace {
         }
     }
 
-    /// A rate that was found out before a restart.
-    pub(crate) fn restored(rate: u64, now: Time) -> Self {
-        let refused = RefusedAt { told: None, has_room: false, admitted: 0, sent_at: now, wait: None };
-        Self::new(refused, (rate, true), now)
+    /// As it was found out before a restart.
+    pub(crate) fn restored(found: Found, changed_at: Time, now: Time) -> Self {
+        let refused = RefusedAt { told: found.told, has_room: false, admitted: 0, sent_at: now, wait: None };
+        let Found { rate, burst, lag_micros, .. } = found;
+        let lag_micros = lag_micros.min(LAG_MAX_MICROS);
+        let pace = Self::new(refused, (rate.max(1), true), now);
+        Self { rate: rate.max(1), held: rate.max(1), burst: burst.max(1), lag_micros, changed_at, ..pace }
+    }
+
+    /// What of it is to survive a restart.
+    pub(crate) fn found(&self, now: Time) -> Found {
+        Found { told: self.told, rate: self.rate(now), burst: self.burst, lag_micros: self.lag_micros }
     }
 
     /// Whether calls go by it.

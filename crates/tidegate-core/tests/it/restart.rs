@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
+use tidegate_core::cost::Usage;
+use tidegate_core::fault::{Fault, FaultKind, LimitNumbers};
 use tidegate_core::gate::{Snapshot, SnapshotError};
 use tidegate_core::limit::{Dimension, Scope};
-use tidegate_core::outcome::{ServerLimit, ServerLimits};
+use tidegate_core::outcome::{Ending, Outcome, ServerLimit, ServerLimits};
 
 use crate::support::*;
 
@@ -70,26 +72,66 @@ fn what_was_kept_of_somebody_who_has_not_called_since_survives_the_next_restart_
     assert_eq!(bench.remaining("own", RPD), 900);
 }
 
+fn learning() -> Policy {
+    let upstream = UpstreamPolicy { name: "openai".into(), learn_limits: true, token_charge: TokenCharge::Learned };
+    Policy { upstreams: vec![upstream], ..Policy::default() }
+}
+
 #[test]
-fn what_was_learned_survives_with_its_level() {
-    let learning = || Policy {
-        upstreams: vec![UpstreamPolicy {
-            name: "openai".into(),
-            learn_limits: true,
-            token_charge: TokenCharge::Learned,
-        }],
-        ..Policy::default()
-    };
+fn what_was_learned_survives_with_its_level_and_its_age() {
     let mut bench = Bench::new(learning());
     let ticket = bench.admit(call("ada", 10));
     let told = ServerLimit { dimension: RPM, limit: 60, remaining: Some(5) };
     bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
     bench.succeed(ticket, 10);
+    bench.run_for(Duration::from_secs(40));
     let mut bench = restarted(bench, true, Duration::from_secs(3), learning());
     bench.admit(call("ada", 10));
     let learned = &bench.gate.status(bench.now).learned[0];
-    assert_eq!((learned.limits[0].limit, learned.limits[0].remaining), (60, 7));
+    assert_eq!((learned.limits[0].limit, learned.limits[0].remaining), (60, 47));
+    assert!((learned.limits[0].age_seconds - 43.0).abs() < 0.1, "{}", learned.limits[0].age_seconds);
     assert_eq!(learned.in_flight_cap, None, "what is known needs no cold start");
+}
+
+#[test]
+fn a_pace_that_was_found_out_survives() {
+    let mut bench = Bench::new(learning());
+    let first = bench.admit(call("ada", 10));
+    let told = ServerLimit { dimension: RPM, limit: 6000, remaining: Some(5999) };
+    bench.gate.observe(first, &ServerLimits(smallvec::smallvec![told]), bench.now);
+    bench.succeed(first, 10);
+    // There is room in the minute: a shorter window was full.
+    let second = bench.admit(call("ada", 10));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.numbers = Some(LimitNumbers { dimension: Some(RPM), limit: 6000, used: Some(100), requested: Some(1) });
+    bench.settle(second, &Outcome::of(Ending::Failed(fault)));
+    let paced = |bench: &mut Bench| {
+        let paced = &bench.gate.status(bench.now).learned[0].paced;
+        paced.iter().map(|paced| (paced.dimension, paced.rate, paced.burst)).collect::<Vec<_>>()
+    };
+    assert_eq!(paced(&mut bench), [("requests_per_minute", 6000, 100)]);
+    let mut bench = restarted(bench, true, Duration::from_secs(3), learning());
+    bench.admit(call("ada", 10));
+    assert_eq!(paced(&mut bench), [("requests_per_minute", 6000, 100)]);
+}
+
+#[test]
+fn how_long_outputs_are_is_remembered() {
+    let tokens = || vec![limit("own", &[], &[(Dimension::TokensPerMinute, 100_000)])];
+    let unbounded = || {
+        let mut unbounded = call("ada", 100);
+        unbounded.cost.max_output_tokens = None;
+        unbounded
+    };
+    let mut bench = Bench::with_limits(tokens());
+    for _ in 0..20 {
+        let ticket = bench.admit(unbounded());
+        let usage = Some(Usage { input_tokens: 100, output_tokens: 900 });
+        bench.settle(ticket, &Outcome { usage, ..success(0) });
+    }
+    let mut bench = restarted(bench, true, Duration::from_secs(120), policy(tokens()));
+    bench.admit(unbounded());
+    assert_eq!(bench.remaining("own", Dimension::TokensPerMinute), 100_000 - 1000);
 }
 
 #[test]

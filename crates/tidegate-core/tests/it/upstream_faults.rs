@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
 use tidegate_core::fault::{Fault, FaultKind, LimitNumbers};
-use tidegate_core::limit::Dimension;
+use tidegate_core::limit::{Dimension, Scope};
 use tidegate_core::outcome::{Ending, Outcome, ServerLimit, ServerLimits};
 use tidegate_core::refusal::{GiveUpReason, Next, Reason};
 
@@ -277,6 +277,54 @@ fn the_numbers_of_a_429_correct_the_level_that_they_name() {
     let remaining = bench.gate.status(bench.now).learned[0].limits[0].remaining;
     // 63 are left there, and the refused call's own 385 come back.
     assert!((0..=63 + 385).contains(&remaining), "{remaining}");
+}
+
+#[test]
+fn what_is_learned_never_lifts_what_is_configured() {
+    let mirror = limit("account", &[Scope::Account, Scope::Model], &[(RPM, 20)]);
+    let mut bench = Bench::new(Policy { limits: vec![mirror], ..learning() });
+    let first = bench.admit(call("ada", 1));
+    let told = ServerLimit { dimension: RPM, limit: 6000, remaining: Some(5999) };
+    bench.gate.observe(first, &ServerLimits(smallvec::smallvec![told]), bench.now);
+    bench.succeed(first, 1);
+    for _ in 0..100 {
+        bench.admit(call("ada", 1));
+    }
+    assert_eq!(bench.granted.len(), 20, "the configured limit's bucket");
+    bench.run_for(Duration::from_secs(60));
+    assert!((39..=40).contains(&bench.granted.len()), "and its refill: {}", bench.granted.len());
+}
+
+#[test]
+fn after_a_wait_that_is_longer_than_the_limit_accounts_for_calls_come_back_as_a_ramp() {
+    let mut bench = Bench::new(learning());
+    let tell = |bench: &mut Bench, remaining| {
+        let ticket = bench.admit(call("ada", 1));
+        let told = ServerLimit { dimension: RPM, limit: 600, remaining: Some(remaining) };
+        bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+        bench.succeed(ticket, 1);
+    };
+    tell(&mut bench, 599);
+    bench.run_for(Duration::from_secs(30));
+    tell(&mut bench, 599);
+    let ticket = bench.admit(call("ada", 1));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.wait = Some(Duration::from_secs(30));
+    fault.numbers = Some(LimitNumbers { dimension: Some(RPM), limit: 600, used: Some(600), requested: Some(1) });
+    bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    let before = bench.granted.len();
+    for _ in 0..400 {
+        bench.admit(call("ada", 1));
+    }
+    let gone = |bench: &Bench| bench.granted.len() - before;
+    bench.run_for(Duration::from_millis(29_990));
+    assert_eq!(gone(&bench), 0, "the wait is everybody's");
+    bench.run_for(Duration::from_millis(20));
+    assert!((1..=8).contains(&gone(&bench)), "three hundred have flowed in, and do not go at once: {}", gone(&bench));
+    bench.run_for(Duration::from_secs(5));
+    assert!((60..=120).contains(&gone(&bench)), "twice what flows in: {}", gone(&bench));
+    bench.run_for(Duration::from_secs(6));
+    assert!(gone(&bench) > 300, "{}", gone(&bench));
 }
 
 #[test]
