@@ -23,6 +23,12 @@ pub(crate) struct Model {
 }
 
 impl Model {
+    fn new(group: &str, upstream: &Arc<str>, metrics: &Metrics) -> Arc<Self> {
+        let group: Arc<str> = Arc::from(group);
+        let metrics = metrics.target(upstream, &group);
+        Arc::new(Self { group, metrics, calibration: Mutex::default() })
+    }
+
     /// How far estimates are off at the moment.
     pub(crate) fn calibration(&self) -> Calibration {
         *self.calibration.lock().unwrap_or_else(PoisonError::into_inner)
@@ -34,10 +40,23 @@ impl Model {
     }
 }
 
-/// The models of one upstream, by the names that callers use.
+/// The models of one upstream.
 #[derive(Debug, Default)]
-pub(crate) struct Models {
-    by_name: RwLock<HashMap<Box<str>, Arc<Model>>>,
+pub(crate) struct Models(RwLock<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By the names that callers use.
+    by_name: HashMap<Box<str>, Arc<Model>>,
+    /// Groups that the upstream said share the limit of another.
+    joined: HashMap<Box<str>, Arc<Model>>,
+}
+
+impl Known {
+    fn of_group(&self, group: &str) -> Option<Arc<Model>> {
+        let has_group = |model: &&Arc<Model>| &*model.group == group;
+        self.joined.get(group).or_else(|| self.by_name.values().find(has_group)).cloned()
+    }
 }
 
 impl Models {
@@ -50,35 +69,30 @@ impl Models {
         upstream: &Arc<str>,
         metrics: &Metrics,
     ) -> Arc<Model> {
-        if let Some(model) = self.by_name.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+        if let Some(model) = self.0.read().unwrap_or_else(PoisonError::into_inner).by_name.get(name) {
             return model.clone();
         }
         let group = if deployment { groups.group_of_deployment(name) } else { groups.group_of(name) };
-        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         // Snapshots of one family share what was learned of it.
-        let known = by_name.values().find(|model| &*model.group == group).cloned();
-        let model = known.unwrap_or_else(|| {
-            let group: Arc<str> = Arc::from(group);
-            let metrics = metrics.target(upstream, &group);
-            Arc::new(Model { group, metrics, calibration: Mutex::default() })
-        });
-        if by_name.len() < NAMES_MAX {
-            by_name.insert(name.into(), model.clone());
+        let model = known.of_group(group).unwrap_or_else(|| Model::new(group, upstream, metrics));
+        if known.by_name.len() < NAMES_MAX {
+            known.by_name.insert(name.into(), model.clone());
         }
         model
     }
 
     /// The upstream said that models of the group `of` share the limit of `with`: from now on they are of that group.
     pub(crate) fn join(&self, of: &str, with: &str, upstream: &Arc<str>, metrics: &Metrics) {
-        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        let known = by_name.values().find(|model| &*model.group == with).cloned();
-        let joined = known.unwrap_or_else(|| {
-            let group: Arc<str> = Arc::from(with);
-            let metrics = metrics.target(upstream, &group);
-            Arc::new(Model { group, metrics, calibration: Mutex::default() })
-        });
-        for model in by_name.values_mut().filter(|model| &*model.group == of) {
-            *model = joined.clone();
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let model = known.of_group(with).unwrap_or_else(|| Model::new(with, upstream, metrics));
+        let Known { by_name, joined } = &mut *known;
+        for other in by_name.values_mut().chain(joined.values_mut()).filter(|other| &*other.group == of) {
+            *other = model.clone();
+        }
+        // Other names of that group may come.
+        if joined.len() < NAMES_MAX && &*model.group != of {
+            joined.insert(of.into(), model);
         }
     }
 }
@@ -98,11 +112,13 @@ mod tests {
         named("gpt-4o-2024-08-06").learn(1000, 2000);
         assert_eq!(named("gpt-4o").calibration().per_mille(), 1125);
         models.join("gpt-4o", "gpt-shared", &upstream, &metrics);
-        assert_eq!(&*named("gpt-4o-2024-08-06").group, "gpt-shared");
+        for name in ["gpt-4o-2024-08-06", "gpt-4o", "gpt-4o-2024-11-20"] {
+            assert_eq!(&*named(name).group, "gpt-shared", "{name}");
+        }
         assert_eq!(&*named("gpt-4.1").group, "gpt-4.1");
         for number in 0..2 * NAMES_MAX {
             named(&format!("invented-{number}"));
         }
-        assert_eq!(models.by_name.read().unwrap().len(), NAMES_MAX);
+        assert_eq!(models.0.read().unwrap().by_name.len(), NAMES_MAX);
     }
 }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod ending;
+mod learning;
 mod passing;
 mod refusing;
 mod retrying;
