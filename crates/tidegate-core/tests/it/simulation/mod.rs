@@ -33,8 +33,9 @@ fn print(name: &str, report: &Report) {
     let Report { met_429s, done, given_up, refused, .. } = report;
     let used = 100.0 * report.utilisation();
     println!(
-        "{name:<46} {used:6.2} % used {met_429s:4} 429s {done:6} calls {given_up:3} given up {refused:4} refused {:.2} % flowed over",
-        100.0 * report.lost / report.available
+        "{name:<46} {used:6.2} % used {met_429s:4} 429s {done:6} calls {given_up:3} given up {refused:4} refused {:.2} % flowed over, first 429s after {:?} s",
+        100.0 * report.lost / report.available,
+        report.met_at.iter().take(12).collect::<Vec<_>>()
     );
 }
 

@@ -26,6 +26,16 @@ pub(super) enum Tells {
     Nonsense,
 }
 
+/// What a 429 says of how long to wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Waits {
+    /// The truth.
+    Told,
+    Untold,
+    /// In turn the truth, nothing, and whole seconds, rounded up.
+    Mixed,
+}
+
 /// By which rule tokens are charged at admission.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Charges {
@@ -49,8 +59,7 @@ pub(super) struct Rules {
     /// Until when.
     pub(super) quantum_until: f64,
     pub(super) tells: Tells,
-    /// Whether a 429 says how long to wait.
-    pub(super) tells_wait: bool,
+    pub(super) waits: Waits,
     pub(super) charges: Charges,
     pub(super) refused_count: bool,
     /// (second, factor): from then on the limits are so many times those above.
@@ -73,7 +82,7 @@ impl Default for Rules {
             quantum: None,
             quantum_until: f64::INFINITY,
             tells: Tells::Headers(1.0),
-            tells_wait: true,
+            waits: Waits::Told,
             charges: Charges::Input,
             refused_count: true,
             moves: Vec::new(),
@@ -106,6 +115,7 @@ pub(super) struct Upstream {
     /// The same limits over a shorter time.
     quanta: Vec<Bucket>,
     factor: f64,
+    refusals: u64,
     at: f64,
     /// Tokens that flowed in so far, the initial fill included, and what flowed in vain.
     pub(super) flowed: f64,
@@ -131,7 +141,7 @@ impl Upstream {
         }
         // Over a shorter time no more than that time's worth can go at once.
         let flowed = quanta.last().map_or(rules.tpm * rules.fill, |quantum: &Bucket| quantum.capacity);
-        Self { rules, told, quanta, factor: 1.0, at: 0.0, flowed, lost: 0.0 }
+        Self { rules, told, quanta, factor: 1.0, refusals: 0, at: 0.0, flowed, lost: 0.0 }
     }
 
     fn refill(&mut self, now: f64) {
@@ -208,6 +218,7 @@ impl Upstream {
                     bucket.level -= bucket.level.clamp(0.0, 1.0);
                 }
             }
+            self.refusals += 1;
             return Err(self.refusal(&short, amount(short.dimension)));
         }
         for bucket in self.told.iter_mut().chain(&mut self.quanta) {
@@ -218,9 +229,13 @@ impl Upstream {
 
     fn refusal(&self, short: &Bucket, asked: f64) -> Fault {
         let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
-        if self.rules.tells_wait {
-            fault.wait = Some(Duration::from_secs_f64(short.wait(asked).max(0.001)));
-        }
+        let wait = short.wait(asked);
+        let told = match (self.rules.waits, self.refusals % 3) {
+            (Waits::Untold, _) | (Waits::Mixed, 1) => None,
+            (Waits::Told, _) | (Waits::Mixed, 0) => Some(wait.max(0.001)),
+            (Waits::Mixed, _) => Some(wait.ceil().max(1.0)),
+        };
+        fault.wait = told.map(Duration::from_secs_f64);
         let scale = match self.rules.tells {
             Tells::Headers(factor) => factor,
             Tells::In429s => 1.0,
