@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Serialize;
-use tidegate_core::gate::Status;
+use tidegate_core::gate::{Explanation, Status};
 
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
@@ -121,11 +122,23 @@ fn status(shared: &Shared) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     Ok(text(StatusCode::OK, "application/json", body.into()))
 }
 
+/// An explanation, with its time as people write it.
+#[derive(Serialize)]
+struct Explained {
+    /// RFC 3339.
+    at: String,
+    #[serde(flatten)]
+    explanation: Explanation,
+}
+
 /// Why a call was held or refused.
 fn explain(shared: &Shared, call: &str) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     let explanation = shared.driver.with(|gate, _| gate.explain(call));
     let explanation = explanation.ok_or_else(|| Box::new(OwnReply::unexplained(call)))?;
-    let body = serde_json::to_vec(&explanation)
+    // The driver's clock counts from the Unix epoch.
+    let at = SystemTime::UNIX_EPOCH + Duration::from_micros(explanation.at.as_micros());
+    let told = Explained { at: humantime::format_rfc3339_millis(at).to_string(), explanation };
+    let body = serde_json::to_vec(&told)
         .map_err(|error| Box::new(OwnReply::bad_request(format!("the explanation cannot be written: {error}"))))?;
     Ok(text(StatusCode::OK, "application/json", body.into()))
 }

@@ -34,8 +34,9 @@ pub struct Explanation {
     pub tenant: Arc<str>,
     /// Its class.
     pub priority: &'static str,
-    /// When it began to wait, or was refused: microseconds on the gate's clock.
-    pub at_micros: u64,
+    /// When it began to wait, or was refused. Told by whoever knows what the gate's clock counts from.
+    #[serde(skip)]
+    pub at: Time,
     /// How long it waited in all.
     pub waited_ms: f64,
     /// When coming back makes sense; absent where nothing is known.
@@ -154,7 +155,7 @@ impl Gate {
             target: self.targets[route.target].name.clone(),
             tenant: route.subject.tenant.clone(),
             priority: entry.class.name(),
-            at_micros: held.at.as_micros(),
+            at: held.at,
             waited_ms: entry.waited.saturating_add(waits).as_secs_f64() * 1e3,
             retry_after_ms: retry_after.map(|after| after.as_secs_f64() * 1e3),
             breaker: held.breaker,

@@ -287,6 +287,8 @@ async fn a_refusal_is_explained_by_the_id_that_the_caller_was_told() {
     let reply = call_admin(&gateway, &ask("/admin/v1/explain/why-me")).await;
     let told: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
     assert_eq!((reply.status(), &told["outcome"], &told["limits"][0]["limit"]), (200, &"limit".into(), &"team".into()));
+    let at = humantime::parse_rfc3339(told["at"].as_str().unwrap()).unwrap();
+    assert!(at.elapsed().unwrap() < HANGS_AFTER, "{told}");
     assert!(told["limits"][0]["binds"] == true && told["limits"][0]["allowed"] == 100, "{told}");
     let reply = call_admin(&gateway, &ask("/admin/v1/explain/nobody")).await;
     assert_eq!(reply.status(), 404);
