@@ -120,7 +120,8 @@ pub struct Breaker {
     /// Attempts of this generation that have not ended.
     under_way: u32,
     cause: Arc<str>,
-    last_status: Option<u16>,
+    /// `, last 503`, or in words; empty where there is nothing to say.
+    last: Box<str>,
     used_at: Time,
 }
 
@@ -154,7 +155,7 @@ impl Breaker {
             probe_successes: 0,
             under_way: 0,
             cause: "".into(),
-            last_status: None,
+            last: "".into(),
             used_at: Time::ZERO,
         }
     }
@@ -223,7 +224,7 @@ impl Breaker {
                 }
             }
             (BreakerState::Closed, BreakerResult::Bad) => {
-                self.last_status = fault.and_then(|fault| fault.status);
+                self.note_fault(fault);
                 self.note_tenant(tenant, now, true);
                 self.run = self.run.saturating_add(1);
                 if !self.run_tenants.contains(&tenant) && self.run_tenants.len() < TENANTS {
@@ -239,11 +240,8 @@ impl Breaker {
                 }
             }
             (BreakerState::HalfOpen, BreakerResult::Good { .. } | BreakerResult::Bad) => {
-                self.last_status = fault.and_then(|fault| fault.status).or(self.last_status);
-                self.cause = match self.last_status {
-                    Some(status) => format!("a probe failed, last {status}").into(),
-                    None => "a probe failed".into(),
-                };
+                self.note_fault(fault);
+                self.cause = format!("a probe failed{}", self.last).into();
                 self.enter(BreakerState::Open, now);
             }
             (_, BreakerResult::Ignored)
@@ -292,10 +290,18 @@ impl Breaker {
         failed >= active.min(self.config.min_tenants as usize)
     }
 
+    fn note_fault(&mut self, fault: Option<&Fault>) {
+        self.last = match fault.map(|fault| (fault.status, &fault.summary)) {
+            Some((Some(status), _)) => format!(", last {status}").into(),
+            Some((None, summary)) => format!(", last {summary}").into(),
+            None => "".into(),
+        };
+    }
+
     fn open_if_failing(&mut self, now: Time) {
-        let status = self.last_status.map(|status| format!(", last {status}")).unwrap_or_default();
+        let last = &self.last;
         if self.run >= self.config.failure_threshold && self.enough_tenants(self.run_tenants.len(), now) {
-            self.cause = format!("{} failures in a row{status}", self.run).into();
+            self.cause = format!("{} failures in a row{last}", self.run).into();
             self.enter(BreakerState::Open, now);
             return;
         }
@@ -307,7 +313,7 @@ impl Breaker {
             && f64::from(counts.bad) >= self.config.failure_rate * f64::from(calls.saturating_add(self.under_way))
             && self.enough_tenants(failed, now)
         {
-            self.cause = format!("{} of {calls} calls failed{status}", counts.bad).into();
+            self.cause = format!("{} of {calls} calls failed{last}", counts.bad).into();
             self.enter(BreakerState::Open, now);
         }
     }

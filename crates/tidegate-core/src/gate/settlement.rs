@@ -1,9 +1,11 @@
 //! Decides what the end of an attempt means: what is given back, what is owed, what breaker and retry make of it.
 
+use std::time::Duration;
+
 use super::{Gate, State, Ticket, Timer};
 use crate::breaker::{BreakerResult, BreakerState};
 use crate::call::WhenOpen;
-use crate::config::TokenCharge;
+use crate::config::{Jitter, TokenCharge};
 use crate::cost::Usage;
 use crate::event::Event;
 use crate::fault::{Fault, FaultKind};
@@ -11,6 +13,7 @@ use crate::limit::Dimension;
 use crate::outcome::{Ending, Outcome};
 use crate::refusal::{GiveUp, GiveUpReason, Next};
 use crate::retry::{Decision, History};
+use crate::time::Time;
 
 /// A reply that says it used more than this is not believed: no call can.
 const TOKENS_MAX: u64 = 1_000_000_000;
@@ -230,7 +233,7 @@ impl Gate {
         let (class, start_by, end_by) = (entry.class, entry.start_by, entry.end_by);
         let delay = match self.retry.decide(fault, history, class, &mut self.random) {
             Decision::GiveUp(reason) => return self.give_up(ticket, fault, reason),
-            Decision::Retry { delay } => delay,
+            Decision::Retry { delay } => self.within(start_by.min(end_by), fault.wait, delay),
         };
         if self.deadline_passed(start_by.min(end_by), delay) {
             return self.give_up(ticket, fault, GiveUpReason::DeadlineExceeded);
@@ -248,6 +251,14 @@ impl Gate {
         self.set_timer(not_before, Timer::BackOff(ticket));
         self.emit(|| Event::RetryScheduled { call, attempt, delay });
         Next::Retry { not_before }
+    }
+
+    /// The delay, or where it is full jitter's chance that it ends beyond the deadline, another one that does not.
+    fn within(&mut self, deadline: Time, floor: Option<Duration>, delay: Duration) -> Duration {
+        let left = Duration::from_micros(deadline.micros_since(self.clock));
+        let room = left.saturating_sub(floor.unwrap_or_default());
+        let is_chance = self.retry.config().jitter == Jitter::Full;
+        if delay <= left || room.is_zero() || !is_chance { delay } else { left - room.mul_f64(self.random.f64()) }
     }
 
     fn give_up(&mut self, ticket: Ticket, fault: &Fault, reason: GiveUpReason) -> Next {

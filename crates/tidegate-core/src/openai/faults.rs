@@ -134,7 +134,8 @@ fn kind(status: Option<u16>, words: &ErrorWords<'_>, text: &str, numbers: Option
         Some(409) => FaultKind::Conflict,
         Some(401 | 403) => FaultKind::Unauthorized,
         Some(404) => FaultKind::NotFound,
-        Some(503 | 529) => FaultKind::Overloaded,
+        // A bare 503 says only that nobody answered: any proxy's. Anthropic's 529 is what it calls an overload.
+        Some(529) => FaultKind::Overloaded,
         Some(400..500) => FaultKind::Invalid,
         Some(_) => FaultKind::Server,
         None if named(&RATE) => rate(text, numbers),

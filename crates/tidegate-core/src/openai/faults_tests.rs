@@ -223,7 +223,8 @@ fn the_other_statuses_mean_what_they_say() {
         (500, Server),
         (501, Server),
         (502, Server),
-        (503, Overloaded),
+        (503, Server),
+        (529, Overloaded),
         (504, Server),
         (520, Server),
         (529, Overloaded),
@@ -329,7 +330,7 @@ fn errors_within_a_good_reply_are_found_in_every_form() {
         (r#"{"error":{"code":429,"message":"Provider returned error","metadata":{}},"user_id":"u"}"#, RateLimited),
         (r#"{"id":"gen-1","error":{"code":502,"message":"bad gateway"},"choices":[]}"#, Server),
         (r#"{"error":{"code":402,"message":"Insufficient credits"}}"#, QuotaExhausted),
-        (r#"{"error":{"code":"503","message":"x"}}"#, Overloaded),
+        (r#"{"error":{"code":"503","message":"x"}}"#, Server),
         (
             r#"{"type":"error","code":"rate_limit_exceeded","message":"m","param":null,"sequence_number":3}"#,
             RateLimited,

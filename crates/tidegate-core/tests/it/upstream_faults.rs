@@ -385,3 +385,24 @@ fn a_strategy_for_rate_limits_is_obeyed_and_bounded() {
     let end = bench.settle(ticket, &failed(FaultKind::RateLimited, 429));
     assert_eq!(give_up_reason(&end), Some(GiveUpReason::AttemptsExhausted));
 }
+
+#[test]
+fn a_delay_by_chance_is_one_that_ends_before_the_deadline() {
+    let mut bench = Bench::with_limits(Vec::new());
+    // Full jitter of up to 10 s, three times: with 2 s left most draws are too long.
+    for _ in 0..20 {
+        let ticket = bench.admit(Call { start_by: bench.now + Duration::from_secs(2), ..call("ada", 1) });
+        let Next::Retry { not_before } = bench.settle(ticket, &failed(FaultKind::Overloaded, 503)) else {
+            panic!("given up with 2 s left");
+        };
+        assert!(not_before <= bench.now + Duration::from_secs(2));
+        bench.gate.cancel(ticket, bench.now);
+        bench.run_for(Duration::from_secs(400));
+    }
+    // What the server asks for is no chance.
+    let ticket = bench.admit(Call { start_by: bench.now + Duration::from_secs(2), ..call("ada", 1) });
+    let mut fault = Fault::new(FaultKind::Overloaded, "503").with_status(503);
+    fault.wait = Some(Duration::from_secs(3));
+    let next = bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    assert_eq!(give_up_reason(&next), Some(GiveUpReason::DeadlineExceeded));
+}
