@@ -111,7 +111,7 @@ pub(crate) async fn read_whole(
     };
     let read = match read {
         Ok(read) => read,
-        Err(stop) => return Err(stop.told(body, bytes_max).await),
+        Err(stop) => return Err(stop.told(body, bytes_max)),
     };
     headers.remove(header::CONTENT_LENGTH);
     let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(read) };
@@ -141,7 +141,7 @@ pub(crate) fn is_small(body: &Incoming) -> bool {
 pub(crate) async fn read_small(mut body: Incoming, held: Held<'_>) -> Result<Bytes, Box<OwnReply>> {
     match collect(&mut body, SMALL_BYTES_MAX, held).await {
         Ok(read) => Ok(read),
-        Err(stop) => Err(stop.told(body, SMALL_BYTES_MAX).await),
+        Err(stop) => Err(stop.told(body, SMALL_BYTES_MAX)),
     }
 }
 
@@ -154,11 +154,11 @@ enum Stop {
 }
 
 impl Stop {
-    /// The answer, once its sender is ready to see it.
-    async fn told(self, body: Incoming, bytes_max: u64) -> Box<OwnReply> {
+    /// The answer; its sender gets to see it.
+    fn told(self, body: Incoming, bytes_max: u64) -> Box<OwnReply> {
         match self {
             Self::Refused(own) => {
-                drain(body, bytes_max).await;
+                drain(body, bytes_max);
                 Box::new(own)
             }
             Self::Broken(own) => Box::new(own),
@@ -228,13 +228,13 @@ fn unpack_now(packed: &[u8], bytes_max: u64) -> Result<Bytes, Box<OwnReply>> {
     }
 }
 
-/// Reads on for a while: a connection that is closed with unread data is reset, and the answer with it.
-pub(crate) async fn drain(mut body: Incoming, bytes_max: u64) {
+/// Reads on for a while beside the answer: a connection that is closed with unread data is reset, and the answer with it.
+pub(crate) fn drain(mut body: Incoming, bytes_max: u64) {
     if body.is_end_stream() {
         return;
     }
     let mut left = bytes_max.max(1 << 20);
-    let read_on = async {
+    let read_on = async move {
         while let Some(Ok(frame)) = body.frame().await {
             left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
             if left == 0 {
@@ -242,8 +242,8 @@ pub(crate) async fn drain(mut body: Incoming, bytes_max: u64) {
             }
         }
     };
-    // Whether it ended in time makes no difference: the connection is closed either way.
-    let _in_time = tokio::time::timeout(DRAINED_FOR, read_on).await;
+    // Whether it ends in time makes no difference: the connection is closed either way.
+    tokio::spawn(tokio::time::timeout(DRAINED_FOR, read_on));
 }
 
 /// `body`, a JSON object, with `model` as its model. `None` if it is no object, which a body that was read cannot be.

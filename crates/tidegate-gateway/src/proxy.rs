@@ -61,7 +61,7 @@ async fn handle(
     let (route, identity, wishes) = match let_in(shared, &settings, local, &method, &uri, &mut headers) {
         Ok(let_in) => let_in,
         Err(own) => {
-            body::drain(body, settings.config.server.max_body).await;
+            body::drain(body, settings.config.server.max_body);
             return Err(own);
         }
     };

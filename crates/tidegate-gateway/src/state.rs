@@ -18,7 +18,15 @@ pub(crate) fn restored(policy: Policy, dir: Option<&Path>) -> Gate {
     let mut gate = Gate::new(policy, fastrand::u64(..));
     match dir.map(tidegate::state::load) {
         None | Some(Ok(None)) => {}
-        Some(Ok(Some(snapshot))) => gate.restore(snapshot),
+        Some(Ok(Some(snapshot))) => {
+            if !snapshot.is_clean() {
+                tracing::warn!(
+                    "the process before was cut off: limits by the minute start with what flows in from now on, as what went last \
+                     is not known"
+                );
+            }
+            gate.restore(snapshot);
+        }
         Some(Err(error)) => tracing::warn!("levels start full: {error}"),
     }
     gate

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Gate;
+use super::status::{LearnedLimit, LearnedStatus};
 use crate::config::TokenCharge;
 use crate::learn::pace::{Found, Pace};
 use crate::ledger::{LEARNED, Source, learned_spec};
@@ -102,6 +103,12 @@ impl Snapshot {
     /// None that can occur: every part of it can be written as JSON.
     pub fn to_json(&self) -> Result<Vec<u8>, SnapshotError> {
         serde_json::to_vec(self).map_err(|error| SnapshotError::Unreadable(error.to_string()))
+    }
+
+    /// Whether the process before ended in order. After a crash nobody knows what went since it was taken.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.clean
     }
 
     /// From text.
@@ -272,6 +279,40 @@ impl Gate {
             self.targets[id].learned.push(Learned { dimension, meter, told_at, missed: 0, moves: 0, early: None });
         }
         self.targets[id].cold_start = None;
+    }
+}
+
+impl KeptTarget {
+    /// How it stands while nobody has called it since the restart.
+    pub(super) fn status(&self, now: Time) -> LearnedStatus {
+        let (upstream, _) = self.account.split_once('#').unwrap_or((&self.account, ""));
+        let model = if self.model.is_empty() { "-" } else { &*self.model };
+        let dimension_of = |name: &str| Dimension::ALL.into_iter().find(|dimension| dimension.name() == name);
+        let limits = self.limits.iter().filter_map(|kept| {
+            let told_at = Time::from_micros(kept.told_at_micros.unwrap_or(self.at_micros));
+            let dimension = dimension_of(&kept.meter.dimension)?;
+            let passed = now.micros_since(Time::from_micros(self.at_micros));
+            let flowed = u128::from(kept.meter.limit) * u128::from(passed)
+                / u128::from(dimension.period_micros().unwrap_or(60_000_000));
+            let level = i128::from(kept.meter.level.unwrap_or(0)) + i128::try_from(flowed).unwrap_or(i128::MAX / 2);
+            Some(LearnedLimit {
+                dimension: dimension.name(),
+                limit: kept.meter.limit,
+                remaining: i64::try_from(level.min(i128::from(kept.meter.limit))).unwrap_or(0),
+                source: "headers",
+                age_seconds: now.since(told_at).as_secs_f64(),
+            })
+        });
+        LearnedStatus {
+            name: format!("{upstream}/{model}"),
+            token_charge: self.token_charge.as_deref().and_then(TokenCharge::parse).map(TokenCharge::name),
+            limits: limits.collect(),
+            reserved_tokens: 0,
+            reservation_error_tokens: 0,
+            paced: Vec::new(),
+            in_flight_cap: None,
+            in_flight: 0,
+        }
     }
 }
 

@@ -204,6 +204,7 @@ impl Gate {
     fn learned_statuses(&mut self) -> Vec<LearnedStatus> {
         let clock = self.clock;
         let meters = &self.ledger.meters;
+        let kept = self.restored_targets.values().map(|kept| kept.status(clock));
         self.targets
             .iter_mut()
             .map(|(_, target)| LearnedStatus {
@@ -247,6 +248,7 @@ impl Gate {
                     _ => 0,
                 },
             })
+            .chain(kept)
             .collect()
     }
 

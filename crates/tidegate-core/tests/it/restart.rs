@@ -86,6 +86,8 @@ fn what_was_learned_survives_with_its_level_and_its_age() {
     bench.succeed(ticket, 10);
     bench.run_for(Duration::from_secs(40));
     let mut bench = restarted(bench, true, Duration::from_secs(3), learning());
+    let shown = &bench.gate.status(bench.now).learned[0];
+    assert_eq!((shown.name.as_str(), shown.limits[0].limit, shown.limits[0].remaining), ("openai/gpt-4o", 60, 48));
     bench.admit(call("ada", 10));
     let learned = &bench.gate.status(bench.now).learned[0];
     assert_eq!((learned.limits[0].limit, learned.limits[0].remaining), (60, 47));

@@ -223,7 +223,7 @@ fn names_are_given_once() {
 #[test]
 fn a_base_url_ends_in_v1() {
     let found = error("[[upstream]]\nbase_url = \"https://api.openai.com\"");
-    assert!(found.contains("does not end in /v1; write \"https://api.openai.com/v1\""), "{found}");
+    assert!(found.contains("does not end in /v1; write \"https://api.openai.com/v1\", or kind"), "{found}");
     let other = try_load("[[upstream]]\nkind = \"compatible\"\nbase_url = \"http://127.0.0.1:11434/api/\"").unwrap();
     assert_eq!(other.config.upstreams[0].base_url, "http://127.0.0.1:11434/api");
     assert!(other.warnings[0].message.contains("does not end in /v1"), "{:?}", other.warnings);

@@ -111,7 +111,10 @@ fn base_url(field: &Field<'_>, kind: UpstreamKind) -> Option<String> {
     let ends_in_v1 = path == "v1" || path.ends_with("/v1");
     match kind {
         UpstreamKind::OpenAi if !ends_in_v1 => {
-            field.error(format!("\"{written}\" does not end in /v1"), format!("write \"{url}/v1\""));
+            field.error(
+                format!("\"{written}\" does not end in /v1"),
+                format!("write \"{url}/v1\", or kind = \"compatible\" where this provider's paths begin otherwise"),
+            );
             return None;
         }
         UpstreamKind::Compatible if !ends_in_v1 => {
