@@ -255,3 +255,22 @@ impl hyper::rt::Write for TcpIo {
         Pin::new(&mut self.io).poll_write_vectored(context, slices)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_to_an_upstream_is_sent_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = format!("http://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
+        let tls = crate::tls::no_authorities().unwrap();
+        let connector = Connector::new(tls, false, Duration::from_secs(5), Arc::new(Matcher::builder().build()));
+        let mut tcp = connector.inner;
+        std::future::poll_fn(|context| tcp.poll_ready(context)).await.unwrap();
+        let hyper_rustls::MaybeHttpsStream::Http(connected) = tcp.call(target).await.unwrap() else {
+            panic!("no TLS was asked for");
+        };
+        assert!(connected.io.inner().nodelay().unwrap());
+    }
+}

@@ -37,10 +37,7 @@ where
     A: Fn(IpAddr, Request<Incoming>) -> F,
     F: Future<Output = Result<Response<ReplyBody>, Infallible>>,
 {
-    // A small event must not wait for the acknowledgement of the one before.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("cannot set TCP_NODELAY: {error}");
-    }
+    send_at_once(&stream);
     let Ok(local) = stream.local_addr().as_ref().map(SocketAddr::ip) else { return };
     match tls {
         None => serve_io(Guarded::new(stream), local, phase, answer).await,
@@ -49,6 +46,13 @@ where
             Ok(Err(error)) => tracing::debug!("TLS handshake failed: {error}"),
             Err(_) => tracing::debug!("TLS handshake timed out"),
         },
+    }
+}
+
+/// A small event must not wait for the acknowledgement of the one before.
+fn send_at_once(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!("cannot set TCP_NODELAY: {error}");
     }
 }
 
@@ -155,6 +159,15 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_to_a_caller_is_sent_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        send_at_once(&stream);
+        assert!(stream.nodelay().unwrap());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_reading_is_given_up_and_one_that_reads_slowly_is_not() {

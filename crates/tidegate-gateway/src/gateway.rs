@@ -62,6 +62,7 @@ impl Gateway {
         let admin_listener = listener::bind(settings.config.server.admin_listen, true)?;
         let api_addrs = listeners.iter().map(local_addr).collect::<Result<Vec<_>, _>>()?;
         let admin_addr = local_addr(&admin_listener)?;
+        settings.check_listeners(&api_addrs)?;
 
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
@@ -141,6 +142,10 @@ impl Gateway {
                 return Err(error);
             }
         };
+        if let Err(error) = settings.check_listeners(&self.api_addrs) {
+            self.shared.metrics.reload_successful.set(0);
+            return Err(error);
+        }
         // The sockets stay as they are: what may be spent through them must stay guarded as it was.
         if let Some(addr) = self.api_addrs.iter().find(|addr| !addr.ip().is_loopback())
             && settings.is_open_to_all()

@@ -97,6 +97,7 @@ impl OwnReply {
     pub(crate) fn unknown_path(path: &str, base_url: &str) -> Self {
         // What a client shows should stay one line.
         let path: String = path.chars().take(200).collect();
+        let path = if path.is_empty() { "none is named" } else { path.as_str() };
         let message = format!("no such path: {path}; set the client's base_url to {base_url}");
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
     }

@@ -1,5 +1,6 @@
 //! Holds what every call needs: the core's driver, the configuration in force, the series, and whether the process is ending.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -151,6 +152,26 @@ impl Settings {
     /// True if whoever reaches the listener spends a credential of ours.
     pub(crate) fn is_open_to_all(&self) -> bool {
         self.config.keys.is_empty() && self.upstreams.iter().any(|upstream| upstream.shares_credential())
+    }
+
+    /// What listening at `addrs` does not go together with.
+    ///
+    /// # Errors
+    /// An upstream is one of them: each call would come in again and again.
+    pub(crate) fn check_listeners(&self, addrs: &[SocketAddr]) -> Result<(), StartError> {
+        if let Some(own) = self.upstreams.iter().find(|upstream| upstream.base.is_at_one_of(addrs)) {
+            return Err(StartError::Config(format!(
+                "upstream \"{}\" at {} is this gateway itself: set base_url (or --upstream) to where its calls are to go",
+                own.config.name, own.config.base_url
+            )));
+        }
+        if self.config.server.allowed_hosts.is_empty() && addrs.iter().any(|addr| !addr.ip().is_loopback()) {
+            tracing::info!(
+                "listening beyond this machine: clients that reach it by a name, not by its IP address, need that name in \
+                 server.allowed_hosts"
+            );
+        }
+        Ok(())
     }
 
     /// Whether `[limit.NAME]` is a limit of our own: it follows a call wherever that goes.

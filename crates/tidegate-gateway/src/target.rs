@@ -2,6 +2,8 @@
 //!
 //! The path goes on as it was spelled: byte for byte, without a second reading of it.
 
+use std::net::{IpAddr, SocketAddr};
+
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -40,6 +42,21 @@ impl Base {
     pub(crate) fn is_at_host_of(&self, other: &Self) -> bool {
         // Authorities compare without regard to case.
         self.authority == other.authority
+    }
+
+    /// Whether calls to it would come back in at one of `listeners`.
+    pub(crate) fn is_at_one_of(&self, listeners: &[SocketAddr]) -> bool {
+        let standard = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
+        let port = self.authority.port_u16().unwrap_or(standard);
+        let host = self.authority.host().trim_matches(['[', ']']);
+        let of_port = listeners.iter().filter(|listener| listener.port() == port).map(SocketAddr::ip);
+        match host.parse::<IpAddr>() {
+            Ok(addr) => of_port.into_iter().any(|own| own == addr || own.is_unspecified() && addr.is_loopback()),
+            Err(_) => {
+                host.eq_ignore_ascii_case("localhost")
+                    && of_port.into_iter().any(|own| own.is_loopback() || own.is_unspecified())
+            }
+        }
     }
 
     /// True if calls that name a model in the body need it in the path.

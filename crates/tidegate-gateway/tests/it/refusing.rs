@@ -295,3 +295,23 @@ async fn a_refusal_is_explained_by_the_id_that_the_caller_was_told() {
     assert!(reply.error("message").contains("waited for a second or were refused"), "{}", reply.text());
     assert_eq!(call_admin(&gateway, &get("/admin/v1/explain/why-me", "")).await.status(), 401);
 }
+
+#[tokio::test]
+async fn a_gateway_that_would_call_itself_does_not_start() {
+    // Its port is known only once it listens: one is found first, and given back.
+    let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for host in ["127.0.0.1", "localhost"] {
+        let mut looped = config(own);
+        looped.server.listen = vec![own.to_string().parse().unwrap()];
+        looped.upstreams[0].base_url = format!("http://{host}:{}/v1", own.port());
+        let options = tidegate_gateway::GatewayOptions {
+            config: looped,
+            allow_anonymous: false,
+            state_dir: None,
+            admin_token: None,
+            own_threads: false,
+        };
+        let error = tidegate_gateway::Gateway::start(options).await.unwrap_err().to_string();
+        assert!(error.contains("is this gateway itself: set base_url"), "{error}");
+    }
+}

@@ -200,7 +200,8 @@ pub(super) fn shown(value: &Value) -> String {
         }
         Value::Text(text) => format!("\"{text}\""),
         Value::Integer(number) => number.to_string(),
-        Value::Float(number) => number.to_string(),
+        // With a point: 1e9 is no whole number as TOML has it.
+        Value::Float(number) => format!("{number:?}"),
         Value::Bool(boolean) => boolean.to_string(),
         Value::Date(date) => date.clone(),
         Value::Loose(text, _) => text.clone(),
