@@ -22,7 +22,18 @@ const RATE: u32 = 200;
 const SECONDS: u32 = 4;
 /// Clock ticks a second in /proc; fixed on Linux.
 const TICKS: f64 = 100.0;
+/// Streams' first events at that rate, and for how long in each round.
+const STREAM_SECONDS: u32 = 2;
 const BODY: &str = r#"{"model":"gpt-4o-mini","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Say hello to the tide, in one short sentence."}],"max_tokens":8}"#;
+
+/// What is measured of a call.
+#[derive(Clone, Copy)]
+enum Until {
+    /// The end of its reply.
+    End,
+    /// The first event of a stream.
+    FirstEvent,
+}
 
 struct Target {
     name: String,
@@ -31,6 +42,7 @@ struct Target {
     /// CPU ms per 1,000 calls of each process, by round.
     cpu: Vec<Vec<f64>>,
     latencies: Vec<u64>,
+    first_events: Vec<u64>,
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -54,7 +66,8 @@ async fn main() -> Result<(), Failure> {
             target.cpu.push(each.collect());
         }
         for target in &mut targets {
-            target.latencies.extend(at_a_rate(target.address).await?);
+            target.latencies.extend(at_a_rate(target.address, SECONDS, Until::End).await?);
+            target.first_events.extend(at_a_rate(target.address, STREAM_SECONDS, Until::FirstEvent).await?);
         }
     }
     println!("{:<12} {:>28} {:>22} {:>22}", "", "CPU ms per 1,000 calls", "latency p50 / p99 ms", "added p50 / p99 ms");
@@ -71,6 +84,12 @@ async fn main() -> Result<(), Failure> {
             format!("{p50:.3} / {p99:.3}"),
             format!("{added50:+.3} / {added99:+.3}")
         );
+    }
+    println!("first event of a stream, p50 / p99 ms:");
+    let base = quantile(&mut targets[0].first_events, 0.5);
+    for target in &mut targets {
+        let (p50, p99) = (quantile(&mut target.first_events, 0.5), quantile(&mut target.first_events, 0.99));
+        println!("{:<12} {p50:.3} / {p99:.3} ({:+.3})", target.name, p50 - base);
     }
     Ok(())
 }
@@ -91,7 +110,14 @@ fn parse(text: &str) -> Result<Target, Failure> {
         .filter(|pid| !pid.is_empty())
         .map(str::parse)
         .collect::<Result<_, _>>()?;
-    Ok(Target { name: name.into(), address, processes, cpu: Vec::new(), latencies: Vec::new() })
+    Ok(Target {
+        name: name.into(),
+        address,
+        processes,
+        cpu: Vec::new(),
+        latencies: Vec::new(),
+        first_events: Vec::new(),
+    })
 }
 
 fn cpu_seconds(pid: u32) -> Result<f64, Failure> {
@@ -110,20 +136,33 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, Failur
     Ok(sender)
 }
 
-async fn call(sender: &mut SendRequest<Full<Bytes>>) -> Result<(), Failure> {
+/// How long it took.
+async fn call(sender: &mut SendRequest<Full<Bytes>>, until: Until) -> Result<Duration, Failure> {
     sender.ready().await?;
+    let asked = match until {
+        Until::End => Bytes::from_static(BODY.as_bytes()),
+        Until::FirstEvent => BODY.replacen('{', "{\"stream\":true,", 1).into(),
+    };
     let request = Request::post("/v1/chat/completions")
         .header("host", "127.0.0.1")
         .header("content-type", "application/json")
         .header("authorization", "Bearer simulated")
-        .body(Full::new(Bytes::from_static(BODY.as_bytes())))?;
+        .body(Full::new(asked))?;
+    let started = Instant::now();
     let reply = sender.send_request(request).await?;
     let status = reply.status();
-    let body = reply.into_body().collect().await?.to_bytes();
+    let mut body = reply.into_body();
+    let mut took = None;
+    if let Until::FirstEvent = until {
+        body.frame().await.transpose()?;
+        took = Some(started.elapsed());
+    }
+    let body = body.collect().await?.to_bytes();
+    let took = took.unwrap_or_else(|| started.elapsed());
     if status != 200 {
         return Err(format!("{status}: {}", String::from_utf8_lossy(&body)).into());
     }
-    Ok(())
+    Ok(took)
 }
 
 async fn back_to_back(address: SocketAddr, calls: usize) -> Result<(), Failure> {
@@ -132,7 +171,7 @@ async fn back_to_back(address: SocketAddr, calls: usize) -> Result<(), Failure> 
         tasks.push(tokio::spawn(async move {
             let mut sender = connect(address).await?;
             for _ in 0..calls / CONNECTIONS {
-                call(&mut sender).await?;
+                call(&mut sender, Until::End).await?;
             }
             Ok::<(), Failure>(())
         }));
@@ -144,7 +183,7 @@ async fn back_to_back(address: SocketAddr, calls: usize) -> Result<(), Failure> 
 }
 
 /// Latencies in microseconds of calls sent at a fixed rate, whatever became of those before.
-async fn at_a_rate(address: SocketAddr) -> Result<Vec<u64>, Failure> {
+async fn at_a_rate(address: SocketAddr, seconds: u32, until: Until) -> Result<Vec<u64>, Failure> {
     let mut idle: Vec<SendRequest<Full<Bytes>>> = Vec::new();
     for _ in 0..CONNECTIONS {
         idle.push(connect(address).await?);
@@ -152,7 +191,7 @@ async fn at_a_rate(address: SocketAddr) -> Result<Vec<u64>, Failure> {
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE);
     let mut tasks = Vec::new();
     let (back, mut returned) = tokio::sync::mpsc::unbounded_channel();
-    for _ in 0..RATE * SECONDS {
+    for _ in 0..RATE * seconds {
         ticks.tick().await;
         while let Ok(sender) = returned.try_recv() {
             idle.push(sender);
@@ -163,9 +202,7 @@ async fn at_a_rate(address: SocketAddr) -> Result<Vec<u64>, Failure> {
         };
         let back = back.clone();
         tasks.push(tokio::spawn(async move {
-            let started = Instant::now();
-            call(&mut sender).await?;
-            let took = started.elapsed();
+            let took = call(&mut sender, until).await?;
             let _ = back.send(sender);
             Ok::<u64, Failure>(u64::try_from(took.as_micros())?)
         }));
