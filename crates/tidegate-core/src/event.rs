@@ -109,6 +109,42 @@ pub enum Event {
         /// Now.
         to: BreakerState,
     },
+    /// A breaker saw an attempt go well.
+    CallSuccess {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// From its permit to its end.
+        duration: Duration,
+        /// The state after it.
+        state: BreakerState,
+    },
+    /// A breaker saw the service fail.
+    CallFailure {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// How.
+        kind: FaultKind,
+        /// From its permit to its end.
+        duration: Duration,
+        /// The state after it.
+        state: BreakerState,
+        /// Failures in a row, this one included.
+        failure_count: u32,
+    },
+    /// Calls have left a breaker's monitoring period.
+    HistoryCleaned {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// How many.
+        removed: u64,
+    },
+    /// A callback or strategy of the program's own panicked or failed. It was contained: the call went on.
+    CallbackError {
+        /// Which: `on_state_change`, `retry_strategy`.
+        callback: &'static str,
+        /// What it said.
+        message: Arc<str>,
+    },
     /// What operators decided for all processes alike is in force.
     OverrideApplied {
         /// Its version.

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
@@ -18,10 +18,9 @@ use tidegate_core::outcome::{Outcome, ServerLimits};
 use tidegate_core::refusal::{GiveUp, Next, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{Notify, broadcast, mpsc};
-use tokio::time::Instant;
 
-/// Events kept for a subscriber that is slow; beyond that it misses the oldest and is told so.
-const EVENTS_KEPT: usize = 4096;
+use crate::clock::Clock;
+use crate::events::EVENTS_KEPT;
 
 /// A handle on the core; clones share it. When the last one and the last permit are gone, its timer ends.
 #[derive(Clone, Debug)]
@@ -69,32 +68,6 @@ enum Seat {
     Waits(Option<Waker>),
     Granted { attempt: u32, queued_for: Duration },
     Refused(Box<Refusal>),
-}
-
-/// Microseconds that go on from run to run, as the wall clock did at the start, and never jump meanwhile.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    started: Instant,
-    started_micros: u64,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { started: Instant::now(), started_micros: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX) }
-    }
-
-    fn now(&self) -> Time {
-        let elapsed = Instant::now().saturating_duration_since(self.started);
-        Time::from_micros(self.started_micros).plus_micros(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
-    }
-
-    fn instant(&self, at: Time) -> Instant {
-        // A bound far away instead of an overflow: the timer looks again then.
-        let ahead = Duration::from_micros(at.as_micros().saturating_sub(self.started_micros))
-            .min(Duration::from_secs(86_400 * 365));
-        self.started + ahead
-    }
 }
 
 impl Driver {

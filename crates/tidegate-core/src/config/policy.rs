@@ -182,6 +182,59 @@ impl Default for BreakerConfig {
     }
 }
 
+impl BreakerConfig {
+    /// Consecutive failures that open it.
+    #[must_use]
+    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
+        self.failure_threshold = failures;
+        self
+    }
+
+    /// Share of failures that opens it, once `minimum_calls` were seen within the monitoring period.
+    #[must_use]
+    pub fn with_failure_rate(mut self, rate: f64, minimum_calls: u32) -> Self {
+        self.failure_rate = rate;
+        self.minimum_calls = minimum_calls;
+        self
+    }
+
+    /// The window in which calls are counted.
+    #[must_use]
+    pub fn with_monitoring_period(mut self, period: Duration) -> Self {
+        self.monitoring_period = period;
+        self
+    }
+
+    /// How long it stays open the first time.
+    #[must_use]
+    pub fn with_recovery_timeout(mut self, timeout: Duration) -> Self {
+        self.recovery_timeout = timeout;
+        self
+    }
+
+    /// Probes at once while half-open, and successes that close it.
+    #[must_use]
+    pub fn with_half_open_max_calls(mut self, calls: u32) -> Self {
+        self.half_open_max_calls = calls;
+        self
+    }
+
+    /// How long traffic takes to come back after closing.
+    #[must_use]
+    pub fn with_expected_recovery_time(mut self, time: Duration) -> Self {
+        self.expected_recovery_time = time;
+        self
+    }
+
+    /// Calls slower than `duration` count as slow; a share of `rate` of them opens it.
+    #[must_use]
+    pub fn with_slow_calls(mut self, duration: Duration, rate: f64) -> Self {
+        self.slow_call_duration = Some(duration);
+        self.slow_call_rate = rate;
+        self
+    }
+}
+
 /// How an upstream charges tokens when it admits a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TokenCharge {

@@ -1,0 +1,147 @@
+//! Decides how a program says what it wants done: for whom, at which model, how dearly, how urgently.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use tidegate_core::call::{Priority, RequestType, Subject, WhenOpen};
+use tidegate_core::cost::Cost;
+use tidegate_core::openai::models;
+
+static ACCOUNT: LazyLock<Arc<str>> = LazyLock::new(|| "openai".into());
+static ANONYMOUS: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
+
+/// One thing to be done, whatever number of attempts it takes.
+///
+/// Made once it can be used for many calls: nothing is copied but counters of references. Its id then stands for all of them.
+///
+/// ```
+/// use tidegate::{Call, Priority};
+///
+/// let call = Call::new("gpt-4o-mini").with_user("anna").with_tokens(1200, 300).with_priority(Priority::High);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub(crate) id: Arc<str>,
+    pub(crate) subject: Subject,
+    pub(crate) cost: Cost,
+    pub(crate) priority: Priority,
+    pub(crate) max_wait: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) when_open: WhenOpen,
+}
+
+impl Call {
+    /// A call of `model`, under an id of its own, that costs one request and no tokens.
+    ///
+    /// Models that share a limit are one: `gpt-4o-2024-08-06` is `gpt-4o` here.
+    #[must_use]
+    pub fn new(model: &str) -> Self {
+        static CALLS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: format!("call_{}", CALLS.fetch_add(1, Ordering::Relaxed)).into(),
+            subject: Subject {
+                account: ACCOUNT.clone(),
+                model: models::family(model).into(),
+                key: None,
+                organization: None,
+                project: None,
+                user: None,
+                request_type: RequestType::Chat,
+                tenant: ANONYMOUS.clone(),
+            },
+            cost: Cost { max_output_tokens: Some(0), ..Cost::default() },
+            priority: Priority::Normal,
+            max_wait: None,
+            timeout: None,
+            when_open: WhenOpen::Refuse,
+        }
+    }
+
+    /// The name under which it appears in events.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<Arc<str>>) -> Self {
+        self.id = id.into();
+        self
+    }
+
+    /// The end user. Calls without one share a level of limits that are per user.
+    #[must_use]
+    pub fn with_user(mut self, user: impl Into<Arc<str>>) -> Self {
+        self.subject.user = Some(user.into());
+        self
+    }
+
+    /// The organization; the queue is fair between organizations.
+    #[must_use]
+    pub fn with_organization(mut self, organization: impl Into<Arc<str>>) -> Self {
+        let organization = organization.into();
+        self.subject.tenant = organization.clone();
+        self.subject.organization = Some(organization);
+        self
+    }
+
+    /// What kind of work it is. Absent: chat.
+    #[must_use]
+    pub fn with_request_type(mut self, request_type: RequestType) -> Self {
+        self.subject.request_type = request_type;
+        self
+    }
+
+    /// Tokens in all, as estimated: they are charged when it is admitted, and set right when it is settled.
+    #[must_use]
+    pub fn with_estimated_tokens(mut self, tokens: u64) -> Self {
+        self.cost.declared_tokens = tokens;
+        self
+    }
+
+    /// Tokens that go in, and the most that may come out; instead of an estimate of both together.
+    #[must_use]
+    pub fn with_tokens(mut self, input: u64, max_output: u64) -> Self {
+        self.cost.input_tokens = input;
+        self.cost.max_output_tokens = Some(max_output);
+        self
+    }
+
+    /// Tokens that go in, where nothing bounds what comes out: what such calls wrote before is expected.
+    #[must_use]
+    pub fn with_input_tokens(mut self, input: u64) -> Self {
+        self.cost.input_tokens = input;
+        self.cost.max_output_tokens = None;
+        self
+    }
+
+    /// How urgent it is. Absent: normal.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// How long it may wait, for its turn and between attempts together. Absent: as configured.
+    #[must_use]
+    pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = Some(max_wait);
+        self
+    }
+
+    /// How long it may take in all. Absent: as configured.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Waits for an open circuit breaker to close, up to `max_wait`, where it would otherwise be refused at once: for bulk work.
+    #[must_use]
+    pub fn waiting_while_open(mut self) -> Self {
+        self.when_open = WhenOpen::Wait;
+        self
+    }
+
+    /// The name under which it appears in events.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
