@@ -39,6 +39,13 @@ pub enum Event {
         /// `limit`, `too_large`, `queue_full`, `breaker`, `paused` or `draining`.
         reason: &'static str,
     },
+    /// An attempt begins.
+    AttemptStart {
+        /// The call.
+        call: Arc<str>,
+        /// 1 for the first.
+        attempt: u32,
+    },
     /// An attempt went well.
     AttemptSuccess {
         /// The call.
@@ -74,6 +81,8 @@ pub enum Event {
         attempts: u32,
         /// Why no more.
         reason: GiveUpReason,
+        /// How the last one failed.
+        kind: FaultKind,
     },
     /// A call used more than it had reserved, and a level went below zero.
     DebtIncurred {

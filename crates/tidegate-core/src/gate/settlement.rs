@@ -261,7 +261,7 @@ impl Gate {
             retry_after: fault.wait,
         };
         let (call, attempts) = (entry.id.clone(), entry.attempts);
-        self.emit(|| Event::OperationFailed { call, attempts, reason });
+        self.emit(|| Event::OperationFailed { call, attempts, reason, kind: fault.kind });
         self.close_entry(ticket);
         Next::GiveUp(Box::new(given_up))
     }

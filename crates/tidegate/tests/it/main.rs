@@ -4,3 +4,4 @@
 
 mod breaker;
 mod driver;
+mod retry;

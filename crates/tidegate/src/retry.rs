@@ -1,0 +1,304 @@
+//! Retrying by itself: tries an operation again while that is worth it, and not before when.
+//!
+//! Decides nothing itself: `tidegate_core::retry` and `retry_budget` do. This sleeps between attempts and cancels those that
+//! take too long. What another retry has given up on is not tried again: there is one owner of a call's retries.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tidegate_core::config::RetryConfig;
+use tidegate_core::event::Event;
+use tidegate_core::fault::{Fault, FaultKind};
+use tidegate_core::refusal::GiveUpReason;
+use tidegate_core::retry::{Decision, History, RetryPolicy, RetryStrategy};
+use tidegate_core::retry_budget::RetryBudget;
+use tidegate_core::time::Time;
+
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::error::{BoxError, Error};
+use crate::events::{Events, Teller};
+use crate::fault::ToFault;
+
+/// The delay where a strategy of the program's own panicked when asked for one.
+const DELAY_WITHOUT_WORD: Duration = Duration::from_secs(1);
+
+/// Retries operations; clones share the rules and the budget.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// use tidegate::{Call, Fault, Retry, RetryConfig};
+///
+/// let retry = Retry::new(RetryConfig::default());
+/// let mut statuses = [429, 500].into_iter();
+/// let answer = retry
+///     .execute(&Call::new("gpt-4o"), || {
+///         let status = statuses.next();
+///         async move { status.map_or(Ok("success"), |status| Err(Fault::of_status(status))) }
+///     })
+///     .await;
+/// assert_eq!(answer.unwrap(), "success");
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Retry(Arc<Inner>);
+
+struct Inner {
+    rules: Mutex<Rules>,
+    clock: Clock,
+    teller: Teller,
+}
+
+struct Rules {
+    policy: RetryPolicy,
+    budget: RetryBudget,
+    random: fastrand::Rng,
+}
+
+/// An attempt that failed. `error`: none where it was cancelled for taking too long.
+struct Failure {
+    fault: Fault,
+    error: Result<BoxError, Duration>,
+}
+
+impl Retry {
+    /// Retries by the rules of `config`.
+    #[must_use]
+    pub fn new(config: RetryConfig) -> Self {
+        let clock = Clock::start();
+        let budget = RetryBudget::new(config.budget, clock.now());
+        let rules = Rules { policy: RetryPolicy::new(Arc::new(config)), budget, random: random() };
+        Self(Arc::new(Inner { rules: Mutex::new(rules), clock, teller: Teller::default() }))
+    }
+
+    /// Judges errors of the class or code `error` by a rule of one's own, which comes before the configured ones.
+    ///
+    /// One that panics is contained and told ([`Event::CallbackError`]); the error is then not retried.
+    #[must_use]
+    pub fn with_strategy(self, error: impl Into<String>, strategy: impl RetryStrategy + 'static) -> Self {
+        {
+            let mut rules = self.0.lock();
+            let strategy = Contained { strategy, teller: self.0.teller.clone() };
+            rules.policy = rules.policy.clone().with_strategy(error, Arc::new(strategy));
+        }
+        self
+    }
+
+    /// Runs `operation` until it succeeds or is given up. Of `call`, its priority, `max_wait` and timeout count.
+    ///
+    /// An attempt over `attempt_timeout` is cancelled and counts as failed; at the end of the call's timeout, or of
+    /// `total_timeout`, all is cancelled. So it is if the future is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Upstream`] if it failed in a way that is not retried, [`Error::Exhausted`] if it was tried as often, or as long,
+    /// as allowed, [`Error::Timeout`].
+    pub async fn execute<T, E, Fut>(&self, call: &Call, operation: impl FnMut() -> Fut) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, E>>,
+        E: ToFault + Into<BoxError>,
+    {
+        let (attempt_timeout, total_timeout) = {
+            let mut rules = self.0.lock();
+            rules.budget.deposit();
+            let config = rules.policy.config();
+            (config.attempt_timeout, [call.timeout, config.total_timeout].into_iter().flatten().min())
+        };
+        let now = self.0.clock.now();
+        let bounds = [call.max_wait, total_timeout];
+        let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
+        let begun = AtomicU32::new(0);
+        let work = self.attempts(call, operation, &begun, attempt_timeout, deadline);
+        let Some(after) = total_timeout else { return work.await };
+        tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
+            let attempts = begun.load(Ordering::Relaxed);
+            self.0.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
+            Err(Error::Timeout { after, attempts, may_be_billed: true })
+        })
+    }
+
+    async fn attempts<T, E, Fut>(
+        &self,
+        call: &Call,
+        mut operation: impl FnMut() -> Fut,
+        begun: &AtomicU32,
+        attempt_timeout: Option<Duration>,
+        deadline: Time,
+    ) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, E>>,
+        E: ToFault + Into<BoxError>,
+    {
+        let Inner { clock, teller, .. } = &*self.0;
+        let id = || call.id.clone();
+        let mut history = History::default();
+        loop {
+            let attempt = begun.fetch_add(1, Ordering::Relaxed) + 1;
+            let began_at = clock.now();
+            teller.tell(|| Event::AttemptStart { call: id(), attempt });
+            let failure = match within(attempt_timeout, operation()).await {
+                Ok(value) => {
+                    let duration = clock.now().since(began_at);
+                    teller.tell(|| Event::AttemptSuccess { call: id(), attempt, duration });
+                    return Ok(value);
+                }
+                Err(failure) => failure,
+            };
+            let kind = failure.fault.kind;
+            teller.tell(|| Event::AttemptFailed { call: id(), attempt, kind });
+            if kind == FaultKind::RateLimited {
+                history.rate_limits += 1;
+            } else {
+                history.attempts += 1;
+            }
+            match self.0.decide(call, &failure.fault, history, deadline) {
+                Decision::Retry { delay } => {
+                    teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
+                    history.previous_delay = delay;
+                    tokio::time::sleep(delay).await;
+                }
+                Decision::GiveUp(reason) => {
+                    self.0.gave_up(call, attempt, reason, kind);
+                    return Err(failure.into_error(attempt, reason));
+                }
+            }
+        }
+    }
+
+    /// Whether the attempt number `attempt` (from 1) that failed with `error` is worth another.
+    #[must_use]
+    pub fn should_retry(&self, call: &Call, error: &impl ToFault, attempt: u32) -> bool {
+        self.delay(call, error, attempt).is_some()
+    }
+
+    /// How long to wait after the attempt number `attempt` (from 1) failed with `error`. `None`: it is not worth another.
+    #[must_use]
+    pub fn delay(&self, call: &Call, error: &impl ToFault, attempt: u32) -> Option<Duration> {
+        let history = History { attempts: attempt, rate_limits: attempt, previous_delay: Duration::ZERO };
+        let (policy, mut random) = self.0.judge();
+        match policy.decide(&error.to_fault(), history, call.priority, &mut random) {
+            Decision::Retry { delay } => Some(delay),
+            Decision::GiveUp(_) => None,
+        }
+    }
+
+    /// Changes the rules, for calls under way too.
+    pub fn update_config(&self, change: impl FnOnce(&mut RetryConfig)) {
+        // Not under the lock: what `change` does is the program's own.
+        let mut config = self.config();
+        change(&mut config);
+        let now = self.0.clock.now();
+        let mut rules = self.0.lock();
+        rules.budget.reconfigure(config.budget, now);
+        rules.policy.reconfigure(Arc::new(config));
+        drop(rules);
+        self.0.teller.tell(|| Event::ConfigUpdated);
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub fn config(&self) -> RetryConfig {
+        self.0.lock().policy.config().clone()
+    }
+
+    /// Everything that happens from now on; it never slows a call.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.0.teller.subscribe()
+    }
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("policy", &self.0.lock().policy).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rules and a sequence of random numbers of one's own, to be asked without the lock: a strategy may be the program's.
+    fn judge(&self) -> (RetryPolicy, fastrand::Rng) {
+        let mut rules = self.lock();
+        (rules.policy.clone(), rules.random.fork())
+    }
+
+    fn decide(&self, call: &Call, fault: &Fault, history: History, deadline: Time) -> Decision {
+        let (policy, mut random) = self.judge();
+        let decision = policy.decide(fault, history, call.priority, &mut random);
+        let Decision::Retry { delay } = decision else { return decision };
+        let now = self.clock.now();
+        if now + delay >= deadline {
+            return Decision::GiveUp(GiveUpReason::DeadlineExceeded);
+        }
+        if fault.kind != FaultKind::RateLimited && !self.lock().budget.withdraw(now) {
+            self.teller.tell(|| Event::RetryBudgetExhausted);
+            return Decision::GiveUp(GiveUpReason::BudgetExhausted);
+        }
+        decision
+    }
+
+    fn gave_up(&self, call: &Call, attempts: u32, reason: GiveUpReason, kind: FaultKind) {
+        self.teller.tell(|| Event::OperationFailed { call: call.id.clone(), attempts, reason, kind });
+    }
+}
+
+impl Failure {
+    fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
+        let Self { fault, error } = self;
+        match (error, reason) {
+            (Err(after), _) => Error::Timeout { after, attempts, may_be_billed: true },
+            (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
+            (Ok(last), _) => {
+                let may_be_billed = fault.kind.may_be_billed();
+                Error::Exhausted { attempts, reason, fault: Box::new(fault), last, may_be_billed }
+            }
+        }
+    }
+}
+
+/// The operation's end, or its cancellation when its time is up.
+async fn within<T, E: ToFault + Into<BoxError>>(
+    timeout: Option<Duration>,
+    operation: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    let result = match timeout {
+        None => operation.await,
+        Some(after) => tokio::time::timeout(after, operation)
+            .await
+            .map_err(|_| Failure { fault: Fault::new(FaultKind::Timeout, "not done in time"), error: Err(after) })?,
+    };
+    result.map_err(|error| Failure { fault: error.to_fault(), error: Ok(error.into()) })
+}
+
+/// A strategy of the program's own, which may panic.
+#[derive(Debug)]
+struct Contained<S> {
+    strategy: S,
+    teller: Teller,
+}
+
+impl<S: RetryStrategy> RetryStrategy for Contained<S> {
+    fn should_retry(&self, fault: &Fault, attempt: u32) -> bool {
+        self.teller.call("retry_strategy", || self.strategy.should_retry(fault, attempt)).unwrap_or(false)
+    }
+
+    fn delay(&self, attempt: u32) -> Duration {
+        self.teller.call("retry_strategy", || self.strategy.delay(attempt)).unwrap_or(DELAY_WITHOUT_WORD)
+    }
+}
+
+/// A sequence that is another in each process and for each part.
+fn random() -> fastrand::Rng {
+    fastrand::Rng::with_seed(seed())
+}
+
+pub(crate) fn seed() -> u64 {
+    RandomState::new().hash_one(0)
+}
