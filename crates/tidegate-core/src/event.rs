@@ -84,6 +84,42 @@ pub enum Event {
         /// How the last one failed.
         kind: FaultKind,
     },
+    /// An attempt has been settled: what it had reserved, and what it was charged in the end.
+    Settled {
+        /// The call.
+        call: Arc<str>,
+        /// Tokens that own limits had set aside for it.
+        reserved: u64,
+        /// Tokens that they keep.
+        charged: u64,
+    },
+    /// Use has been counted: of an attempt that was sent, or as it was recorded from elsewhere.
+    UsageRecorded {
+        /// The call.
+        call: Arc<str>,
+        /// End user, where known.
+        user: Option<Arc<str>>,
+        /// Organization, where known.
+        organization: Option<Arc<str>>,
+        /// The model group.
+        model: Arc<str>,
+        /// Requests.
+        requests: u64,
+        /// Tokens.
+        tokens: u64,
+    },
+    /// Levels that nobody has used for long, and that are full again, were forgotten.
+    RecordsCleaned {
+        /// How many.
+        removed: u64,
+    },
+    /// A reply broke off after part of it had gone to the caller.
+    StreamBroken {
+        /// The call.
+        call: Arc<str>,
+        /// How.
+        kind: FaultKind,
+    },
     /// A call used more than it had reserved, and a level went below zero.
     DebtIncurred {
         /// The call.

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use tidegate_core::call as core;
 use tidegate_core::call::{Priority, RequestType, Subject, WhenOpen};
 use tidegate_core::cost::Cost;
 use tidegate_core::openai::models;
+use tidegate_core::time::Time;
 
 static ACCOUNT: LazyLock<Arc<str>> = LazyLock::new(|| "openai".into());
 static ANONYMOUS: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
@@ -143,5 +145,21 @@ impl Call {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The same in the core's words, from `now` on.
+    pub(crate) fn at(&self, now: Time, max_wait: Duration, total_timeout: Option<Duration>) -> core::Call {
+        let end_by = [self.timeout, total_timeout].into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
+        core::Call {
+            id: self.id.clone(),
+            subject: self.subject.clone(),
+            cost: self.cost,
+            priority: self.priority,
+            start_by: (now + self.max_wait.unwrap_or(max_wait)).min(end_by),
+            end_by,
+            when_open: self.when_open,
+            body_bytes: 0,
+            own_charged: false,
+        }
     }
 }

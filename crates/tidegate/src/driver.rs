@@ -15,7 +15,7 @@ use tidegate_core::cost::Usage;
 use tidegate_core::event::Event;
 use tidegate_core::gate::{Demand, Gate, Output, OwnLevels, Ticket};
 use tidegate_core::outcome::{Outcome, ServerLimits};
-use tidegate_core::refusal::{GiveUp, Next, Refusal};
+use tidegate_core::refusal::{GiveUp, Next, Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -113,6 +113,30 @@ impl Driver {
         Admission { inner: self.0.clone(), call: Some(call), ticket: None }
     }
 
+    /// Lets the call through now, or not at all.
+    ///
+    /// # Errors
+    /// The refusal, with everything that explains it.
+    pub fn try_admit(&self, mut call: Call) -> Result<Permit, Box<Refusal>> {
+        let now = self.now();
+        call.start_by = call.start_by.min(now);
+        let mut state = self.0.lock();
+        let ticket = state.gate.admit(&call, now);
+        state.seat(ticket, Seat::Waits(None));
+        self.0.finish(state);
+        let decided = self.0.lock().leave_seat(ticket);
+        match decided {
+            Some(Seat::Granted { attempt, queued_for }) => Ok(self.0.permit(ticket, attempt, queued_for)),
+            Some(Seat::Refused(refusal)) => Err(refusal),
+            // Whose deadline is now does not wait; if it were ever to, it must not be left behind.
+            Some(Seat::Waits(_)) | None => {
+                self.0.cancel(ticket, false, None);
+                let reason = Reason::QueueFull { waiting: 0 };
+                Err(Box::new(Refusal { reason, model: call.subject.model, waited: Duration::ZERO, retry_after: None }))
+            }
+        }
+    }
+
     /// Asks or changes the core directly, for what has no method here: status, reload, breakers, saved state.
     pub fn with<T>(&self, act: impl FnOnce(&mut Gate, Time) -> T) -> T {
         let now = self.now();
@@ -120,6 +144,11 @@ impl Driver {
         let result = act(&mut state.gate, now);
         self.0.finish(state);
         result
+    }
+
+    /// How long calls may wait that say nothing of it.
+    pub(crate) fn max_wait(&self) -> Duration {
+        self.0.lock().gate.policy().queue.max_wait
     }
 
     pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {
@@ -212,6 +241,10 @@ impl Inner {
         self.finish(state);
     }
 
+    fn permit(self: &Arc<Self>, ticket: Ticket, attempt: u32, queued_for: Duration) -> Permit {
+        Permit { inner: self.clone(), ticket, attempt, queued_for, sent: false, seen: None, ended: false }
+    }
+
     /// Takes the decision on a call, or leaves the waker for it.
     fn take(
         self: &Arc<Self>,
@@ -220,15 +253,7 @@ impl Inner {
         context: &Context<'_>,
     ) -> Poll<Result<Permit, Box<Refusal>>> {
         match state.leave_seat(ticket) {
-            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(Permit {
-                inner: self.clone(),
-                ticket,
-                attempt,
-                queued_for,
-                sent: false,
-                seen: None,
-                ended: false,
-            })),
+            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))),
             Some(Seat::Refused(refusal)) => Poll::Ready(Err(refusal)),
             Some(Seat::Waits(Some(waker))) if waker.will_wake(context.waker()) => {
                 state.seat(ticket, Seat::Waits(Some(waker)));

@@ -50,6 +50,13 @@ impl RateLimitConfig {
             .with_burst_allowance(10)
     }
 
+    /// The name under which refusals and events speak of it: each of several limits needs its own. Absent: `rate_limit`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<std::sync::Arc<str>>) -> Self {
+        self.0.name = name.into();
+        self
+    }
+
     /// Requests per minute. 0: none at all.
     #[must_use]
     pub fn with_requests_per_minute(self, requests: u64) -> Self {

@@ -4,4 +4,5 @@
 
 mod breaker;
 mod driver;
+mod limiter;
 mod retry;
