@@ -21,7 +21,7 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use crate::clock::Clock;
 use crate::events::EVENTS_KEPT;
 
-pub use permit::{Admission, Permit, Settled, Waiting};
+pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
 
 /// A handle on the core; clones share it. When the last one and the last permit are gone, its timer ends.
 #[derive(Clone, Debug)]
@@ -87,12 +87,17 @@ impl Driver {
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
+        Self::telling(gate, broadcast::channel(EVENTS_KEPT).0)
+    }
+
+    /// The same, which tells what happens to the subscribers of `events`.
+    pub(crate) fn telling(gate: Gate, events: broadcast::Sender<Arc<Event>>) -> Self {
         let sooner = Arc::new(Notify::new());
         let inner = Arc::new(Inner {
             state: Mutex::new(State { gate, seats: Vec::new(), timer_at: Time::NEVER, to_wake: Vec::new() }),
             clock: Clock::start(),
             sooner: sooner.clone(),
-            events: broadcast::channel(EVENTS_KEPT).0,
+            events,
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
@@ -150,6 +155,13 @@ impl Driver {
     /// How long calls may wait that say nothing of it.
     pub(crate) fn max_wait(&self) -> Duration {
         self.0.lock().gate.policy().queue.max_wait
+    }
+
+    /// The same, and the bounds of an attempt and of a call.
+    pub(crate) fn bounds(&self) -> (Duration, Option<Duration>, Option<Duration>) {
+        let state = self.0.lock();
+        let policy = state.gate.policy();
+        (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
     }
 
     pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {

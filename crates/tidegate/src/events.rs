@@ -24,6 +24,11 @@ impl Default for Teller {
 }
 
 impl Teller {
+    /// One that tells to the subscribers of something else.
+    pub(crate) const fn of(sender: broadcast::Sender<Arc<Event>>) -> Self {
+        Self(sender)
+    }
+
     pub(crate) fn subscribe(&self) -> Events {
         self.0.subscribe()
     }

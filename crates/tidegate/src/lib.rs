@@ -10,10 +10,12 @@ mod fault;
 mod limiter;
 mod retry;
 pub mod state;
+mod tidegate;
 
+pub use self::tidegate::{Tidegate, TidegateBuilder};
 pub use breaker::{BreakerAttempt, CallbackResult, CircuitBreaker};
 pub use call::Call;
-pub use driver::{Admission, Driver, Permit, Settled, Waiting, WeakDriver};
+pub use driver::{Admission, Attempt, Driver, Permit, Settled, Waiting, WeakDriver};
 pub use error::{BoxError, Error};
 pub use events::Events;
 pub use fault::ToFault;
@@ -22,7 +24,9 @@ pub use retry::Retry;
 pub use tidegate_core as core;
 pub use tidegate_core::breaker::BreakerState;
 pub use tidegate_core::call::{Priority, RequestType};
-pub use tidegate_core::config::{BreakerConfig, Jitter, RateLimitConfig, RetryConfig, RetryStrategyConfig};
+pub use tidegate_core::config::{
+    BreakerConfig, Jitter, Policy, QueueConfig, RateLimitConfig, RetryConfig, RetryStrategyConfig,
+};
 pub use tidegate_core::cost::Usage;
 pub use tidegate_core::event::Event;
 pub use tidegate_core::fault::{Fault, FaultKind};

@@ -60,10 +60,10 @@ struct Rules {
     random: fastrand::Rng,
 }
 
-/// An attempt that failed. `error`: none where it was cancelled for taking too long.
-struct Failure {
-    fault: Fault,
-    error: Result<BoxError, Duration>,
+/// An attempt that failed. `error`: the bound instead, where it was cancelled for taking too long.
+pub(crate) struct Failure {
+    pub(crate) fault: Fault,
+    pub(crate) error: Result<BoxError, Duration>,
 }
 
 impl Retry {
@@ -250,7 +250,7 @@ impl Inner {
 }
 
 impl Failure {
-    fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
+    pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
         let Self { fault, error } = self;
         match (error, reason) {
             (Err(after), _) => Error::Timeout { after, attempts, may_be_billed: true },
@@ -264,7 +264,7 @@ impl Failure {
 }
 
 /// The operation's end, or its cancellation when its time is up.
-async fn within<T, E: ToFault + Into<BoxError>>(
+pub(crate) async fn within<T, E: ToFault + Into<BoxError>>(
     timeout: Option<Duration>,
     operation: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
@@ -279,9 +279,9 @@ async fn within<T, E: ToFault + Into<BoxError>>(
 
 /// A strategy of the program's own, which may panic.
 #[derive(Debug)]
-struct Contained<S> {
-    strategy: S,
-    teller: Teller,
+pub(crate) struct Contained<S> {
+    pub(crate) strategy: S,
+    pub(crate) teller: Teller,
 }
 
 impl<S: RetryStrategy> RetryStrategy for Contained<S> {

@@ -81,6 +81,11 @@ impl Permit {
         self.sent = true;
     }
 
+    /// A handle for whoever makes the attempt, to say what it finds out.
+    pub(crate) fn handle(&self) -> Attempt {
+        Attempt { inner: self.inner.clone(), ticket: self.ticket, number: self.attempt }
+    }
+
     /// 1 for the first send.
     #[must_use]
     pub fn attempt(&self) -> u32 {
@@ -143,6 +148,38 @@ impl Drop for Permit {
         if !self.ended {
             self.inner.cancel(self.ticket, self.sent, self.seen);
         }
+    }
+}
+
+/// The attempt under way, for the operation that makes it.
+#[derive(Debug)]
+pub struct Attempt {
+    inner: Arc<Inner>,
+    ticket: Ticket,
+    number: u32,
+}
+
+impl Attempt {
+    /// 1 for the first send.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// It has used so much: what it is charged, however it ends. Said not at all, all is charged that was reserved.
+    pub fn used(&self, usage: Usage) {
+        self.inner.lock().gate.seen(self.ticket, usage);
+    }
+
+    /// What the reply's headers told of the server's limiter. Say it as soon as they are there, once.
+    pub fn observe(&self, limits: &ServerLimits) {
+        if limits.0.is_empty() {
+            return;
+        }
+        let now = self.inner.clock.now();
+        let mut state = self.inner.lock();
+        state.gate.observe(self.ticket, limits, now);
+        self.inner.finish(state);
     }
 }
 

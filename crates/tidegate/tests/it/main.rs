@@ -6,3 +6,4 @@ mod breaker;
 mod driver;
 mod limiter;
 mod retry;
+mod together;
