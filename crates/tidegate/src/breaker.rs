@@ -124,7 +124,7 @@ impl CircuitBreaker {
                 Ok(value)
             }
             Err(error) => {
-                let fault = error.to_fault();
+                let fault = Box::new(error.to_fault());
                 attempt.failed(&fault);
                 Err(Error::of_upstream(fault, error.into()))
             }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tidegate_core::call as core;
 use tidegate_core::call::{Priority, RequestType, Subject, WhenOpen};
 use tidegate_core::cost::Cost;
+use tidegate_core::openai::endpoints::{self, Endpoint};
+use tidegate_core::openai::estimate::{self, Calibration};
 use tidegate_core::openai::models;
 use tidegate_core::time::Time;
 
@@ -31,6 +33,8 @@ pub struct Call {
     pub(crate) max_wait: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) when_open: WhenOpen,
+    /// To which endpoint of OpenAI's it goes, where its reply tells how many tokens it used.
+    pub(crate) endpoint: Option<Endpoint>,
 }
 
 impl Call {
@@ -57,7 +61,45 @@ impl Call {
             max_wait: None,
             timeout: None,
             when_open: WhenOpen::Refuse,
+            endpoint: None,
         }
+    }
+
+    /// The call that a request to OpenAI's API is: model, tokens, user and kind of work as its path and body tell.
+    ///
+    /// What cannot be read costs one request; whether it is a good one is the API's to say.
+    #[must_use]
+    pub fn of_openai(method: &str, path: &str, body: &[u8]) -> Self {
+        let route = endpoints::classify_path(path);
+        let request_type = route.endpoint.request_type();
+        if !route.is_metered(method) {
+            return Self::new("").with_request_type(request_type);
+        }
+        let unread = || estimate::Request::unread(route.endpoint);
+        let request = estimate::parse(route.endpoint, body).unwrap_or_else(|_| unread());
+        let model = request.model.as_deref().or(route.deployment.as_deref()).unwrap_or("");
+        let mut call = Self::new(model).with_request_type(request_type);
+        call.cost = estimate::estimate(&request, &Calibration::default());
+        call.endpoint = Some(route.endpoint);
+        call.subject.user = request.named_user().map(Arc::from);
+        call
+    }
+
+    /// The same with the credential that it is made with: each has limits of its own upstream.
+    #[cfg(feature = "tower")]
+    pub(crate) fn of_account(mut self, headers: &http::HeaderMap) -> Self {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        const ACCOUNT: [&str; 4] = ["authorization", "api-key", "openai-organization", "openai-project"];
+        let mut hasher = DefaultHasher::new();
+        let mut any = false;
+        for value in ACCOUNT.map(|name| headers.get(name)) {
+            any |= value.is_some();
+            value.map(http::HeaderValue::as_bytes).hash(&mut hasher);
+        }
+        if any {
+            self.subject.account = format!("openai#{:016x}", hasher.finish()).into();
+        }
+        self
     }
 
     /// The name under which it appears in events.

@@ -117,10 +117,10 @@ impl Error {
     }
 
     /// An operation's own error, which is not retried; what is one of ours already stays as it is.
-    pub(crate) fn of_upstream(fault: Fault, error: BoxError) -> Self {
+    pub(crate) fn of_upstream(fault: Box<Fault>, error: BoxError) -> Self {
         match error.downcast::<Self>() {
             Ok(ours) => *ours,
-            Err(error) => Self::Upstream { fault: Box::new(fault), error },
+            Err(error) => Self::Upstream { fault, error },
         }
     }
 

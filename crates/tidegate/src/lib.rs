@@ -9,6 +9,8 @@ mod events;
 mod fault;
 mod limiter;
 mod retry;
+#[cfg(feature = "tower")]
+mod service;
 pub mod state;
 mod tidegate;
 
@@ -21,6 +23,11 @@ pub use events::Events;
 pub use fault::ToFault;
 pub use limiter::{Check, LimitInfo, LimitType, RateLimiter, Reservation};
 pub use retry::Retry;
+#[cfg(feature = "tower")]
+pub use service::{
+    AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Reply,
+    ReplyFuture, RetryLayer, RetryService, TidegateLayer, TidegateService,
+};
 pub use tidegate_core as core;
 pub use tidegate_core::breaker::BreakerState;
 pub use tidegate_core::call::{Priority, RequestType};

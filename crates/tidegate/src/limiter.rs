@@ -272,6 +272,12 @@ impl Reservation {
         self.permit.sent();
     }
 
+    /// What is behind it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn into_permit(self) -> Permit {
+        self.permit
+    }
+
     /// How long it has waited.
     #[must_use]
     pub fn waited(&self) -> Duration {

@@ -62,7 +62,7 @@ struct Rules {
 
 /// An attempt that failed. `error`: the bound instead, where it was cancelled for taking too long.
 pub(crate) struct Failure {
-    pub(crate) fault: Fault,
+    pub(crate) fault: Box<Fault>,
     pub(crate) error: Result<BoxError, Duration>,
 }
 
@@ -102,71 +102,37 @@ impl Retry {
         Fut: Future<Output = Result<T, E>>,
         E: ToFault + Into<BoxError>,
     {
-        let (attempt_timeout, total_timeout) = {
-            let mut rules = self.0.lock();
-            rules.budget.deposit();
-            let config = rules.policy.config();
-            (config.attempt_timeout, [call.timeout, config.total_timeout].into_iter().flatten().min())
-        };
-        let now = self.0.clock.now();
-        let bounds = [call.max_wait, total_timeout];
-        let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
         let begun = AtomicU32::new(0);
-        let work = self.attempts(call, operation, &begun, attempt_timeout, deadline);
+        let (run, attempt_timeout, total_timeout) = self.begin(call, &begun);
+        let work = attempts(run, operation, attempt_timeout);
         let Some(after) = total_timeout else { return work.await };
-        tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
-            let attempts = begun.load(Ordering::Relaxed);
-            self.0.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
-            Err(Error::Timeout { after, attempts, may_be_billed: true })
-        })
+        match tokio::time::timeout(after, work).await {
+            Ok(result) => result,
+            Err(_) => Err(self.ran_out(call, begun.load(Ordering::Relaxed), after)),
+        }
     }
 
-    async fn attempts<T, E, Fut>(
-        &self,
-        call: &Call,
-        mut operation: impl FnMut() -> Fut,
-        begun: &AtomicU32,
-        attempt_timeout: Option<Duration>,
-        deadline: Time,
-    ) -> Result<T, Error>
-    where
-        Fut: Future<Output = Result<T, E>>,
-        E: ToFault + Into<BoxError>,
-    {
-        let Inner { clock, teller, .. } = &*self.0;
-        let id = || call.id.clone();
-        let mut history = History::default();
-        loop {
-            let attempt = begun.fetch_add(1, Ordering::Relaxed) + 1;
-            let began_at = clock.now();
-            teller.tell(|| Event::AttemptStart { call: id(), attempt });
-            let failure = match within(attempt_timeout, operation()).await {
-                Ok(value) => {
-                    let duration = clock.now().since(began_at);
-                    teller.tell(|| Event::AttemptSuccess { call: id(), attempt, duration });
-                    return Ok(value);
-                }
-                Err(failure) => failure,
-            };
-            let kind = failure.fault.kind;
-            teller.tell(|| Event::AttemptFailed { call: id(), attempt, kind });
-            if kind == FaultKind::RateLimited {
-                history.rate_limits += 1;
-            } else {
-                history.attempts += 1;
-            }
-            match self.0.decide(call, &failure.fault, history, deadline) {
-                Decision::Retry { delay } => {
-                    teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
-                    history.previous_delay = delay;
-                    tokio::time::sleep(delay).await;
-                }
-                Decision::GiveUp(reason) => {
-                    self.0.gave_up(call, attempt, reason, kind);
-                    return Err(failure.into_error(attempt, reason));
-                }
-            }
-        }
+    /// A call begins: what decides on its attempts, and the bounds of each and of all.
+    pub(crate) fn begin<'r>(
+        &'r self,
+        call: &'r Call,
+        begun: &'r AtomicU32,
+    ) -> (Run<'r>, Option<Duration>, Option<Duration>) {
+        let now = self.0.clock.now();
+        let mut rules = self.0.lock();
+        rules.budget.deposit();
+        let config = rules.policy.config();
+        let total_timeout = [call.timeout, config.total_timeout].into_iter().flatten().min();
+        let bounds = [call.max_wait, total_timeout];
+        let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
+        let run = Run { inner: &self.0, call, begun, history: History::default(), began_at: now, deadline };
+        (run, config.attempt_timeout, total_timeout)
+    }
+
+    /// The call's time was up.
+    pub(crate) fn ran_out(&self, call: &Call, attempts: u32, after: Duration) -> Error {
+        self.0.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
+        Error::Timeout { after, attempts, may_be_billed: attempts > 0 }
     }
 
     /// Whether the attempt number `attempt` (from 1) that failed with `error` is worth another.
@@ -249,6 +215,77 @@ impl Inner {
     }
 }
 
+/// What decides on the attempts of one call, whoever makes them.
+pub(crate) struct Run<'r> {
+    inner: &'r Inner,
+    call: &'r Call,
+    begun: &'r AtomicU32,
+    history: History,
+    began_at: Time,
+    deadline: Time,
+}
+
+impl Run<'_> {
+    /// Attempts begun.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn starts(&mut self) {
+        let attempt = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        self.began_at = self.inner.clock.now();
+        self.inner.teller.tell(|| Event::AttemptStart { call: self.call.id.clone(), attempt });
+    }
+
+    pub(crate) fn succeeded(&self) {
+        let (attempt, duration) = (self.attempt(), self.inner.clock.now().since(self.began_at));
+        self.inner.teller.tell(|| Event::AttemptSuccess { call: self.call.id.clone(), attempt, duration });
+    }
+
+    pub(crate) fn failed(&mut self, fault: &Fault) -> Decision {
+        let (attempt, kind, id) = (self.attempt(), fault.kind, || self.call.id.clone());
+        self.inner.teller.tell(|| Event::AttemptFailed { call: id(), attempt, kind });
+        if kind == FaultKind::RateLimited {
+            self.history.rate_limits += 1;
+        } else {
+            self.history.attempts += 1;
+        }
+        let decision = self.inner.decide(self.call, fault, self.history, self.deadline);
+        match decision {
+            Decision::Retry { delay } => {
+                self.inner.teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
+                self.history.previous_delay = delay;
+            }
+            Decision::GiveUp(reason) => self.inner.gave_up(self.call, attempt, reason, kind),
+        }
+        decision
+    }
+}
+
+async fn attempts<T, E, Fut>(
+    mut run: Run<'_>,
+    mut operation: impl FnMut() -> Fut,
+    attempt_timeout: Option<Duration>,
+) -> Result<T, Error>
+where
+    Fut: Future<Output = Result<T, E>>,
+    E: ToFault + Into<BoxError>,
+{
+    loop {
+        run.starts();
+        match within(attempt_timeout, operation()).await {
+            Ok(value) => {
+                run.succeeded();
+                return Ok(value);
+            }
+            Err(failure) => match run.failed(&failure.fault) {
+                Decision::Retry { delay } => tokio::time::sleep(delay).await,
+                Decision::GiveUp(reason) => return Err(failure.into_error(run.attempt(), reason)),
+            },
+        }
+    }
+}
+
 impl Failure {
     pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
         let Self { fault, error } = self;
@@ -257,7 +294,7 @@ impl Failure {
             (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
             (Ok(last), _) => {
                 let may_be_billed = fault.kind.may_be_billed();
-                Error::Exhausted { attempts, reason, fault: Box::new(fault), last, may_be_billed }
+                Error::Exhausted { attempts, reason, fault, last, may_be_billed }
             }
         }
     }
@@ -268,13 +305,25 @@ pub(crate) async fn within<T, E: ToFault + Into<BoxError>>(
     timeout: Option<Duration>,
     operation: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
-    let result = match timeout {
-        None => operation.await,
-        Some(after) => tokio::time::timeout(after, operation)
-            .await
-            .map_err(|_| Failure { fault: Fault::new(FaultKind::Timeout, "not done in time"), error: Err(after) })?,
+    let operation = async {
+        operation.await.map_err(|error| Failure { fault: Box::new(error.to_fault()), error: Ok(error.into()) })
     };
-    result.map_err(|error| Failure { fault: error.to_fault(), error: Ok(error.into()) })
+    within_failing(timeout, operation).await
+}
+
+/// The same of one that says what kind of failure it is.
+pub(crate) async fn within_failing<T>(
+    timeout: Option<Duration>,
+    operation: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(after) = timeout else { return operation.await };
+    match tokio::time::timeout(after, operation).await {
+        Ok(result) => result,
+        Err(_) => {
+            let fault = Box::new(Fault::new(FaultKind::Timeout, "not done in time"));
+            Err(Failure { fault, error: Err(after) })
+        }
+    }
 }
 
 /// A strategy of the program's own, which may panic.

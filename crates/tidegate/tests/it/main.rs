@@ -4,6 +4,8 @@
 
 mod breaker;
 mod driver;
+#[cfg(feature = "tower")]
+mod layers;
 mod limiter;
 mod retry;
 mod together;
