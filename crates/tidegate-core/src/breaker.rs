@@ -123,6 +123,8 @@ pub struct Breaker {
     /// `, last 503`, or in words; empty where there is nothing to say.
     last: Box<str>,
     used_at: Time,
+    /// Calls that left the monitoring period since that was last asked.
+    passed: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -130,6 +132,12 @@ struct Counts {
     good: u32,
     bad: u32,
     slow: u32,
+}
+
+impl Counts {
+    const fn calls(self) -> u32 {
+        self.good.saturating_add(self.bad)
+    }
 }
 
 impl Breaker {
@@ -157,6 +165,7 @@ impl Breaker {
             cause: "".into(),
             last: "".into(),
             used_at: Time::ZERO,
+            passed: 0,
         }
     }
 
@@ -258,12 +267,14 @@ impl Breaker {
         let length = (micros_up(self.config.monitoring_period) / BINS as u64).max(1);
         let bin = now.as_micros() / length;
         if bin > self.bin {
+            let before = self.totals().calls();
             for passed in 1..=(bin - self.bin).min(BINS as u64) {
                 self.bins[bin_slot(self.bin + passed)] = Counts::default();
             }
             if bin - self.bin > BINS as u64 {
                 self.bins = [Counts::default(); BINS];
             }
+            self.passed = self.passed.saturating_add(u64::from(before - self.totals().calls()));
             self.bin = bin;
         }
         &mut self.bins[bin_slot(self.bin)]
@@ -306,7 +317,7 @@ impl Breaker {
             return;
         }
         let counts = self.totals();
-        let calls = counts.good + counts.bad;
+        let calls = counts.calls();
         let failed = recent(&self.failing, now, self.config.monitoring_period);
         // Failures end sooner than calls that are answered: those under way may yet end well.
         if calls >= self.config.minimum_calls
@@ -320,7 +331,7 @@ impl Breaker {
 
     fn open_if_too_slow(&mut self, now: Time) {
         let counts = self.totals();
-        let calls = counts.good + counts.bad;
+        let calls = counts.calls();
         if calls >= self.config.minimum_calls && f64::from(counts.slow) >= self.config.slow_call_rate * f64::from(calls)
         {
             self.cause = format!("{} of {calls} calls were slow", counts.slow).into();
@@ -395,6 +406,17 @@ impl Breaker {
     /// Takes over a new configuration; the state stays.
     pub fn reconfigure(&mut self, config: Arc<BreakerConfig>) {
         self.config = config;
+    }
+
+    /// Failures in a row.
+    #[must_use]
+    pub const fn failures_in_a_row(&self) -> u32 {
+        self.run
+    }
+
+    /// How many calls left the monitoring period since this was last asked.
+    pub fn take_passed(&mut self) -> u64 {
+        std::mem::take(&mut self.passed)
     }
 
     /// How it stands, for a refusal or a status page.

@@ -24,6 +24,12 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// So many tokens read and written.
+    #[must_use]
+    pub const fn new(input_tokens: u64, output_tokens: u64) -> Self {
+        Self { input_tokens, output_tokens }
+    }
+
     /// Both kinds of tokens together.
     #[must_use]
     pub const fn total(self) -> u64 {

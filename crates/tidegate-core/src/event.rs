@@ -39,6 +39,13 @@ pub enum Event {
         /// `limit`, `too_large`, `queue_full`, `breaker`, `paused` or `draining`.
         reason: &'static str,
     },
+    /// An attempt begins.
+    AttemptStart {
+        /// The call.
+        call: Arc<str>,
+        /// 1 for the first.
+        attempt: u32,
+    },
     /// An attempt went well.
     AttemptSuccess {
         /// The call.
@@ -74,6 +81,44 @@ pub enum Event {
         attempts: u32,
         /// Why no more.
         reason: GiveUpReason,
+        /// How the last one failed.
+        kind: FaultKind,
+    },
+    /// An attempt has been settled: what it had reserved, and what it was charged in the end.
+    Settled {
+        /// The call.
+        call: Arc<str>,
+        /// Tokens that own limits had set aside for it.
+        reserved: u64,
+        /// Tokens that they keep.
+        charged: u64,
+    },
+    /// Use has been counted: of an attempt that was sent, or as it was recorded from elsewhere.
+    UsageRecorded {
+        /// The call.
+        call: Arc<str>,
+        /// End user, where known.
+        user: Option<Arc<str>>,
+        /// Organization, where known.
+        organization: Option<Arc<str>>,
+        /// The model group.
+        model: Arc<str>,
+        /// Requests.
+        requests: u64,
+        /// Tokens.
+        tokens: u64,
+    },
+    /// Levels that nobody has used for long, and that are full again, were forgotten.
+    RecordsCleaned {
+        /// How many.
+        removed: u64,
+    },
+    /// A reply broke off after part of it had gone to the caller.
+    StreamBroken {
+        /// The call.
+        call: Arc<str>,
+        /// How.
+        kind: FaultKind,
     },
     /// A call used more than it had reserved, and a level went below zero.
     DebtIncurred {
@@ -108,6 +153,42 @@ pub enum Event {
         from: BreakerState,
         /// Now.
         to: BreakerState,
+    },
+    /// A breaker saw an attempt go well.
+    CallSuccess {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// From its permit to its end.
+        duration: Duration,
+        /// The state after it.
+        state: BreakerState,
+    },
+    /// A breaker saw the service fail.
+    CallFailure {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// How.
+        kind: FaultKind,
+        /// From its permit to its end.
+        duration: Duration,
+        /// The state after it.
+        state: BreakerState,
+        /// Failures in a row, this one included.
+        failure_count: u32,
+    },
+    /// Calls have left a breaker's monitoring period.
+    HistoryCleaned {
+        /// `upstream/model group`, or the breaker's own name.
+        breaker: Arc<str>,
+        /// How many.
+        removed: u64,
+    },
+    /// A callback or strategy of the program's own panicked or failed. It was contained: the call went on.
+    CallbackError {
+        /// Which: `on_state_change`, `retry_strategy`.
+        callback: &'static str,
+        /// What it said.
+        message: Arc<str>,
     },
     /// What operators decided for all processes alike is in force.
     OverrideApplied {

@@ -1,6 +1,6 @@
 //! Decides which kinds of failure there are, and what each means for limits, retry and breaker.
 //!
-//! Knows no provider's words; `openai::faults` translates them into these.
+//! Knows no provider's words; `openai::faults` translates them, statuses too, into these.
 
 use std::time::Duration;
 
@@ -135,6 +135,19 @@ impl Fault {
         }
     }
 
+    /// What a reply with `status` means of which nothing else is known.
+    ///
+    /// ```
+    /// # use tidegate_core::fault::{Fault, FaultKind};
+    /// assert_eq!(Fault::of_status(429).kind, FaultKind::RateLimited);
+    /// ```
+    #[must_use]
+    pub fn of_status(status: u16) -> Self {
+        // A status below 400 of what is called a failure is a server's that does not know what it says.
+        let unexpected = || Self::new(FaultKind::Server, format!("status {status}")).with_status(status);
+        crate::openai::faults::classify(status, &[("", ""); 0], b"", Duration::ZERO).unwrap_or_else(unexpected)
+    }
+
     /// The same with a status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
@@ -142,3 +155,11 @@ impl Fault {
         self
     }
 }
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.summary)
+    }
+}
+
+impl std::error::Error for Fault {}

@@ -4,15 +4,16 @@
 //! comes back by [`Gate::wake_at`]. It never waits, sends or reads a clock itself.
 //!
 //! - Inputs: [`Gate::admit`], [`Gate::sent`], [`Gate::observe`], [`Gate::settle`], [`Gate::cancel`], [`Gate::advance`],
-//!   [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`]; where levels are
+//!   [`Gate::record`], [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`]; where levels are
 //!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`], [`Gate::override_with`].
 //! - Outputs: [`Gate::poll_output`], in the order in which they were decided.
-//! - Getters: [`Gate::wake_at`], [`Gate::status`], [`Gate::explain`], [`Gate::snapshot`], [`Gate::own_levels`].
+//! - Getters: [`Gate::wake_at`], [`Gate::check`], [`Gate::status`], [`Gate::explain`], [`Gate::snapshot`], [`Gate::own_levels`].
 //!
 //! The life of a call: `admit` gives a ticket; `Granted` or `Refused` follows. A granted attempt is `sent`, its reply's
 //! headers `observe`d, its end `settle`d; after `Next::Retry` the same ticket is granted or refused again.
 
 mod admission;
+mod asking;
 mod explain;
 mod learning;
 mod pacing;
@@ -49,6 +50,7 @@ use crate::slots::Slots;
 use crate::target::Target;
 use crate::time::Time;
 
+pub use asking::Check;
 pub use explain::{Explanation, LimitThen};
 pub use sharing::{Demand, LevelKey, Overrides};
 pub use snapshot::{Snapshot, SnapshotError};

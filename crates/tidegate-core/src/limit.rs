@@ -153,6 +153,14 @@ pub enum Allowance {
     Blocked,
 }
 
+impl Allowance {
+    /// What `units` of a configuration mean: 0 is nothing at all.
+    #[must_use]
+    pub fn of(units: u64) -> Option<Self> {
+        Some(NonZeroU64::new(units).map_or(Self::Blocked, Self::Units))
+    }
+}
+
 /// What a limit, or an override of it, says: an allowance for each dimension and the burst.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
@@ -172,7 +180,7 @@ impl Rates {
     /// Sets what is said of `dimension`.
     #[must_use]
     pub fn with(mut self, dimension: Dimension, units: u64) -> Self {
-        self.allowances[dimension.index()] = Some(NonZeroU64::new(units).map_or(Allowance::Blocked, Allowance::Units));
+        self.allowances[dimension.index()] = Allowance::of(units);
         self
     }
 
@@ -216,6 +224,17 @@ pub enum Algorithm {
     SlidingWindow,
 }
 
+impl Algorithm {
+    /// The word in `algorithm = …`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TokenBucket => "token_bucket",
+            Self::SlidingWindow => "sliding_window",
+        }
+    }
+}
+
 /// Whether a limit holds calls back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -224,6 +243,17 @@ pub enum Mode {
     Enforce,
     /// It only counts what it would have held back.
     Shadow,
+}
+
+impl Mode {
+    /// The word in `mode = …`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Shadow => "shadow",
+        }
+    }
 }
 
 /// A different allowance for some keys: `[limit.NAME.models."gpt-4o*"]`.

@@ -552,6 +552,19 @@ impl Meter {
         }
     }
 
+    /// When it is full again if nothing else is taken; `now` where that is so already, or not known.
+    pub(crate) fn full_at(&self, now: Time) -> Time {
+        let fit = match &self.kind {
+            Kind::Gauge { .. } | Kind::Credit(_) => return now,
+            Kind::Bucket(bucket) => bucket.fit(bucket.capacity().unsigned_abs(), 0),
+            Kind::Window(window) => window.fit(window.limit(), 0, now),
+        };
+        match fit {
+            Fit::Later(wait) => now + wait,
+            Fit::Now | Fit::Never => now,
+        }
+    }
+
     /// How long until all that waits and `cost` would have gone at a call of this class's turn. O(1); an estimate.
     ///
     /// `ahead`: units that go before it. `None`: not known (calls in flight end when they end; only a pause has a known end).

@@ -3,25 +3,25 @@
 //! One `Gate` behind one mutex, held for a decision and never across an await. One timer for everything that is due.
 //! Every future here may be dropped at any point: the call is withdrawn and what it held goes back.
 
-use std::future::Future;
-use std::pin::Pin;
+mod permit;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
 use tidegate_core::event::Event;
-use tidegate_core::gate::{Demand, Gate, Output, OwnLevels, Ticket};
-use tidegate_core::outcome::{Outcome, ServerLimits};
-use tidegate_core::refusal::{GiveUp, Next, Refusal};
+use tidegate_core::gate::{Demand, Gate, Output, Ticket};
+use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{Notify, broadcast, mpsc};
-use tokio::time::Instant;
 
-/// Events kept for a subscriber that is slow; beyond that it misses the oldest and is told so.
-const EVENTS_KEPT: usize = 4096;
+use crate::clock::Clock;
+use crate::events::EVENTS_KEPT;
+
+pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
 
 /// A handle on the core; clones share it. When the last one and the last permit are gone, its timer ends.
 #[derive(Clone, Debug)]
@@ -71,32 +71,6 @@ enum Seat {
     Refused(Box<Refusal>),
 }
 
-/// Microseconds that go on from run to run, as the wall clock did at the start, and never jump meanwhile.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    started: Instant,
-    started_micros: u64,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { started: Instant::now(), started_micros: u64::try_from(unix.as_micros()).unwrap_or(u64::MAX) }
-    }
-
-    fn now(&self) -> Time {
-        let elapsed = Instant::now().saturating_duration_since(self.started);
-        Time::from_micros(self.started_micros).plus_micros(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX))
-    }
-
-    fn instant(&self, at: Time) -> Instant {
-        // A bound far away instead of an overflow: the timer looks again then.
-        let ahead = Duration::from_micros(at.as_micros().saturating_sub(self.started_micros))
-            .min(Duration::from_secs(86_400 * 365));
-        self.started + ahead
-    }
-}
-
 impl Driver {
     /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
     ///
@@ -113,12 +87,17 @@ impl Driver {
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
+        Self::telling(gate, broadcast::channel(EVENTS_KEPT).0)
+    }
+
+    /// The same, which tells what happens to the subscribers of `events`.
+    pub(crate) fn telling(gate: Gate, events: broadcast::Sender<Arc<Event>>) -> Self {
         let sooner = Arc::new(Notify::new());
         let inner = Arc::new(Inner {
             state: Mutex::new(State { gate, seats: Vec::new(), timer_at: Time::NEVER, to_wake: Vec::new() }),
             clock: Clock::start(),
             sooner: sooner.clone(),
-            events: broadcast::channel(EVENTS_KEPT).0,
+            events,
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
@@ -137,7 +116,31 @@ impl Driver {
     /// # Errors
     /// The refusal, with everything that explains it.
     pub fn admit(&self, call: Call) -> Admission {
-        Admission { inner: self.0.clone(), call: Some(call), ticket: None }
+        Admission::new(self.0.clone(), call)
+    }
+
+    /// Lets the call through now, or not at all.
+    ///
+    /// # Errors
+    /// The refusal, with everything that explains it.
+    pub fn try_admit(&self, mut call: Call) -> Result<Permit, Box<Refusal>> {
+        let now = self.now();
+        call.start_by = call.start_by.min(now);
+        let mut state = self.0.lock();
+        let ticket = state.gate.admit(&call, now);
+        state.seat(ticket, Seat::Waits(None));
+        self.0.finish(state);
+        let decided = self.0.lock().leave_seat(ticket);
+        match decided {
+            Some(Seat::Granted { attempt, queued_for }) => Ok(self.0.permit(ticket, attempt, queued_for)),
+            Some(Seat::Refused(refusal)) => Err(refusal),
+            // Whose deadline is now does not wait; if it were ever to, it must not be left behind.
+            Some(Seat::Waits(_)) | None => {
+                self.0.cancel(ticket, false, None);
+                let reason = Reason::QueueFull { waiting: 0 };
+                Err(Box::new(Refusal { reason, model: call.subject.model, waited: Duration::ZERO, retry_after: None }))
+            }
+        }
     }
 
     /// Asks or changes the core directly, for what has no method here: status, reload, breakers, saved state.
@@ -147,6 +150,18 @@ impl Driver {
         let result = act(&mut state.gate, now);
         self.0.finish(state);
         result
+    }
+
+    /// How long calls may wait that say nothing of it.
+    pub(crate) fn max_wait(&self) -> Duration {
+        self.0.lock().gate.policy().queue.max_wait
+    }
+
+    /// The same, and the bounds of an attempt and of a call.
+    pub(crate) fn bounds(&self) -> (Duration, Option<Duration>, Option<Duration>) {
+        let state = self.0.lock();
+        let policy = state.gate.policy();
+        (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
     }
 
     pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {
@@ -239,6 +254,10 @@ impl Inner {
         self.finish(state);
     }
 
+    fn permit(self: &Arc<Self>, ticket: Ticket, attempt: u32, queued_for: Duration) -> Permit {
+        Permit::new(self.clone(), ticket, attempt, queued_for)
+    }
+
     /// Takes the decision on a call, or leaves the waker for it.
     fn take(
         self: &Arc<Self>,
@@ -247,15 +266,7 @@ impl Inner {
         context: &Context<'_>,
     ) -> Poll<Result<Permit, Box<Refusal>>> {
         match state.leave_seat(ticket) {
-            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(Permit {
-                inner: self.clone(),
-                ticket,
-                attempt,
-                queued_for,
-                sent: false,
-                seen: None,
-                ended: false,
-            })),
+            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))),
             Some(Seat::Refused(refusal)) => Poll::Ready(Err(refusal)),
             Some(Seat::Waits(Some(waker))) if waker.will_wake(context.waker()) => {
                 state.seat(ticket, Seat::Waits(Some(waker)));
@@ -321,177 +332,5 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The timer finds nobody left and ends.
         self.sooner.notify_one();
-    }
-}
-
-/// A call on its way to its first attempt: await it.
-#[derive(Debug)]
-#[must_use = "a call is admitted only when this is awaited"]
-pub struct Admission {
-    inner: Arc<Inner>,
-    call: Option<Call>,
-    ticket: Option<Ticket>,
-}
-
-impl Future for Admission {
-    type Output = Result<Permit, Box<Refusal>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let inner = self.inner.clone();
-        if let Some(call) = self.call.take() {
-            let now = inner.clock.now();
-            let mut state = inner.lock();
-            let ticket = state.gate.admit(&call, now);
-            state.seat(ticket, Seat::Waits(None));
-            inner.finish(state);
-            self.ticket = Some(ticket);
-        }
-        let Some(ticket) = self.ticket else { return Poll::Pending };
-        let decided = inner.take(&mut inner.lock(), ticket, context);
-        if decided.is_ready() {
-            self.ticket = None;
-        }
-        decided
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.inner.cancel(ticket, false, None);
-        }
-    }
-}
-
-/// A granted attempt. Dropped before [`Permit::sent`]: refunded in full. Dropped after: charged with what was seen, else whole.
-#[derive(Debug)]
-pub struct Permit {
-    inner: Arc<Inner>,
-    ticket: Ticket,
-    attempt: u32,
-    queued_for: Duration,
-    sent: bool,
-    seen: Option<Usage>,
-    ended: bool,
-}
-
-impl Permit {
-    /// From now on the upstream may have seen the request.
-    pub fn sent(&mut self) {
-        self.sent = true;
-    }
-
-    /// 1 for the first send.
-    #[must_use]
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// How long the call has waited so far, queueing and back-off together.
-    #[must_use]
-    pub fn queued_for(&self) -> Duration {
-        self.queued_for
-    }
-
-    /// What the reply's headers told of the server's limiter. Call it as soon as they are there, once per attempt.
-    pub fn observe(&mut self, limits: &ServerLimits) {
-        if limits.0.is_empty() {
-            return;
-        }
-        let now = self.inner.clock.now();
-        let mut state = self.inner.lock();
-        state.gate.observe(self.ticket, limits, now);
-        self.inner.finish(state);
-    }
-
-    /// What has been seen of a stream so far; the charge if the permit is dropped.
-    pub fn seen(&mut self, usage: Usage) {
-        self.seen = Some(usage);
-    }
-
-    /// How the tightest own limits of this call stand. `None` where no own limit applies to it.
-    #[must_use]
-    pub fn own_levels(&self) -> Option<OwnLevels> {
-        let now = self.inner.clock.now();
-        self.inner.lock().gate.own_levels(self.ticket, now)
-    }
-
-    /// Ends the attempt.
-    #[must_use = "a failed attempt may be tried again"]
-    pub fn settle(mut self, outcome: Outcome) -> Settled {
-        self.ended = true;
-        let now = self.inner.clock.now();
-        let mut state = self.inner.lock();
-        if let Some(seen) = self.seen {
-            state.gate.seen(self.ticket, seen);
-        }
-        let next = state.gate.settle(self.ticket, &outcome, now);
-        if matches!(next, Next::Retry { .. }) {
-            state.seat(self.ticket, Seat::Waits(None));
-        }
-        self.inner.finish(state);
-        match next {
-            Next::Done => Settled::Done,
-            Next::GiveUp(given_up) => Settled::GiveUp(given_up),
-            Next::Retry { .. } => Settled::Retry(Waiting { inner: self.inner.clone(), ticket: Some(self.ticket) }),
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.inner.cancel(self.ticket, self.sent, self.seen);
-        }
-    }
-}
-
-/// What follows when an attempt has been settled.
-#[derive(Debug)]
-pub enum Settled {
-    /// Nothing: the call has ended.
-    Done,
-    /// It is queued again: await it for the next attempt's permit.
-    Retry(Waiting),
-    /// No further attempt.
-    GiveUp(Box<GiveUp>),
-}
-
-/// A call that waits for its next attempt: await it. Dropping it withdraws the call.
-#[derive(Debug)]
-#[must_use = "the next attempt is granted only when this is awaited"]
-pub struct Waiting {
-    inner: Arc<Inner>,
-    ticket: Option<Ticket>,
-}
-
-impl Waiting {
-    /// Waits for the call's turn: the same as awaiting it.
-    ///
-    /// # Errors
-    /// The refusal, with everything that explains it.
-    pub async fn granted(self) -> Result<Permit, Box<Refusal>> {
-        self.await
-    }
-}
-
-impl Future for Waiting {
-    type Output = Result<Permit, Box<Refusal>>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(ticket) = self.ticket else { return Poll::Pending };
-        let decided = self.inner.take(&mut self.inner.lock(), ticket, context);
-        if decided.is_ready() {
-            self.ticket = None;
-        }
-        decided
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.inner.cancel(ticket, false, None);
-        }
     }
 }

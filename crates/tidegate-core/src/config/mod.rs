@@ -5,6 +5,7 @@
 
 mod keys;
 mod policy;
+mod rate_limit;
 mod read;
 mod server;
 mod upstream;
@@ -17,6 +18,7 @@ pub use policy::{
     BreakerConfig, Jitter, LevelSource, Policy, QueueConfig, RetryBudgetConfig, RetryConfig, RetryStrategyConfig,
     TokenCharge, UpstreamPolicy,
 };
+pub use rate_limit::RateLimitConfig;
 pub use read::{Diagnostic, Loaded, load};
 pub use server::{ListenAddr, ServerConfig, TlsConfig};
 pub use upstream::{BaseUrlError, ModelMap, SecretError, SecretSource, UpstreamConfig, UpstreamKind, parse_base_url};

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
+
+use crate::call::Priority;
 use crate::limit::Limit;
 
 /// `[queue]`.
@@ -39,7 +42,8 @@ impl Default for QueueConfig {
 }
 
 /// How random the delay before a retry is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Jitter {
     /// Exactly the delay.
     None,
@@ -55,20 +59,24 @@ pub enum Jitter {
 }
 
 /// `[retry.strategy.NAME]`: what is different for one error class or code. `None`: as in `[retry]`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct RetryStrategyConfig {
     /// Sends, the first included.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     /// Delay before the first retry.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "bound_as_text")]
     pub base_delay: Option<Duration>,
     /// Bound of our own delays.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "bound_as_text")]
     pub max_delay: Option<Duration>,
     /// Growth from retry to retry.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_multiplier: Option<f64>,
 }
 
 /// `retry.budget`: retries may not exceed this share of calls.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct RetryBudgetConfig {
     /// Retries per call.
     pub ratio: f64,
@@ -77,17 +85,21 @@ pub struct RetryBudgetConfig {
 }
 
 /// `[retry]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RetryConfig {
     /// Sends, the first included.
     pub max_attempts: u32,
     /// How long one attempt may take. `None`: no bound.
+    #[serde(serialize_with = "bound_as_text")]
     pub attempt_timeout: Option<Duration>,
     /// How long a call may take from its arrival. `None`: no bound.
+    #[serde(serialize_with = "bound_as_text")]
     pub total_timeout: Option<Duration>,
     /// Delay before the first retry.
+    #[serde(serialize_with = "as_text")]
     pub base_delay: Duration,
     /// Bound of our own delays; a server's longer wait is honoured up to the deadline.
+    #[serde(serialize_with = "as_text")]
     pub max_delay: Duration,
     /// Growth from retry to retry.
     pub backoff_multiplier: f64,
@@ -98,10 +110,12 @@ pub struct RetryConfig {
     /// Error classes or codes worth a retry.
     pub retryable_errors: Vec<String>,
     /// Factor on delays, by [`crate::call::Priority::index`].
+    #[serde(serialize_with = "by_priority")]
     pub priority_factor: [f64; 3],
     /// Bound on retries as a share of calls.
     pub budget: RetryBudgetConfig,
     /// By error class or code.
+    #[serde(rename = "strategy")]
     pub strategies: BTreeMap<String, RetryStrategyConfig>,
 }
 
@@ -140,28 +154,94 @@ impl Default for RetryConfig {
     }
 }
 
+impl RetryConfig {
+    /// Sends, the first included.
+    #[must_use]
+    pub fn with_max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// How long one attempt may take.
+    #[must_use]
+    pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a call may take in all.
+    #[must_use]
+    pub fn with_total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
+        self
+    }
+
+    /// The delay before the first retry, and the bound of those after it.
+    #[must_use]
+    pub fn with_delays(mut self, base: Duration, max: Duration) -> Self {
+        (self.base_delay, self.max_delay) = (base, max);
+        self
+    }
+
+    /// Growth from retry to retry.
+    #[must_use]
+    pub fn with_backoff_multiplier(mut self, multiplier: f64) -> Self {
+        self.backoff_multiplier = multiplier;
+        self
+    }
+
+    /// How random delays are.
+    #[must_use]
+    pub fn with_jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// Retries as a share of calls, and so many a second however few calls there are.
+    #[must_use]
+    pub fn with_budget(mut self, ratio: f64, min_per_second: u32) -> Self {
+        self.budget = RetryBudgetConfig { ratio, min_per_second };
+        self
+    }
+
+    /// What is different for one error class or code.
+    #[must_use]
+    pub fn with_strategy(mut self, error: impl Into<String>, strategy: RetryStrategyConfig) -> Self {
+        self.strategies.insert(error.into(), strategy);
+        self
+    }
+}
+
+fn by_priority<S: Serializer>(factors: &[f64; 3], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(Priority::ALL.map(|priority| (priority.name(), factors[priority.index()])))
+}
+
 /// `[breaker]`: one breaker per account and model group.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BreakerConfig {
     /// Consecutive failures that open it.
     pub failure_threshold: u32,
     /// Share of failures within `monitoring_period` that opens it.
     pub failure_rate: f64,
     /// The window in which calls are counted.
+    #[serde(serialize_with = "as_text")]
     pub monitoring_period: Duration,
     /// Calls in the window before a rate counts.
     pub minimum_calls: u32,
     /// Where more than one tenant was active, failures must come from so many.
     pub min_tenants: u32,
     /// Calls slower than this to their first byte count as slow. `None`: off.
+    #[serde(serialize_with = "bound_as_text")]
     pub slow_call_duration: Option<Duration>,
     /// Share of slow calls within the window that opens it.
     pub slow_call_rate: f64,
     /// How long it stays open the first time.
+    #[serde(serialize_with = "as_text")]
     pub recovery_timeout: Duration,
     /// Probes at once, and successes that close it.
     pub half_open_max_calls: u32,
     /// After closing, traffic comes back as a ramp over this, at most as long as it was open.
+    #[serde(serialize_with = "as_text")]
     pub expected_recovery_time: Duration,
 }
 
@@ -179,6 +259,59 @@ impl Default for BreakerConfig {
             half_open_max_calls: 3,
             expected_recovery_time: Duration::from_secs(120),
         }
+    }
+}
+
+impl BreakerConfig {
+    /// Consecutive failures that open it.
+    #[must_use]
+    pub fn with_failure_threshold(mut self, failures: u32) -> Self {
+        self.failure_threshold = failures;
+        self
+    }
+
+    /// Share of failures that opens it, once `minimum_calls` were seen within the monitoring period.
+    #[must_use]
+    pub fn with_failure_rate(mut self, rate: f64, minimum_calls: u32) -> Self {
+        self.failure_rate = rate;
+        self.minimum_calls = minimum_calls;
+        self
+    }
+
+    /// The window in which calls are counted.
+    #[must_use]
+    pub fn with_monitoring_period(mut self, period: Duration) -> Self {
+        self.monitoring_period = period;
+        self
+    }
+
+    /// How long it stays open the first time.
+    #[must_use]
+    pub fn with_recovery_timeout(mut self, timeout: Duration) -> Self {
+        self.recovery_timeout = timeout;
+        self
+    }
+
+    /// Probes at once while half-open, and successes that close it.
+    #[must_use]
+    pub fn with_half_open_max_calls(mut self, calls: u32) -> Self {
+        self.half_open_max_calls = calls;
+        self
+    }
+
+    /// How long traffic takes to come back after closing.
+    #[must_use]
+    pub fn with_expected_recovery_time(mut self, time: Duration) -> Self {
+        self.expected_recovery_time = time;
+        self
+    }
+
+    /// Calls slower than `duration` count as slow; a share of `rate` of them opens it.
+    #[must_use]
+    pub fn with_slow_calls(mut self, duration: Duration, rate: f64) -> Self {
+        self.slow_call_duration = Some(duration);
+        self.slow_call_rate = rate;
+        self
     }
 }
 
@@ -234,4 +367,14 @@ pub struct Policy {
     pub upstreams: Vec<UpstreamPolicy>,
     /// Whether configured levels of requests and tokens are this process's own or shared; calls in flight are always its own.
     pub level_source: LevelSource,
+}
+
+/// `1m 30s`.
+fn as_text<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+/// The same, where none is zero.
+fn bound_as_text<S: Serializer>(bound: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    as_text(&bound.unwrap_or_default(), serializer)
 }

@@ -128,7 +128,7 @@ impl Gate {
     }
 
     /// True if others wait for what this call would take: then it must not overtake them.
-    fn is_contended(&self, route: u32, lane: Option<LaneId>, amounts: &Amounts) -> bool {
+    pub(super) fn is_contended(&self, route: u32, lane: Option<LaneId>, amounts: &Amounts) -> bool {
         if self.queue.total_waiting() == 0 {
             return false;
         }
@@ -284,7 +284,8 @@ impl Gate {
         self.explain_granted(ticket);
         if self.events {
             let call = self.entries[ticket.index()].id.clone();
-            self.emit(|| Event::Granted { call, attempt, queued_for });
+            self.emit(|| Event::Granted { call: call.clone(), attempt, queued_for });
+            self.emit(|| Event::AttemptStart { call, attempt });
             if permit.is_probe() {
                 let breaker = self.targets[self.routes[target].target].name.clone();
                 self.emit(|| Event::ProbeStarted { breaker });

@@ -38,8 +38,10 @@ impl Gate {
             return Next::Done;
         }
         let entry = &self.entries[ticket.index()];
-        let reported = outcome.usage.filter(|usage| usage.total() <= TOKENS_MAX);
-        let seen = reported.or(entry.seen.filter(|usage| usage.total() <= TOKENS_MAX));
+        let believed = |usage: Option<Usage>| usage.filter(|usage| usage.total() <= TOKENS_MAX);
+        let seen = believed(outcome.usage).or(believed(entry.seen));
+        // What was seen of an attempt that ended well is all that it used.
+        let reported = if outcome.ending == Ending::Success { seen } else { believed(outcome.usage) };
         let keep = match &outcome.ending {
             Ending::Unsent => Keep::Nothing,
             Ending::Success | Ending::CutShort(_) | Ending::Cancelled => Keep::Used(seen),
@@ -97,6 +99,9 @@ impl Gate {
                 Ending::Success => self.emit(|| Event::AttemptSuccess { call, attempt, duration }),
                 Ending::Failed(fault) | Ending::CutShort(fault) => {
                     let kind = fault.kind;
+                    if matches!(outcome.ending, Ending::CutShort(_)) {
+                        self.emit(|| Event::StreamBroken { call: call.clone(), kind });
+                    }
                     self.emit(|| Event::AttemptFailed { call, attempt, kind });
                 }
                 Ending::Unsent | Ending::Cancelled => {}
@@ -122,6 +127,12 @@ impl Gate {
         let charges_usage = target.charge_rule.rule() == Some(TokenCharge::Usage);
         let mut debt = None;
         let mut corrected_share = 0;
+        let reserved = entry.amounts.own_tokens;
+        let (requests, charged) = match keep {
+            Keep::Nothing => (0, 0),
+            Keep::Requests | Keep::MirrorTokens => (1, 0),
+            Keep::Used(usage) => (1, usage.map_or(reserved, Usage::total)),
+        };
         for charge in entry.charges.drain(..) {
             let Some(meter) = self.ledger.charged_meter(charge.meter, charge.epoch) else { continue };
             let kept = match (meter.dimension, keep) {
@@ -164,10 +175,18 @@ impl Gate {
         {
             self.queue.tenant_corrected(self.queue.lane(lane).tenant, corrected_share);
         }
-        if let (true, Some((level, debt))) = (self.events, debt) {
+        if !self.events {
+            return;
+        }
+        let (call, route) = (call.clone(), entry.route);
+        if let Some((level, debt)) = debt {
             let (call, limit) = (call.clone(), self.ledger.levels[level].name.clone());
             self.emit(|| Event::DebtIncurred { call, limit, debt });
         }
+        if requests > 0 {
+            self.tell_usage(&call, route, requests, charged);
+        }
+        self.emit(|| Event::Settled { call, reserved, charged });
     }
 
     fn tell_breaker(&mut self, ticket: Ticket, result: BreakerResult, fault: Option<&Fault>) {
@@ -176,7 +195,24 @@ impl Gate {
         let Some(permit) = entry.permit.take() else { return };
         let route = &self.routes[entry.route];
         let target = route.target;
-        let before = self.targets[target].breaker.record(permit, route.tenant_hash, result, fault, now);
+        let duration = now.since(entry.granted_at);
+        let breaker = &mut self.targets[target].breaker;
+        let failures = breaker.failures_in_a_row();
+        let before = breaker.record(permit, route.tenant_hash, result, fault, now);
+        if self.events {
+            let (state, removed, breaker) = (breaker.state(), breaker.take_passed(), self.targets[target].name.clone());
+            if removed > 0 {
+                self.emit(|| Event::HistoryCleaned { breaker: breaker.clone(), removed });
+            }
+            match (result, fault) {
+                (BreakerResult::Good { .. }, _) => self.emit(|| Event::CallSuccess { breaker, duration, state }),
+                (BreakerResult::Bad, Some(fault)) => {
+                    let (kind, failure_count) = (fault.kind, failures.saturating_add(1));
+                    self.emit(|| Event::CallFailure { breaker, kind, duration, state, failure_count });
+                }
+                _ => {}
+            }
+        }
         if permit.is_probe() {
             let lot = self.targets[target].waits_for_breaker;
             self.stir(lot);
@@ -272,7 +308,7 @@ impl Gate {
             retry_after: fault.wait,
         };
         let (call, attempts) = (entry.id.clone(), entry.attempts);
-        self.emit(|| Event::OperationFailed { call, attempts, reason });
+        self.emit(|| Event::OperationFailed { call, attempts, reason, kind: fault.kind });
         self.close_entry(ticket);
         Next::GiveUp(Box::new(given_up))
     }

@@ -74,6 +74,7 @@ impl Gate {
     /// Looks at a few routes, levels and targets, and forgets what is idle: memory follows use, at a constant cost a call.
     pub(super) fn sweep(&mut self) {
         let now = self.clock;
+        let mut removed = 0;
         // Two for each call, so that it overtakes stores that grow by one for each.
         for _ in 0..2 {
             let route = next_place(&mut self.sweep_at[0], self.routes.places());
@@ -93,7 +94,11 @@ impl Gate {
                 && self.ledger.is_idle(level, now)
             {
                 self.ledger.remove_level(level);
+                removed += 1;
             }
+        }
+        if removed > 0 {
+            self.emit(|| Event::RecordsCleaned { removed });
         }
         let target = next_place(&mut self.sweep_at[2], self.targets.places());
         if self.target_is_idle(target, now) {

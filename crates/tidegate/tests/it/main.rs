@@ -2,4 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod breaker;
 mod driver;
+#[cfg(feature = "tower")]
+mod layers;
+mod limiter;
+mod retry;
+mod together;

@@ -9,6 +9,7 @@ mod keys;
 mod layers;
 mod limits;
 mod policy;
+mod sections;
 mod seed_names;
 mod server;
 mod table;

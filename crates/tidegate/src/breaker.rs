@@ -1,0 +1,302 @@
+//! A circuit breaker by itself: stops calling a service that has been failing, and finds out when it is back.
+//!
+//! Decides nothing itself: `tidegate_core::breaker` does. This adds a clock, a lock and a guard for each attempt, so that one
+//! that is dropped at any point gives its place back and counts for nothing.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tidegate_core::breaker::{Breaker, BreakerPermit, BreakerResult, BreakerSays, BreakerState};
+use tidegate_core::config::BreakerConfig;
+use tidegate_core::event::Event;
+use tidegate_core::fault::{Fault, FaultKind};
+use tidegate_core::time::Time;
+
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::error::{BoxError, Error};
+use crate::events::{Events, Teller};
+use crate::fault::ToFault;
+
+/// The name of a breaker that was given none.
+const NAME: &str = "breaker";
+
+/// One circuit breaker; clones share it.
+///
+/// Only faults of the service count ([`FaultKind::is_service_fault`]): neither rate limits nor the caller's own mistakes open it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use tidegate::{BreakerConfig, BreakerState, Call, CircuitBreaker, Error, Fault};
+///
+/// let breaker = CircuitBreaker::new(BreakerConfig::default().with_failure_threshold(1));
+/// let call = Call::new("gpt-4o");
+/// let failed = breaker.execute(&call, || async { Err::<(), _>(Fault::of_status(503)) }).await;
+/// assert!(matches!(failed, Err(Error::Upstream { .. })));
+/// assert_eq!(breaker.state(), BreakerState::Open);
+///
+/// // From here on nothing is sent for a while.
+/// let refused = breaker.execute(&call, || async { Ok::<_, Fault>("never asked") }).await;
+/// assert!(matches!(refused, Err(Error::CircuitOpen { .. })));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct CircuitBreaker(Arc<Inner>);
+
+struct Inner {
+    name: Arc<str>,
+    breaker: Mutex<Breaker>,
+    clock: Clock,
+    teller: Teller,
+    callbacks: Mutex<Vec<Callback>>,
+}
+
+type Callback = Arc<dyn Fn(BreakerState) -> Result<(), BoxError> + Send + Sync>;
+
+/// What a callback may return: nothing, or that it failed.
+pub trait CallbackResult {
+    /// What is told of it.
+    ///
+    /// # Errors
+    /// That it failed.
+    fn into_result(self) -> Result<(), BoxError>;
+}
+
+impl CallbackResult for () {
+    fn into_result(self) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+impl<E: Into<BoxError>> CallbackResult for Result<(), E> {
+    fn into_result(self) -> Result<(), BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+impl CircuitBreaker {
+    /// A closed breaker.
+    #[must_use]
+    pub fn new(config: BreakerConfig) -> Self {
+        Self::named(NAME, config)
+    }
+
+    /// A closed breaker that is called `name` in events and errors.
+    #[must_use]
+    pub fn named(name: impl Into<Arc<str>>, config: BreakerConfig) -> Self {
+        Self(Arc::new(Inner {
+            name: name.into(),
+            breaker: Mutex::new(Breaker::new(Arc::new(config))),
+            clock: Clock::start(),
+            teller: Teller::default(),
+            callbacks: Mutex::default(),
+        }))
+    }
+
+    /// Runs `operation` if the breaker lets it, and takes note of how it ends. Of `call`, its organization and its timeout count.
+    ///
+    /// Dropping the future, or a timeout, cancels the operation.
+    ///
+    /// # Errors
+    /// [`Error::CircuitOpen`] if it was not run, [`Error::Timeout`], or the operation's own as [`Error::Upstream`].
+    pub async fn execute<T, E, Fut>(&self, call: &Call, operation: impl FnOnce() -> Fut) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, E>>,
+        E: ToFault + Into<BoxError>,
+    {
+        let attempt = self.try_begin(call)?;
+        let result = match call.timeout {
+            None => operation().await,
+            Some(after) => match tokio::time::timeout(after, operation()).await {
+                Ok(result) => result,
+                Err(_) => {
+                    attempt.failed(&Fault::new(FaultKind::Timeout, "not done in time"));
+                    return Err(Error::Timeout { after, attempts: 1, may_be_billed: true });
+                }
+            },
+        };
+        match result {
+            Ok(value) => {
+                attempt.succeeded();
+                Ok(value)
+            }
+            Err(error) => {
+                let fault = Box::new(error.to_fault());
+                attempt.failed(&fault);
+                Err(Error::of_upstream(fault, error.into()))
+            }
+        }
+    }
+
+    /// Leave to make one attempt of `call` by other means than [`CircuitBreaker::execute`].
+    ///
+    /// # Errors
+    /// [`Error::CircuitOpen`].
+    pub fn try_begin(&self, call: &Call) -> Result<BreakerAttempt, Error> {
+        let now = self.0.clock.now();
+        let mut breaker = self.0.lock();
+        if breaker.says(now) != BreakerSays::Go {
+            let report = breaker.report(self.0.name.clone());
+            let retry_after = report.next_probe_at.map(|at| at.since(now).max(Duration::from_micros(1)));
+            return Err(Error::circuit_open(report, retry_after));
+        }
+        let before = breaker.state();
+        let permit = breaker.permit(now);
+        let state = breaker.state();
+        drop(breaker);
+        self.0.changed((state != before).then_some(before), state);
+        if permit.is_probe() {
+            self.0.teller.tell(|| Event::ProbeStarted { breaker: self.0.name.clone() });
+        }
+        let tenant = hash(&call.subject.tenant);
+        Ok(BreakerAttempt { inner: self.0.clone(), permit: Some(permit), tenant, began_at: now })
+    }
+
+    /// The state. An open breaker whose time is over is still open until somebody asks to go.
+    #[must_use]
+    pub fn state(&self) -> BreakerState {
+        self.0.lock().state()
+    }
+
+    /// Forgets everything: closed, as if new.
+    pub fn reset(&self) {
+        self.0.force(BreakerState::Closed);
+    }
+
+    /// Lets nothing go until told otherwise.
+    pub fn force_open(&self) {
+        self.0.force(BreakerState::ForcedOpen);
+    }
+
+    /// Lets probes go, as if it had been open for its time.
+    pub fn force_half_open(&self) {
+        self.0.force(BreakerState::HalfOpen);
+    }
+
+    /// Lets everything go, whatever happens, until told otherwise.
+    pub fn force_closed(&self) {
+        self.0.force(BreakerState::ForcedClosed);
+    }
+
+    /// Calls `callback` with each new state, in the task that brought it about. One that panics or fails is contained: the
+    /// call goes on, and subscribers are told of a [`Event::CallbackError`].
+    pub fn on_state_change<R: CallbackResult>(&self, callback: impl Fn(BreakerState) -> R + Send + Sync + 'static) {
+        let callback: Callback = Arc::new(move |state| callback(state).into_result());
+        self.0.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
+    }
+
+    /// Everything that happens from now on; it never slows a call.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.0.teller.subscribe()
+    }
+}
+
+impl fmt::Debug for CircuitBreaker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CircuitBreaker")
+            .field("name", &self.0.name)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn force(&self, state: BreakerState) {
+        let now = self.clock.now();
+        let before = self.lock().force(state, now);
+        self.changed(before, state);
+    }
+
+    /// Tells of a change; never under the lock, so that a callback may ask the breaker.
+    fn changed(&self, before: Option<BreakerState>, to: BreakerState) {
+        let Some(from) = before else { return };
+        self.teller.tell(|| Event::StateChanged { breaker: self.name.clone(), from, to });
+        let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for callback in callbacks {
+            if let Some(Err(error)) = self.teller.call("on_state_change", || callback(to)) {
+                let message = error.to_string().into();
+                self.teller.tell(|| Event::CallbackError { callback: "on_state_change", message });
+            }
+        }
+    }
+
+    fn record(&self, permit: BreakerPermit, tenant: u64, began_at: Time, result: BreakerResult, fault: Option<&Fault>) {
+        let now = self.clock.now();
+        let mut breaker = self.lock();
+        let failures = breaker.failures_in_a_row();
+        let before = breaker.record(permit, tenant, result, fault, now);
+        let (state, removed) = (breaker.state(), breaker.take_passed());
+        drop(breaker);
+        let (name, duration) = (|| self.name.clone(), now.since(began_at));
+        if removed > 0 {
+            self.teller.tell(|| Event::HistoryCleaned { breaker: name(), removed });
+        }
+        match (result, fault) {
+            (BreakerResult::Good { .. }, _) => {
+                self.teller.tell(|| Event::CallSuccess { breaker: name(), duration, state });
+            }
+            (BreakerResult::Bad, Some(fault)) => self.teller.tell(|| {
+                let failure_count = failures.saturating_add(1);
+                Event::CallFailure { breaker: name(), kind: fault.kind, duration, state, failure_count }
+            }),
+            _ => {}
+        }
+        self.changed(before, state);
+    }
+}
+
+/// One attempt that the breaker let go. Dropped without a word it gives its place back and counts for nothing.
+#[must_use = "the breaker learns how the attempt ended only through this"]
+pub struct BreakerAttempt {
+    inner: Arc<Inner>,
+    permit: Option<BreakerPermit>,
+    tenant: u64,
+    began_at: Time,
+}
+
+impl BreakerAttempt {
+    /// The service did its part.
+    pub fn succeeded(mut self) {
+        let first_byte_after = Some(self.inner.clock.now().since(self.began_at));
+        self.end(BreakerResult::Good { first_byte_after }, None);
+    }
+
+    /// It failed; counts against the service only if that is the service's fault.
+    pub fn failed(mut self, fault: &Fault) {
+        let is_the_services = fault.kind.is_service_fault();
+        self.end(if is_the_services { BreakerResult::Bad } else { BreakerResult::Ignored }, Some(fault));
+    }
+
+    fn end(&mut self, result: BreakerResult, fault: Option<&Fault>) {
+        if let Some(permit) = self.permit.take() {
+            self.inner.record(permit, self.tenant, self.began_at, result, fault);
+        }
+    }
+}
+
+impl Drop for BreakerAttempt {
+    fn drop(&mut self) {
+        self.end(BreakerResult::Ignored, None);
+    }
+}
+
+impl fmt::Debug for BreakerAttempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BreakerAttempt").field("breaker", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+fn hash(name: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}

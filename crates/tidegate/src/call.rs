@@ -1,0 +1,207 @@
+//! Decides how a program says what it wants done: for whom, at which model, how dearly, how urgently.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use tidegate_core::call as core;
+use tidegate_core::call::{Priority, RequestType, Subject, WhenOpen};
+use tidegate_core::cost::Cost;
+use tidegate_core::openai::endpoints::{self, Endpoint};
+use tidegate_core::openai::estimate::{self, Calibration};
+use tidegate_core::openai::models;
+use tidegate_core::time::Time;
+
+static ACCOUNT: LazyLock<Arc<str>> = LazyLock::new(|| "openai".into());
+static ANONYMOUS: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
+
+/// One thing to be done, whatever number of attempts it takes.
+///
+/// Made once it can be used for many calls: nothing is copied but counters of references. Its id then stands for all of them.
+///
+/// ```
+/// use tidegate::{Call, Priority};
+///
+/// let call = Call::new("gpt-4o-mini").with_user("anna").with_tokens(1200, 300).with_priority(Priority::High);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub(crate) id: Arc<str>,
+    pub(crate) subject: Subject,
+    pub(crate) cost: Cost,
+    pub(crate) priority: Priority,
+    pub(crate) max_wait: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) when_open: WhenOpen,
+    /// To which endpoint of OpenAI's it goes, where its reply tells how many tokens it used.
+    pub(crate) endpoint: Option<Endpoint>,
+}
+
+impl Call {
+    /// A call of `model`, under an id of its own, that costs one request and no tokens.
+    ///
+    /// Models that share a limit are one: `gpt-4o-2024-08-06` is `gpt-4o` here.
+    #[must_use]
+    pub fn new(model: &str) -> Self {
+        static CALLS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: format!("call_{}", CALLS.fetch_add(1, Ordering::Relaxed)).into(),
+            subject: Subject {
+                account: ACCOUNT.clone(),
+                model: models::family(model).into(),
+                key: None,
+                organization: None,
+                project: None,
+                user: None,
+                request_type: RequestType::Chat,
+                tenant: ANONYMOUS.clone(),
+            },
+            cost: Cost { max_output_tokens: Some(0), ..Cost::default() },
+            priority: Priority::Normal,
+            max_wait: None,
+            timeout: None,
+            when_open: WhenOpen::Refuse,
+            endpoint: None,
+        }
+    }
+
+    /// The call that a request to OpenAI's API is: model, tokens, user and kind of work as its path and body tell.
+    ///
+    /// What cannot be read costs one request; whether it is a good one is the API's to say.
+    #[must_use]
+    pub fn of_openai(method: &str, path: &str, body: &[u8]) -> Self {
+        let route = endpoints::classify_path(path);
+        let request_type = route.endpoint.request_type();
+        if !route.is_metered(method) {
+            return Self::new("").with_request_type(request_type);
+        }
+        let unread = || estimate::Request::unread(route.endpoint);
+        let request = estimate::parse(route.endpoint, body).unwrap_or_else(|_| unread());
+        let model = request.model.as_deref().or(route.deployment.as_deref()).unwrap_or("");
+        let mut call = Self::new(model).with_request_type(request_type);
+        call.cost = estimate::estimate(&request, &Calibration::default());
+        call.endpoint = Some(route.endpoint);
+        call.subject.user = request.named_user().map(Arc::from);
+        call
+    }
+
+    /// The same with the credential that it is made with: each has limits of its own upstream.
+    #[cfg(feature = "tower")]
+    pub(crate) fn of_account(mut self, headers: &http::HeaderMap) -> Self {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        const ACCOUNT: [&str; 4] = ["authorization", "api-key", "openai-organization", "openai-project"];
+        let mut hasher = DefaultHasher::new();
+        let mut any = false;
+        for value in ACCOUNT.map(|name| headers.get(name)) {
+            any |= value.is_some();
+            value.map(http::HeaderValue::as_bytes).hash(&mut hasher);
+        }
+        if any {
+            self.subject.account = format!("openai#{:016x}", hasher.finish()).into();
+        }
+        self
+    }
+
+    /// The name under which it appears in events.
+    #[must_use]
+    pub fn with_id(mut self, id: impl Into<Arc<str>>) -> Self {
+        self.id = id.into();
+        self
+    }
+
+    /// The end user. Calls without one share a level of limits that are per user.
+    #[must_use]
+    pub fn with_user(mut self, user: impl Into<Arc<str>>) -> Self {
+        self.subject.user = Some(user.into());
+        self
+    }
+
+    /// The organization; the queue is fair between organizations.
+    #[must_use]
+    pub fn with_organization(mut self, organization: impl Into<Arc<str>>) -> Self {
+        let organization = organization.into();
+        self.subject.tenant = organization.clone();
+        self.subject.organization = Some(organization);
+        self
+    }
+
+    /// What kind of work it is. Absent: chat.
+    #[must_use]
+    pub fn with_request_type(mut self, request_type: RequestType) -> Self {
+        self.subject.request_type = request_type;
+        self
+    }
+
+    /// Tokens in all, as estimated: they are charged when it is admitted, and set right when it is settled.
+    #[must_use]
+    pub fn with_estimated_tokens(mut self, tokens: u64) -> Self {
+        self.cost.declared_tokens = tokens;
+        self
+    }
+
+    /// Tokens that go in, and the most that may come out; instead of an estimate of both together.
+    #[must_use]
+    pub fn with_tokens(mut self, input: u64, max_output: u64) -> Self {
+        self.cost.input_tokens = input;
+        self.cost.max_output_tokens = Some(max_output);
+        self
+    }
+
+    /// Tokens that go in, where nothing bounds what comes out: what such calls wrote before is expected.
+    #[must_use]
+    pub fn with_input_tokens(mut self, input: u64) -> Self {
+        self.cost.input_tokens = input;
+        self.cost.max_output_tokens = None;
+        self
+    }
+
+    /// How urgent it is. Absent: normal.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// How long it may wait, for its turn and between attempts together. Absent: as configured.
+    #[must_use]
+    pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = Some(max_wait);
+        self
+    }
+
+    /// How long it may take in all. Absent: as configured.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Waits for an open circuit breaker to close, up to `max_wait`, where it would otherwise be refused at once: for bulk work.
+    #[must_use]
+    pub fn waiting_while_open(mut self) -> Self {
+        self.when_open = WhenOpen::Wait;
+        self
+    }
+
+    /// The name under which it appears in events.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The same in the core's words, from `now` on.
+    pub(crate) fn at(&self, now: Time, max_wait: Duration, total_timeout: Option<Duration>) -> core::Call {
+        let end_by = [self.timeout, total_timeout].into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
+        core::Call {
+            id: self.id.clone(),
+            subject: self.subject.clone(),
+            cost: self.cost,
+            priority: self.priority,
+            start_by: (now + self.max_wait.unwrap_or(max_wait)).min(end_by),
+            end_by,
+            when_open: self.when_open,
+            body_bytes: 0,
+            own_charged: false,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Decides how the program's own errors are told in the core's words, so that retry and breaker can judge them.
+
+use tidegate_core::fault::{Fault, FaultKind};
+
+use crate::error::{BoxError, Error};
+
+/// An error that says what kind of failure it is.
+///
+/// Of an error that says no more than its HTTP status, [`Fault::of_status`] is all there is to say:
+///
+/// ```
+/// use tidegate::{Fault, ToFault};
+///
+/// struct Declined { status: u16 }
+///
+/// impl ToFault for Declined {
+///     fn to_fault(&self) -> Fault {
+///         Fault::of_status(self.status)
+///     }
+/// }
+/// ```
+pub trait ToFault {
+    /// The same in the words that retry and breaker are written in.
+    fn to_fault(&self) -> Fault;
+}
+
+impl ToFault for Fault {
+    fn to_fault(&self) -> Fault {
+        self.clone()
+    }
+}
+
+impl ToFault for std::io::Error {
+    fn to_fault(&self) -> Fault {
+        use std::io::ErrorKind;
+        let kind = match self.kind() {
+            ErrorKind::TimedOut => FaultKind::Timeout,
+            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                FaultKind::Connect
+            }
+            _ => FaultKind::Broken,
+        };
+        Fault::new(kind, self.kind().to_string())
+    }
+}
+
+impl ToFault for tokio::time::error::Elapsed {
+    fn to_fault(&self) -> Fault {
+        Fault::new(FaultKind::Timeout, "not done in time")
+    }
+}
+
+/// Judged by what is inside, as far as its type is known here or in what it was caused by; else a fault of the service.
+impl ToFault for BoxError {
+    fn to_fault(&self) -> Fault {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self.as_ref());
+        while let Some(error) = cause {
+            if let Some(fault) = known(error) {
+                return fault;
+            }
+            cause = error.source();
+        }
+        Fault::new(FaultKind::Server, "failed in a way that is not known")
+    }
+}
+
+fn known(error: &(dyn std::error::Error + 'static)) -> Option<Fault> {
+    let fault = error.downcast_ref::<Error>().map(ToFault::to_fault);
+    let fault = fault.or_else(|| error.downcast_ref::<Fault>().map(ToFault::to_fault));
+    let fault = fault.or_else(|| error.downcast_ref::<std::io::Error>().map(ToFault::to_fault));
+    fault.or_else(|| error.downcast_ref::<tokio::time::error::Elapsed>().map(ToFault::to_fault))
+}

@@ -1,0 +1,353 @@
+//! Retrying by itself: tries an operation again while that is worth it, and not before when.
+//!
+//! Decides nothing itself: `tidegate_core::retry` and `retry_budget` do. This sleeps between attempts and cancels those that
+//! take too long. What another retry has given up on is not tried again: there is one owner of a call's retries.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tidegate_core::config::RetryConfig;
+use tidegate_core::event::Event;
+use tidegate_core::fault::{Fault, FaultKind};
+use tidegate_core::refusal::GiveUpReason;
+use tidegate_core::retry::{Decision, History, RetryPolicy, RetryStrategy};
+use tidegate_core::retry_budget::RetryBudget;
+use tidegate_core::time::Time;
+
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::error::{BoxError, Error};
+use crate::events::{Events, Teller};
+use crate::fault::ToFault;
+
+/// The delay where a strategy of the program's own panicked when asked for one.
+const DELAY_WITHOUT_WORD: Duration = Duration::from_secs(1);
+
+/// Retries operations; clones share the rules and the budget.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// use tidegate::{Call, Fault, Retry, RetryConfig};
+///
+/// let retry = Retry::new(RetryConfig::default());
+/// let mut statuses = [429, 500].into_iter();
+/// let answer = retry
+///     .execute(&Call::new("gpt-4o"), || {
+///         let status = statuses.next();
+///         async move { status.map_or(Ok("success"), |status| Err(Fault::of_status(status))) }
+///     })
+///     .await;
+/// assert_eq!(answer.unwrap(), "success");
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Retry(Arc<Inner>);
+
+struct Inner {
+    rules: Mutex<Rules>,
+    clock: Clock,
+    teller: Teller,
+}
+
+struct Rules {
+    policy: RetryPolicy,
+    budget: RetryBudget,
+    random: fastrand::Rng,
+}
+
+/// An attempt that failed. `error`: the bound instead, where it was cancelled for taking too long.
+pub(crate) struct Failure {
+    pub(crate) fault: Box<Fault>,
+    pub(crate) error: Result<BoxError, Duration>,
+}
+
+impl Retry {
+    /// Retries by the rules of `config`.
+    #[must_use]
+    pub fn new(config: RetryConfig) -> Self {
+        let clock = Clock::start();
+        let budget = RetryBudget::new(config.budget, clock.now());
+        let rules = Rules { policy: RetryPolicy::new(Arc::new(config)), budget, random: random() };
+        Self(Arc::new(Inner { rules: Mutex::new(rules), clock, teller: Teller::default() }))
+    }
+
+    /// Judges errors of the class or code `error` by a rule of one's own, which comes before the configured ones.
+    ///
+    /// One that panics is contained and told ([`Event::CallbackError`]); the error is then not retried.
+    #[must_use]
+    pub fn with_strategy(self, error: impl Into<String>, strategy: impl RetryStrategy + 'static) -> Self {
+        {
+            let mut rules = self.0.lock();
+            let strategy = Contained { strategy, teller: self.0.teller.clone() };
+            rules.policy = rules.policy.clone().with_strategy(error, Arc::new(strategy));
+        }
+        self
+    }
+
+    /// Runs `operation` until it succeeds or is given up. Of `call`, its priority, `max_wait` and timeout count.
+    ///
+    /// An attempt over `attempt_timeout` is cancelled and counts as failed; at the end of the call's timeout, or of
+    /// `total_timeout`, all is cancelled. So it is if the future is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Upstream`] if it failed in a way that is not retried, [`Error::Exhausted`] if it was tried as often, or as long,
+    /// as allowed, [`Error::Timeout`].
+    pub async fn execute<T, E, Fut>(&self, call: &Call, operation: impl FnMut() -> Fut) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, E>>,
+        E: ToFault + Into<BoxError>,
+    {
+        let begun = AtomicU32::new(0);
+        let (run, attempt_timeout, total_timeout) = self.begin(call, &begun);
+        let work = attempts(run, operation, attempt_timeout);
+        let Some(after) = total_timeout else { return work.await };
+        match tokio::time::timeout(after, work).await {
+            Ok(result) => result,
+            Err(_) => Err(self.ran_out(call, begun.load(Ordering::Relaxed), after)),
+        }
+    }
+
+    /// A call begins: what decides on its attempts, and the bounds of each and of all.
+    pub(crate) fn begin<'r>(
+        &'r self,
+        call: &'r Call,
+        begun: &'r AtomicU32,
+    ) -> (Run<'r>, Option<Duration>, Option<Duration>) {
+        let now = self.0.clock.now();
+        let mut rules = self.0.lock();
+        rules.budget.deposit();
+        let config = rules.policy.config();
+        let total_timeout = [call.timeout, config.total_timeout].into_iter().flatten().min();
+        let bounds = [call.max_wait, total_timeout];
+        let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
+        let run = Run { inner: &self.0, call, begun, history: History::default(), began_at: now, deadline };
+        (run, config.attempt_timeout, total_timeout)
+    }
+
+    /// The call's time was up.
+    pub(crate) fn ran_out(&self, call: &Call, attempts: u32, after: Duration) -> Error {
+        self.0.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
+        Error::Timeout { after, attempts, may_be_billed: attempts > 0 }
+    }
+
+    /// Whether the attempt number `attempt` (from 1) that failed with `error` is worth another.
+    #[must_use]
+    pub fn should_retry(&self, call: &Call, error: &impl ToFault, attempt: u32) -> bool {
+        self.delay(call, error, attempt).is_some()
+    }
+
+    /// How long to wait after the attempt number `attempt` (from 1) failed with `error`. `None`: it is not worth another.
+    #[must_use]
+    pub fn delay(&self, call: &Call, error: &impl ToFault, attempt: u32) -> Option<Duration> {
+        let history = History { attempts: attempt, rate_limits: attempt, previous_delay: Duration::ZERO };
+        let (policy, mut random) = self.0.judge();
+        match policy.decide(&error.to_fault(), history, call.priority, &mut random) {
+            Decision::Retry { delay } => Some(delay),
+            Decision::GiveUp(_) => None,
+        }
+    }
+
+    /// Changes the rules, for calls under way too.
+    pub fn update_config(&self, change: impl FnOnce(&mut RetryConfig)) {
+        // Not under the lock: what `change` does is the program's own.
+        let mut config = self.config();
+        change(&mut config);
+        let now = self.0.clock.now();
+        let mut rules = self.0.lock();
+        rules.budget.reconfigure(config.budget, now);
+        rules.policy.reconfigure(Arc::new(config));
+        drop(rules);
+        self.0.teller.tell(|| Event::ConfigUpdated);
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub fn config(&self) -> RetryConfig {
+        self.0.lock().policy.config().clone()
+    }
+
+    /// Everything that happens from now on; it never slows a call.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.0.teller.subscribe()
+    }
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("policy", &self.0.lock().policy).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rules and a sequence of random numbers of one's own, to be asked without the lock: a strategy may be the program's.
+    fn judge(&self) -> (RetryPolicy, fastrand::Rng) {
+        let mut rules = self.lock();
+        (rules.policy.clone(), rules.random.fork())
+    }
+
+    fn decide(&self, call: &Call, fault: &Fault, history: History, deadline: Time) -> Decision {
+        let (policy, mut random) = self.judge();
+        let decision = policy.decide(fault, history, call.priority, &mut random);
+        let Decision::Retry { delay } = decision else { return decision };
+        let now = self.clock.now();
+        if now + delay >= deadline {
+            return Decision::GiveUp(GiveUpReason::DeadlineExceeded);
+        }
+        if fault.kind != FaultKind::RateLimited && !self.lock().budget.withdraw(now) {
+            self.teller.tell(|| Event::RetryBudgetExhausted);
+            return Decision::GiveUp(GiveUpReason::BudgetExhausted);
+        }
+        decision
+    }
+
+    fn gave_up(&self, call: &Call, attempts: u32, reason: GiveUpReason, kind: FaultKind) {
+        self.teller.tell(|| Event::OperationFailed { call: call.id.clone(), attempts, reason, kind });
+    }
+}
+
+/// What decides on the attempts of one call, whoever makes them.
+pub(crate) struct Run<'r> {
+    inner: &'r Inner,
+    call: &'r Call,
+    begun: &'r AtomicU32,
+    history: History,
+    began_at: Time,
+    deadline: Time,
+}
+
+impl Run<'_> {
+    /// Attempts begun.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn starts(&mut self) {
+        let attempt = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        self.began_at = self.inner.clock.now();
+        self.inner.teller.tell(|| Event::AttemptStart { call: self.call.id.clone(), attempt });
+    }
+
+    pub(crate) fn succeeded(&self) {
+        let (attempt, duration) = (self.attempt(), self.inner.clock.now().since(self.began_at));
+        self.inner.teller.tell(|| Event::AttemptSuccess { call: self.call.id.clone(), attempt, duration });
+    }
+
+    pub(crate) fn failed(&mut self, fault: &Fault) -> Decision {
+        let (attempt, kind, id) = (self.attempt(), fault.kind, || self.call.id.clone());
+        self.inner.teller.tell(|| Event::AttemptFailed { call: id(), attempt, kind });
+        if kind == FaultKind::RateLimited {
+            self.history.rate_limits += 1;
+        } else {
+            self.history.attempts += 1;
+        }
+        let decision = self.inner.decide(self.call, fault, self.history, self.deadline);
+        match decision {
+            Decision::Retry { delay } => {
+                self.inner.teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
+                self.history.previous_delay = delay;
+            }
+            Decision::GiveUp(reason) => self.inner.gave_up(self.call, attempt, reason, kind),
+        }
+        decision
+    }
+}
+
+async fn attempts<T, E, Fut>(
+    mut run: Run<'_>,
+    mut operation: impl FnMut() -> Fut,
+    attempt_timeout: Option<Duration>,
+) -> Result<T, Error>
+where
+    Fut: Future<Output = Result<T, E>>,
+    E: ToFault + Into<BoxError>,
+{
+    loop {
+        run.starts();
+        match within(attempt_timeout, operation()).await {
+            Ok(value) => {
+                run.succeeded();
+                return Ok(value);
+            }
+            Err(failure) => match run.failed(&failure.fault) {
+                Decision::Retry { delay } => tokio::time::sleep(delay).await,
+                Decision::GiveUp(reason) => return Err(failure.into_error(run.attempt(), reason)),
+            },
+        }
+    }
+}
+
+impl Failure {
+    pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
+        let Self { fault, error } = self;
+        match (error, reason) {
+            (Err(after), _) => Error::Timeout { after, attempts, may_be_billed: true },
+            (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
+            (Ok(last), _) => {
+                let may_be_billed = fault.kind.may_be_billed();
+                Error::Exhausted { attempts, reason, fault, last, may_be_billed }
+            }
+        }
+    }
+}
+
+/// The operation's end, or its cancellation when its time is up.
+pub(crate) async fn within<T, E: ToFault + Into<BoxError>>(
+    timeout: Option<Duration>,
+    operation: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    let operation = async {
+        operation.await.map_err(|error| Failure { fault: Box::new(error.to_fault()), error: Ok(error.into()) })
+    };
+    within_failing(timeout, operation).await
+}
+
+/// The same of one that says what kind of failure it is.
+pub(crate) async fn within_failing<T>(
+    timeout: Option<Duration>,
+    operation: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(after) = timeout else { return operation.await };
+    match tokio::time::timeout(after, operation).await {
+        Ok(result) => result,
+        Err(_) => {
+            let fault = Box::new(Fault::new(FaultKind::Timeout, "not done in time"));
+            Err(Failure { fault, error: Err(after) })
+        }
+    }
+}
+
+/// A strategy of the program's own, which may panic.
+#[derive(Debug)]
+pub(crate) struct Contained<S> {
+    pub(crate) strategy: S,
+    pub(crate) teller: Teller,
+}
+
+impl<S: RetryStrategy> RetryStrategy for Contained<S> {
+    fn should_retry(&self, fault: &Fault, attempt: u32) -> bool {
+        self.teller.call("retry_strategy", || self.strategy.should_retry(fault, attempt)).unwrap_or(false)
+    }
+
+    fn delay(&self, attempt: u32) -> Duration {
+        self.teller.call("retry_strategy", || self.strategy.delay(attempt)).unwrap_or(DELAY_WITHOUT_WORD)
+    }
+}
+
+/// A sequence that is another in each process and for each part.
+fn random() -> fastrand::Rng {
+    fastrand::Rng::with_seed(seed())
+}
+
+pub(crate) fn seed() -> u64 {
+    RandomState::new().hash_one(0)
+}

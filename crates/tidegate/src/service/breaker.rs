@@ -1,0 +1,78 @@
+//! The layer that only stops calling what has been failing.
+
+use std::task::{Context, Poll};
+
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::guard::{Guard, Watch};
+use super::look::{self, Looked};
+use super::{AsCall, Ready, Reply, ReplyFuture, finish, poll_ready};
+use crate::breaker::CircuitBreaker;
+use crate::error::{BoxError, Error};
+
+/// A circuit breaker around a service.
+#[derive(Clone, Debug)]
+pub struct CircuitBreakerLayer {
+    breaker: CircuitBreaker,
+}
+
+impl CircuitBreakerLayer {
+    /// Shares `breaker` with whatever else uses it.
+    #[must_use]
+    pub const fn new(breaker: CircuitBreaker) -> Self {
+        Self { breaker }
+    }
+}
+
+impl<S> Layer<S> for CircuitBreakerLayer {
+    type Service = CircuitBreakerService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CircuitBreakerService { breaker: self.breaker.clone(), inner }
+    }
+}
+
+/// The service of a [`CircuitBreakerLayer`]; clones share all but the inner service.
+#[derive(Clone, Debug)]
+pub struct CircuitBreakerService<S> {
+    breaker: CircuitBreaker,
+    inner: S,
+}
+
+impl<S, R> Service<R> for CircuitBreakerService<S>
+where
+    R: AsCall,
+    S: Service<R, Response: Reply, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    <S::Response as Reply>::Guarded: Send,
+{
+    type Response = <S::Response as Reply>::Guarded;
+    type Error = Error;
+    type Future = ReplyFuture<Self::Response>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        poll_ready(&mut self.inner, context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let mut ready = Ready::take::<R>(&mut self.inner);
+        let breaker = self.breaker.clone();
+        Box::pin(async move {
+            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let attempt = breaker.try_begin(&call)?;
+            match ready.attempt(request, &call, |_| {}).await {
+                Ok(Looked { response, watch, fault: None }) => {
+                    finish::<S::Response>(response, watch, Guard { attempt: Some(attempt), ..Guard::default() }, &call)
+                }
+                Ok(Looked { response, fault: Some(fault), .. }) => {
+                    attempt.failed(&fault);
+                    finish::<S::Response>(response, Watch::Nothing, Guard::default(), &call)
+                }
+                Err(failure) => {
+                    attempt.failed(&failure.fault);
+                    Err(failure.into_upstream())
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! tower layers: all of it, or one part, around any service that takes requests and gives HTTP replies.
+//!
+//! Outside in: deadline → admission (limits, queue and breaker in one step) → attempt timeout → the service. Admission is in the
+//! future of `call`, as what a request costs is not known when a service is asked whether it is ready; what was ready is what is
+//! called. Clones share everything. Dropping a future, or a reply before its end, cancels and gives back what was not used.
+//!
+//! An error reply is looked into, since it says what kind of fault it is, and so is the beginning of a good one, as an
+//! error may come in band. A reply that is not retried goes to the caller as it came.
+
+mod breaker;
+mod guard;
+mod limit;
+mod look;
+#[cfg(feature = "openai")]
+pub(crate) mod openai;
+#[cfg(feature = "reqwest")]
+mod reqwest;
+mod retry;
+mod whole;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::Body;
+use tidegate_core::fault::Fault;
+use tower_service::Service;
+
+use crate::call::Call;
+use crate::error::{BoxError, Error};
+use crate::retry::Failure;
+
+pub use breaker::{CircuitBreakerLayer, CircuitBreakerService};
+pub use guard::GuardedBody;
+pub use limit::{RateLimitLayer, RateLimitService};
+pub use retry::{RetryLayer, RetryService};
+pub use whole::{TidegateLayer, TidegateService};
+
+use guard::{Guard, HeldBody, Watch};
+use look::Looked;
+
+/// A request that says what it costs, and can be made again.
+///
+/// That of an [`http::Request`] is the [`Call`] in its extensions, where there is one:
+///
+/// ```
+/// use tidegate::Call;
+///
+/// let body = br#"{"model": "gpt-4o", "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}"#;
+/// let mut request = http::Request::post("https://api.openai.com/v1/chat/completions").body(body.to_vec()).unwrap();
+/// let call = Call::of_openai(request.method().as_str(), request.uri().path(), request.body()).with_user("anna");
+/// request.extensions_mut().insert(call);
+/// ```
+pub trait AsCall: Send + Sized + 'static {
+    /// What it wants, for whom, and how dear it is.
+    fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send;
+
+    /// The same once more, for another attempt. `None`: it can be sent but once.
+    fn again(&self) -> Option<Self>;
+}
+
+/// Without a [`Call`] in its extensions it is one of a model that is not known, with a token for each four bytes of its body
+/// if that goes to an endpoint that takes tokens.
+impl<B: Body + Clone + Send + Sync + 'static> AsCall for http::Request<B> {
+    async fn call(&self) -> Result<Call, BoxError> {
+        if let Some(call) = self.extensions().get::<Call>() {
+            return Ok(call.clone());
+        }
+        let call = Call::of_openai(self.method().as_str(), self.uri().path(), b"").of_account(self.headers());
+        let bytes = self.body().size_hint().lower();
+        Ok(if call.endpoint.is_some() { call.with_input_tokens(bytes.div_ceil(4)) } else { call })
+    }
+
+    fn again(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+/// An HTTP reply of some library.
+pub trait Reply: Send + Sized + 'static {
+    /// Its body.
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    /// What callers get.
+    type Guarded;
+
+    /// Its head and body.
+    fn into_http(self) -> http::Response<Self::Body>;
+
+    /// The same with a body that settles the call when it ends.
+    fn from_http(response: http::Response<GuardedBody<Self::Body>>) -> Self::Guarded;
+}
+
+impl<B> Reply for http::Response<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+    type Guarded = http::Response<GuardedBody<B>>;
+
+    fn into_http(self) -> Self {
+        self
+    }
+
+    fn from_http(response: http::Response<GuardedBody<B>>) -> Self::Guarded {
+        response
+    }
+}
+
+/// The future of a layer's service.
+pub type ReplyFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>;
+
+/// A service that has said that it is ready, and what it is asked again for further attempts.
+struct Ready<S> {
+    service: S,
+    was_called: bool,
+}
+
+impl<S> Ready<S> {
+    /// Takes the service that is ready out of `place`, and leaves a clone, which has yet to become so.
+    fn take<R>(place: &mut S) -> Self
+    where
+        S: Service<R> + Clone,
+    {
+        let clone = place.clone();
+        Self { service: std::mem::replace(place, clone), was_called: false }
+    }
+
+    /// Makes one attempt and looks at what comes. `head` is told the reply's headers as soon as they are there.
+    async fn attempt<R>(
+        &mut self,
+        request: R,
+        call: &Call,
+        head: impl FnOnce(&http::HeaderMap),
+    ) -> Result<Looked<<S::Response as Reply>::Body>, Failure>
+    where
+        S: Service<R, Response: Reply, Error: Into<BoxError>>,
+    {
+        if std::mem::replace(&mut self.was_called, true) {
+            std::future::poll_fn(|context| self.service.poll_ready(context)).await.map_err(look::failure)?;
+        }
+        let response = self.service.call(request).await.map_err(look::failure)?.into_http();
+        head(response.headers());
+        look::look(response.map(HeldBody::new), call.endpoint).await
+    }
+}
+
+/// The reply, for the caller.
+fn finish<T: Reply>(
+    response: http::Response<HeldBody<T::Body>>,
+    watch: Watch,
+    guard: Guard,
+    call: &Call,
+) -> Result<T::Guarded, Error> {
+    Ok(T::from_http(response.map(|body| GuardedBody::new(body, watch, guard, call.cost.input_tokens))))
+}
+
+/// Of a request that cannot be made again no fault is worth another attempt.
+fn for_good(mut fault: Fault) -> Fault {
+    fault.should_retry = Some(false);
+    fault
+}
+
+fn poll_ready<R, S>(service: &mut S, context: &mut Context<'_>) -> Poll<Result<(), Error>>
+where
+    S: Service<R, Error: Into<BoxError>>,
+{
+    service.poll_ready(context).map_err(|error| look::failure(error).into_upstream())
+}

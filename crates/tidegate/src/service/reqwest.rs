@@ -1,0 +1,46 @@
+//! The layers around a `reqwest::Client`, which is a service already.
+
+use http::HeaderMap;
+use reqwest::ResponseBuilderExt as _;
+use reqwest::{Body, Request, Response};
+
+use super::{AsCall, GuardedBody, Reply};
+use crate::call::Call;
+use crate::error::BoxError;
+
+/// Its cost is read from its body, where that is one of OpenAI's and in memory.
+impl AsCall for Request {
+    async fn call(&self) -> Result<Call, BoxError> {
+        Ok(call_of(self))
+    }
+
+    /// `None`: its body is a stream.
+    fn again(&self) -> Option<Self> {
+        self.try_clone()
+    }
+}
+
+pub(crate) fn call_of(request: &Request) -> Call {
+    let headers: &HeaderMap = request.headers();
+    let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
+    Call::of_openai(request.method().as_str(), request.url().path(), body).of_account(headers)
+}
+
+impl Reply for Response {
+    type Body = Body;
+    type Guarded = Self;
+
+    fn into_http(self) -> http::Response<Body> {
+        let url = self.url().clone();
+        let (mut head, body) = http::Response::<Body>::from(self).into_parts();
+        // It is lost on the way otherwise. The builder refuses nothing that has only a URL.
+        if let Ok(with_url) = http::response::Builder::new().url(url).body(()) {
+            head.extensions.extend(with_url.into_parts().0.extensions);
+        }
+        http::Response::from_parts(head, body)
+    }
+
+    fn from_http(response: http::Response<GuardedBody<Body>>) -> Self {
+        Self::from(response.map(Body::wrap))
+    }
+}
