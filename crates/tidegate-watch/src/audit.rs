@@ -10,6 +10,7 @@ mod read;
 mod record;
 mod store;
 mod trail;
+mod verify;
 mod writer;
 
 pub use chain::{Hash, Head};
@@ -17,3 +18,4 @@ pub use read::{Entry, Filter, PAGE, Place, Reader};
 pub use record::{Kind, Record, UnknownKind};
 pub use store::StoreError;
 pub use trail::{Trail, TrailDown, TrailOptions, TrailStatus};
+pub use verify::{Fault, Verified};

@@ -20,6 +20,10 @@ impl Place {
         self.0.path().join("audit.db")
     }
 
+    pub(crate) fn head_path(&self) -> PathBuf {
+        self.0.path().join("audit.db.head")
+    }
+
     pub(crate) fn options(&self) -> TrailOptions {
         TrailOptions::new(self.path())
     }
