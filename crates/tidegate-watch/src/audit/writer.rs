@@ -79,12 +79,12 @@ impl Writer {
         // At once, so that a trail which cannot be written is known of before it is needed.
         self.commit();
         loop {
+            self.sweep();
             let is_over = self.gather();
             self.commit();
             if is_over {
                 return self.end();
             }
-            self.sweep();
         }
     }
 

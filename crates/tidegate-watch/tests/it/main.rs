@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod killing;
+mod retention;
 mod support;
 mod tampering;
 mod writing;
