@@ -3,7 +3,7 @@
 //! One commit is on disk when it returns (`synchronous = FULL`); the head beside the database follows it. A crash between the two
 //! leaves a database that is ahead of its head, never one that is behind.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,6 +61,12 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process writes it.
+    #[error("{} is written by another tidegate", path.display())]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
     /// It is a database of somebody else, or of a later version.
     #[error("{} is no audit trail that this version knows", path.display())]
     Foreign {
@@ -90,6 +96,8 @@ pub(super) struct Store {
     path: PathBuf,
     head_path: PathBuf,
     head: Head,
+    /// Two writers would make two chains of one. The system takes it back from a process that died.
+    _lock: File,
     /// Something to be told in the trail itself: that the chain did not meet its head.
     pub(super) broken: Option<&'static str>,
 }
@@ -97,13 +105,17 @@ pub(super) struct Store {
 impl Store {
     /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
         let head_path = head::path_for(path);
         let told = match head::read(&head_path) {
             Ok(told) => Ok(told),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(()),
             Err(source) => return Err(StoreError::File { path: head_path, source }),
         };
-        make_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
+        // Only if it is not there: to close a file that is open elsewhere in this process would undo SQLite's locks on it.
+        if !path.exists() {
+            private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
+        }
         let failed = |source| StoreError::Database { path: path.to_owned(), source };
         let connection = connect(path).map_err(failed)?;
         if !is_ready(&connection).map_err(failed)? {
@@ -115,7 +127,7 @@ impl Store {
             Ok(told) => continues(&connection, last, told).map_err(failed)?,
             Err(()) => (last, Some("the head beside the database could not be read at the start")),
         };
-        let store = Self { connection, path: path.to_owned(), head_path, head, broken };
+        let store = Self { connection, path: path.to_owned(), head_path, head, _lock: lock, broken };
         store.write_head()?;
         Ok(store)
     }
@@ -190,13 +202,26 @@ fn continues(
     })
 }
 
-fn make_private(path: &Path) -> io::Result<()> {
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let failed = |source| StoreError::File { path: lock_path.clone(), source };
+    let file = private(&lock_path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Opens a file, for its owner alone if it has to be made. SQLite gives its other files the permissions of the database.
+fn private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false);
-    // SQLite gives its other files the permissions of this one.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map(|_| ())
+    options.open(path)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -132,6 +132,23 @@ fn a_database_of_somebody_else_is_left_alone() {
     assert_eq!(absent, "there is no audit trail at /nowhere/audit.db");
 }
 
+#[test]
+fn one_process_writes_a_trail_and_another_waits_for_its_end() {
+    let place = Place::new();
+    let first = place.trail();
+    first.append(refusal(0));
+    first.flush().unwrap();
+    let second = place.trail();
+    let error = second.append_durable(refusal(1)).unwrap_err().to_string();
+    assert!(error.contains("is written by another tidegate"), "{error}");
+    second.append(refusal(2));
+    drop(first);
+    until("the second may write", || !second.is_down());
+    second.flush().unwrap();
+    assert_eq!(place.entries().iter().filter_map(number).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(place.reader().verify().unwrap().faults, []);
+}
+
 #[cfg(unix)]
 #[test]
 fn only_the_owner_may_read_it() {
