@@ -5,17 +5,23 @@
 //! by [`Reader::verify`]. Prompts, completions and credentials never get here.
 
 mod chain;
+mod export;
 mod head;
+mod pseudonyms;
 mod read;
 mod record;
 mod store;
+mod time;
 mod trail;
 mod verify;
 mod writer;
 
 pub use chain::{Hash, Head};
+pub use export::CSV_HEADER;
+pub use pseudonyms::Pseudonyms;
 pub use read::{Entry, Filter, PAGE, Place, Reader};
 pub use record::{Kind, Record, UnknownKind};
 pub use store::StoreError;
+pub use time::{NotATime, since};
 pub use trail::{Trail, TrailDown, TrailOptions, TrailStatus};
 pub use verify::{Fault, Verified};

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::time::{now_micros, shown_time};
 
 /// No text in a record is longer, in bytes: some of them come from callers.
 const TEXT_BYTES_MAX: usize = 512;
@@ -200,19 +202,6 @@ impl Record {
     pub(super) fn from_text(text: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(text)
     }
-}
-
-/// Microseconds since 1970.
-pub(super) fn now_micros() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// `2026-11-24T11:40:00.000000Z`.
-pub(super) fn shown_time(micros: u64) -> String {
-    // What humantime can write ends with the year 9999.
-    let micros = micros.min(253_402_300_799_999_999);
-    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + Duration::from_micros(micros)).to_string()
 }
 
 fn write_time<S: Serializer>(micros: &u64, serializer: S) -> Result<S::Ok, S::Error> {

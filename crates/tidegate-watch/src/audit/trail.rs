@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
 
-use super::record::{Record, now_micros};
+use super::record::Record;
+use super::time::now_micros;
 use super::writer::{Message, Writer};
 
 /// How the trail is kept.

@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use super::record::{Kind, Record, now_micros, shown_time};
+use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
+use super::time::{now_micros, shown_time};
 use super::trail::{State, TrailDown, TrailOptions};
 
 /// From so many on a commit does not wait for more: syncing costs each of them next to nothing.
