@@ -6,6 +6,7 @@
 
 mod chain;
 mod export;
+mod feed;
 mod head;
 mod pseudonyms;
 mod read;
@@ -18,6 +19,7 @@ mod writer;
 
 pub use chain::{Hash, Head};
 pub use export::CSV_HEADER;
+pub use feed::Feed;
 pub use pseudonyms::Pseudonyms;
 pub use read::{Entry, Filter, PAGE, Place, Reader};
 pub use record::{Kind, Record, UnknownKind};
