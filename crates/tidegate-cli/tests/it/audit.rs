@@ -1,6 +1,6 @@
 use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
 
-use crate::process::Place;
+use crate::process::{Place, chat};
 
 /// A trail of three records in `state`, with its writer.
 fn trail(place: &Place) -> Trail {
@@ -83,4 +83,31 @@ fn a_trail_that_is_not_there_is_told_with_its_place() {
         assert_eq!(ended.code, Some(1), "{ended:?}");
         assert!(ended.stderr.contains("there is no audit trail at state/audit.db"), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn what_a_gateway_refused_is_in_its_trail_while_it_runs_and_after_it_was_killed() {
+    let place = Place::new();
+    place.file(
+        "tidegate.toml",
+        "[limit.team]\nrequests_per_minute = 1\n[audit]\nusers = \"hash\"\npath = \"trail.db\"\nretention = \"30d\"\n",
+    );
+    let serve = ["serve", "--sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--state-dir", "state"];
+    let gateway = place.start(&serve);
+    let api = gateway.announced("api");
+    let headers = ["authorization: Bearer tidegate", "x-tidegate-max-wait: 10ms", "x-tidegate-user: ada"];
+    assert_eq!((chat(&api, &headers).0, chat(&api, &headers).0), (200, 429));
+    let tail = place.start(&audit(&["tail", "--user", "ada", "--kind", "throttle"]));
+    assert!(tail.ready.contains("throttle refused") && tail.ready.contains("limit=team/"), "{}", tail.ready);
+    assert!(tail.ready.contains(" user=\"~") && !tail.ready.contains("ada"), "{}", tail.ready);
+
+    gateway.signal("KILL");
+    drop(gateway);
+    let verified = place.run(&audit(&["verify"]));
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    let mut gateway = place.start(&serve);
+    gateway.signal("TERM");
+    assert_eq!(gateway.end().code, Some(0));
+    let kept = place.run(&audit(&["query", "--kind", "config"])).stdout;
+    assert_eq!(kept.matches("config started").count(), 2, "{kept}");
 }
