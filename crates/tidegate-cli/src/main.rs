@@ -7,6 +7,7 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod audit;
 mod check;
 mod config_files;
 mod demo;
@@ -53,6 +54,8 @@ enum Mode {
     Sim(sim::SimArgs),
     /// Checks configuration files: every fault with its place and what to write
     Check(check::CheckArgs),
+    /// The audit trail: what was held, refused, retried, opened, overridden or changed, and that nobody changed it since
+    Audit(audit::AuditArgs),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Mode::Demo(args) => demo::run(&args),
         Mode::Sim(args) => sim::run(args),
         Mode::Check(args) => check::run(&args),
+        Mode::Audit(args) => audit::run(args),
     };
     outcome::exit_code(ended)
 }

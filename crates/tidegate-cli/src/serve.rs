@@ -93,7 +93,6 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn warn_of_what_is_not_in_force(config: &Config) {
     let default = Config::default();
     let sections = [
-        ("[audit]", config.audit != default.audit),
         ("[store]", config.store != default.store),
         ("[[alert]]", !config.alerts.is_empty()),
         ("[telemetry]", config.telemetry != default.telemetry),
@@ -230,7 +229,7 @@ fn reload(gateway: &Gateway, files: &ConfigFiles, flags: &Flags) {
     match laid.and_then(|config| gateway.reload(config).map_err(|error| error.to_string())) {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(why) => {
-            gateway.reload_failed();
+            gateway.reload_failed(&why);
             tracing::error!("configuration not reloaded, the one before stays in force: {why}");
         }
     }

@@ -64,7 +64,8 @@ impl StateDir {
     }
 }
 
-fn usual_place() -> Option<PathBuf> {
+/// Where it is if nobody says otherwise. `None`: nothing tells.
+pub(crate) fn usual_place() -> Option<PathBuf> {
     place_from(|name| env::var_os(name), env::home_dir())
 }
 

@@ -8,7 +8,18 @@ use std::time::Duration;
 use crate::breaker::BreakerState;
 use crate::fault::FaultKind;
 use crate::limit::Dimension;
-use crate::refusal::GiveUpReason;
+use crate::refusal::{GiveUpReason, LimitReport};
+
+/// On whose behalf a call is made, and at what it is aimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whose {
+    /// Whom the queue is fair between.
+    pub tenant: Arc<str>,
+    /// End user.
+    pub user: Option<Arc<str>>,
+    /// `upstream/model group`.
+    pub target: Arc<str>,
+}
 
 /// One thing that happened.
 #[non_exhaustive]
@@ -27,17 +38,27 @@ pub enum Event {
     Granted {
         /// The call.
         call: Arc<str>,
+        /// Whose.
+        whose: Whose,
         /// 1 for the first send.
         attempt: u32,
         /// How long it has waited in all.
         queued_for: Duration,
+        /// The limit that it waited for (`team/acme/tokens_per_minute`); `None` where it waited for none.
+        limit: Option<Arc<str>>,
     },
     /// A call was refused.
     Refused {
         /// The call.
         call: Arc<str>,
+        /// Whose.
+        whose: Whose,
         /// `limit`, `too_large`, `queue_full`, `breaker`, `paused` or `draining`.
         reason: &'static str,
+        /// Which limit, and how it stood, where one refused it.
+        limit: Option<LimitReport>,
+        /// How long it had waited by then.
+        waited: Duration,
     },
     /// An attempt begins.
     AttemptStart {

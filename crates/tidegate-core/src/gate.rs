@@ -38,7 +38,7 @@ use crate::breaker::{BreakerPermit, BreakerState};
 use crate::call::{Call, Priority, RequestType, Subject, WhenOpen};
 use crate::config::{BreakerConfig, Policy};
 use crate::cost::{Cost, Usage};
-use crate::event::Event;
+use crate::event::{Event, Whose};
 use crate::learn::charge::Predictions;
 use crate::ledger::{Amounts, Charge, Ledger, Note};
 use crate::outcome::{Outcome, ServerLimits};
@@ -467,6 +467,12 @@ impl Gate {
         if self.events {
             self.outputs.push_back(Output::Event(Box::new(event())));
         }
+    }
+
+    fn whose(&self, ticket: Ticket) -> Whose {
+        let route = &self.routes[self.entries[ticket.index()].route];
+        let (tenant, user) = (route.subject.tenant.clone(), route.subject.user.clone());
+        Whose { tenant, user, target: self.targets[route.target].name.clone() }
     }
 
     fn set_timer(&mut self, at: Time, timer: Timer) {

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use tidegate_core::gate::{Explanation, Status};
 
+use crate::audit::page;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Phase, Shared};
@@ -51,6 +52,10 @@ pub(crate) async fn serve(
     }
     let answer = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => metrics(&shared),
+        (&Method::GET, "/admin/v1/audit") => match authorized(&shared, local, &request) {
+            Ok(()) => page::answer(&shared, request.uri().query().unwrap_or("")).await.map(json),
+            Err(own) => Err(own),
+        },
         (method, path) => authorized(&shared, local, &request).and_then(|()| match (method, path) {
             (&Method::GET, "/admin/v1/status") => status(&shared),
             (&Method::GET, path) if path.starts_with(EXPLAIN) => explain(&shared, &path[EXPLAIN.len()..]),
@@ -141,6 +146,10 @@ fn explain(shared: &Shared, call: &str) -> Result<Response<ReplyBody>, Box<OwnRe
     let body = serde_json::to_vec(&told)
         .map_err(|error| Box::new(OwnReply::bad_request(format!("the explanation cannot be written: {error}"))))?;
     Ok(text(StatusCode::OK, "application/json", body.into()))
+}
+
+fn json(body: Bytes) -> Response<ReplyBody> {
+    text(StatusCode::OK, "application/json", body)
 }
 
 fn text(status: StatusCode, kind: &'static str, body: Bytes) -> Response<ReplyBody> {

@@ -10,6 +10,7 @@ use tidegate_core::config::Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
@@ -64,12 +65,16 @@ impl Gateway {
         let admin_addr = local_addr(&admin_listener)?;
         settings.check_listeners(&api_addrs)?;
 
+        let audit = Audit::start(&settings.config.audit, state_dir.as_deref())?;
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
+        audit.listen(&driver);
+        audit.started(&settings.config);
         let shared = Arc::new(Shared {
-            metrics: Metrics::new(&driver),
+            metrics: Metrics::new(&driver, audit.series()),
+            audit,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -161,6 +166,7 @@ impl Gateway {
         if old.listen != new.listen || old.admin_listen != new.admin_listen {
             tracing::warn!("addresses to listen on change with a restart only");
         }
+        self.shared.audit.reloaded(&before.config, &settings.config);
         let policy = settings.config.policy.clone();
         self.shared.driver.with(|gate, now| gate.reload(policy, now));
         self.shared.settings.store(Arc::new(settings));
@@ -168,9 +174,10 @@ impl Gateway {
         Ok(())
     }
 
-    /// Notes that the configuration that was to be taken over could not even be read; the one in force stays.
-    pub fn reload_failed(&self) {
+    /// Notes that a configuration was to be taken over and could not be, or could not even be read; the one in force stays.
+    pub fn reload_failed(&self, why: &str) {
         self.shared.metrics.reload_successful.set(0);
+        self.shared.audit.not_reloaded(why);
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
@@ -194,6 +201,7 @@ impl Gateway {
         {
             tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
         }
+        self.shared.audit.end().await;
         self.admin_phase.send_replace(Phase::Cut);
         self.admin_phase.closed().await;
     }

@@ -9,6 +9,7 @@
 mod admin;
 mod asking;
 mod attempt;
+mod audit;
 mod body;
 mod candidates;
 mod client;

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -180,7 +181,8 @@ impl TargetMetrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(driver: &Driver) -> Self {
+    /// With the series of `audit`, where there is a trail.
+    pub(crate) fn new(driver: &Driver, audit: Option<Box<dyn Collector>>) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         let wait_family: Waits<PriorityLabels> = Family::new_with_constructor(waits);
         let metrics = Self {
@@ -233,6 +235,7 @@ impl Metrics {
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
         registry.register_collector(Box::new(Standing::new(driver.clone(), metrics.models.clone())));
+        audit.into_iter().for_each(|series| registry.register_collector(series));
         Self { registry, ..metrics }
     }
 
@@ -323,7 +326,7 @@ mod tests {
 
     #[tokio::test]
     async fn models_beyond_the_bound_share_one_series() {
-        let metrics = Metrics::new(&Driver::new(Policy::default(), 1));
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1), None);
         for number in 0..200 {
             let target = metrics.target(&Arc::from("openai"), &Arc::from(format!("model-{number}")));
             target.ended(Priority::Normal, CallEnd::Ok);
@@ -337,7 +340,7 @@ mod tests {
 
     #[tokio::test]
     async fn series_have_the_contracts_names() {
-        let metrics = Metrics::new(&Driver::new(Policy::default(), 1));
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1), None);
         let target = metrics.target(&Arc::from("openai"), &Arc::from("gpt-4o"));
         metrics.replied(&target, 200);
         metrics.retry("timeout", "retried");

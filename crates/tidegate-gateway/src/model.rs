@@ -106,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn snapshots_share_what_was_learned_of_their_family_and_invented_names_take_no_room() {
-        let metrics = Metrics::new(&Driver::new(Policy::default(), 1));
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1), None);
         let (models, groups, upstream) = (Models::default(), ModelGroups::default(), Arc::from("openai"));
         let named = |name: &str| models.named(name, false, &groups, &upstream, &metrics);
         named("gpt-4o-2024-08-06").learn(1000, 2000);

@@ -157,6 +157,9 @@ fn let_in<'u>(
     if shared.phase() >= Phase::Closing {
         return Err(Box::new(OwnReply::draining()));
     }
+    if shared.audit.stands_in_the_way(settings.config.audit.on_failure) {
+        return Err(Box::new(OwnReply::unrecorded()));
+    }
     let route = classify_path(uri.path());
     if route.endpoint == Endpoint::Unknown {
         // By the name that the caller knows us by; it is one of ours.

@@ -143,6 +143,13 @@ impl OwnReply {
         Self { should_retry: true, closes: true, ..reply }
     }
 
+    /// 503: what happens now would leave no trace in the audit trail.
+    pub(crate) fn unrecorded() -> Self {
+        let message = "the audit trail cannot be written, and calls are not let through without it".to_owned();
+        let reply = Self::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, "audit_unavailable", "audit", message);
+        Self { should_retry: true, retry_after: Some(Duration::from_secs(1)), ..reply }
+    }
+
     /// 429: its turn came, but only when nobody waited for it any more. No limit has a number to tell.
     pub(crate) fn too_late(elapsed: Duration) -> Self {
         let message = format!("the call's time was up before it could be sent, after {}.", Spoken(elapsed));

@@ -13,6 +13,7 @@ use tidegate_core::retry::RetryPolicy;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::audit::Audit;
 use crate::candidates::Shares;
 use crate::guard::Guard;
 use crate::identity::Callers;
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) driver: Driver,
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
+    pub(crate) audit: Audit,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,

@@ -104,6 +104,18 @@ impl Running {
         found.unwrap_or_else(|| panic!("no {name} in {:?}", self.ready)).to_owned()
     }
 
+    /// The next line on standard output.
+    pub(crate) fn line(&mut self) -> String {
+        let mut stdout = self.stdout.take().unwrap();
+        let (stdout, line) = in_time(move || {
+            let mut line = String::new();
+            stdout.read_line(&mut line).unwrap();
+            (stdout, line)
+        });
+        self.stdout = Some(stdout);
+        line
+    }
+
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();

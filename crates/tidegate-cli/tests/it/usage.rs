@@ -3,7 +3,7 @@ use crate::process::Place;
 #[test]
 fn help_of_each_mode_shows_an_example() {
     let place = Place::new();
-    for mode in ["serve", "run", "plan", "demo", "sim", "check"] {
+    for mode in ["serve", "run", "plan", "demo", "sim", "check", "audit"] {
         let ended = place.run(&[mode, "--help"]);
         assert_eq!(ended.code, Some(0));
         assert!(ended.stdout.contains(&format!("Example: tidegate {mode}")), "{}", ended.stdout);
@@ -21,6 +21,8 @@ fn what_is_not_understood_exits_with_2_and_says_what_was_meant() {
         (&["serve", "--sim", "--upstream", "http://127.0.0.1:1/v1"], "cannot be used with"),
         (&["sim", "--speed", "0"], "above 0"),
         (&["check"], "<F>"),
+        (&["audit", "query", "--since", "soon"], "how long ago, such as 90m"),
+        (&["audit", "query", "--kind", "throttles"], "write one of throttle, retry"),
     ] {
         let ended = place.run(args);
         assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");

@@ -281,10 +281,11 @@ impl Gate {
             self.breaker_changed(of_target, Some(before));
         }
         self.outputs.push_back(Output::Granted { ticket, attempt, queued_for });
+        let limit = if self.events { self.held_by(ticket) } else { None };
         self.explain_granted(ticket);
         if self.events {
-            let call = self.entries[ticket.index()].id.clone();
-            self.emit(|| Event::Granted { call: call.clone(), attempt, queued_for });
+            let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
+            self.emit(|| Event::Granted { call: call.clone(), whose, attempt, queued_for, limit });
             self.emit(|| Event::AttemptStart { call, attempt });
             if permit.is_probe() {
                 let breaker = self.targets[self.routes[target].target].name.clone();

@@ -165,6 +165,14 @@ impl Gate {
         }
     }
 
+    /// The limit that a call waits for.
+    pub(super) fn held_by(&self, ticket: Ticket) -> Option<Arc<str>> {
+        let held = self.entries[ticket.index()].held.as_ref()?;
+        let binding = held.limits.iter().find(|limit| limit.binds)?;
+        let parts = [&*binding.limit, &*binding.key, binding.dimension];
+        Some(parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/").into())
+    }
+
     /// A call that waited was granted: kept if that took long.
     pub(super) fn explain_granted(&mut self, ticket: Ticket) {
         let Some(held) = self.entries[ticket.index()].held.take() else { return };

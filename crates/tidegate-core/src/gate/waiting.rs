@@ -210,8 +210,13 @@ impl Gate {
         self.entries[ticket.index()].waited = waited;
         self.explain_refused(ticket, refusal.reason.name(), binding, retry_after);
         if self.events {
-            let (call, word) = (self.entries[ticket.index()].id.clone(), refusal.reason.name());
-            self.emit(|| Event::Refused { call, reason: word });
+            let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
+            let reason = refusal.reason.name();
+            let limit = match &refusal.reason {
+                Reason::Limit(report) | Reason::TooLarge(report) => Some(report.clone()),
+                _ => None,
+            };
+            self.emit(|| Event::Refused { call, whose, reason, limit, waited });
         }
         self.outputs.push_back(Output::Refused { ticket, refusal: Box::new(refusal) });
         self.close_entry(ticket);

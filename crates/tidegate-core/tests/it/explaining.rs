@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use tidegate_core::call::{Call, Priority};
+use tidegate_core::event::{Event, Whose};
+use tidegate_core::gate::Output;
 use tidegate_core::limit::{Dimension, Mode, Scope};
 
 use crate::support::*;
@@ -91,4 +93,35 @@ fn a_shadow_limit_counts_what_it_would_have_held_and_says_so() {
     let held = bench.gate.explain("call-5").expect("the team's limit holds it");
     let shadows: Vec<_> = held.limits.iter().map(|then| (&*then.limit, then.shadow, then.binds)).collect();
     assert_eq!(shadows, [("trial", true, false), ("team", false, true)]);
+}
+
+#[test]
+fn events_of_a_wait_and_a_refusal_say_whose_and_which_limit() {
+    let mut bench = Bench::with_limits(vec![bucket("team", &[Scope::User], &[(RPM, 60)])]);
+    for _ in 0..60 {
+        bench.admit(call("ada", 1));
+    }
+    bench.gate.listen(true);
+    bench.gate.admit(&named("patient", call("ada", 1)), bench.now);
+    bench.gate.admit(&Call { start_by: bench.now, ..named("hurried", call("ada", 1)) }, bench.now);
+    bench.gate.advance(bench.now + Duration::from_secs(10));
+    let mut told = Vec::new();
+    while let Some(output) = bench.gate.poll_output() {
+        let Output::Event(event) = output else { continue };
+        match *event {
+            Event::Granted { call, whose, limit, .. } => told.push((call, whose, limit.map(|limit| limit.to_string()))),
+            Event::Refused { call, whose, limit, .. } => {
+                told.push((call, whose, limit.map(|report| format!("{} {}", report.path(), report.allowed))));
+            }
+            _ => {}
+        }
+    }
+    let whose = Whose { tenant: "ada".into(), user: Some("ada".into()), target: "openai/gpt-4o".into() };
+    assert_eq!(
+        told,
+        [
+            ("hurried".into(), whose.clone(), Some("team/ada/requests_per_minute 60".to_owned())),
+            ("patient".into(), whose, Some("team/ada/requests_per_minute".to_owned())),
+        ]
+    );
 }

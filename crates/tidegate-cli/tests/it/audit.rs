@@ -1,0 +1,113 @@
+use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
+
+use crate::process::{Place, chat};
+
+/// A trail of three records in `state`, with its writer.
+fn trail(place: &Place) -> Trail {
+    std::fs::create_dir_all(place.path().join("state")).unwrap();
+    let trail = Trail::start(TrailOptions::new(place.path().join("state/audit.db"))).unwrap();
+    let user = |name: &str| Some(name.into());
+    trail.append(Record { user: user("ada"), call: user("c-1"), ..Record::new(Kind::Throttle, "refused") });
+    trail.append(Record { user: user("bob"), call: user("c-2"), ..Record::new(Kind::Throttle, "waited") });
+    trail.append(Record { who: user("anna"), why: user("too slow"), ..Record::new(Kind::Override, "force-open") });
+    trail.flush().unwrap();
+    trail
+}
+
+fn audit<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    ["audit"].iter().chain(&args[..1]).chain(&["--state-dir", "state"]).chain(&args[1..]).copied().collect()
+}
+
+#[test]
+fn records_are_asked_for_by_time_kind_user_and_call_while_they_are_written() {
+    let place = Place::new();
+    let _writes = trail(&place);
+    let lines = |args: &[&str]| {
+        let ended = place.run(&audit(args));
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.stdout.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect::<Vec<_>>()
+    };
+    let all = ["throttle refused call=c-1 user=ada", "throttle waited call=c-2 user=bob"];
+    let change = "override force-open who=anna why=\"too slow\"";
+    assert_eq!(lines(&["query"]), [all[0], all[1], change]);
+    assert_eq!(lines(&["query", "--user", "ada", "--since", "1h"]), all[..1]);
+    assert_eq!(lines(&["query", "--call", "c-2", "--kind", "throttle"]), all[1..]);
+    assert_eq!(lines(&["query", "--kind", "override"]), [change]);
+    assert!(lines(&["query", "--since", "2100-01-01"]).is_empty());
+}
+
+#[test]
+fn tail_goes_on_with_what_comes() {
+    let place = Place::new();
+    let writes = trail(&place);
+    let mut tail = place.start(&audit(&["tail", "-n", "1"]));
+    assert!(tail.ready.contains("override force-open"), "{}", tail.ready);
+    writes.append(Record::new(Kind::Breaker, "open"));
+    let line = tail.line();
+    assert!(line.contains("breaker open"), "{line}");
+}
+
+#[test]
+fn an_export_is_lines_of_json_or_a_table() {
+    let place = Place::new();
+    trail(&place);
+    let json = place.run(&audit(&["export"])).stdout;
+    let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["sequence"], &first["record"]["user"]), (&1.into(), &"ada".into()));
+    let table = place.run(&audit(&["export", "--format", "csv", "--kind", "override"])).stdout;
+    let rows: Vec<&str> = table.split_terminator("\r\n").collect();
+    assert!(rows[0].starts_with("sequence,at,kind,what,call") && rows[1].contains(",force-open,"), "{rows:?}");
+    assert_eq!(rows.len(), 2);
+}
+
+#[test]
+fn verify_prints_the_head_or_what_is_wrong_and_exits_with_1() {
+    let place = Place::new();
+    trail(&place);
+    let ended = place.run(&audit(&["verify"]));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.starts_with("ok: 3 records, 1 to 3; head 3:"), "{}", ended.stdout);
+
+    let database = rusqlite::Connection::open(place.path().join("state/audit.db")).unwrap();
+    database.execute_batch("DELETE FROM records WHERE sequence = 2").unwrap();
+    let ended = place.run(&audit(&["verify"]));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.starts_with("fault: record 2 is missing\n"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_trail_that_is_not_there_is_told_with_its_place() {
+    let place = Place::new();
+    for mode in ["tail", "query", "verify", "export"] {
+        let ended = place.run(&audit(&[mode]));
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains("there is no audit trail at state/audit.db"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn what_a_gateway_refused_is_in_its_trail_while_it_runs_and_after_it_was_killed() {
+    let place = Place::new();
+    place.file(
+        "tidegate.toml",
+        "[limit.team]\nrequests_per_minute = 1\n[audit]\nusers = \"hash\"\npath = \"trail.db\"\nretention = \"30d\"\n",
+    );
+    let serve = ["serve", "--sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--state-dir", "state"];
+    let gateway = place.start(&serve);
+    let api = gateway.announced("api");
+    let headers = ["authorization: Bearer tidegate", "x-tidegate-max-wait: 10ms", "x-tidegate-user: ada"];
+    assert_eq!((chat(&api, &headers).0, chat(&api, &headers).0), (200, 429));
+    let tail = place.start(&audit(&["tail", "--user", "ada", "--kind", "throttle"]));
+    assert!(tail.ready.contains("throttle refused") && tail.ready.contains("limit=team/"), "{}", tail.ready);
+    assert!(tail.ready.contains(" user=\"~") && !tail.ready.contains("ada"), "{}", tail.ready);
+
+    gateway.signal("KILL");
+    drop(gateway);
+    let verified = place.run(&audit(&["verify"]));
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    let mut gateway = place.start(&serve);
+    gateway.signal("TERM");
+    assert_eq!(gateway.end().code, Some(0));
+    let kept = place.run(&audit(&["query", "--kind", "config"])).stdout;
+    assert_eq!(kept.matches("config started").count(), 2, "{kept}");
+}

@@ -1,0 +1,247 @@
+//! Decides what of a gateway's life gets into the audit trail, where that is, and whether calls may go on without it.
+//!
+//! The trail is fed from the core's events, which never wait for it: what it cannot take in time is counted there.
+
+mod changes;
+pub(crate) mod page;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tidegate::Driver;
+use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
+use tidegate_core::event::Event;
+use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::audit::changes::{changed_sections, fingerprint, key_changes};
+use crate::shared::StartError;
+
+/// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
+const TAKE_EVERY: Duration = Duration::from_millis(10);
+
+/// The trail of one gateway; without a place for it, nothing is kept.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    kept: Option<Kept>,
+    config: AuditConfig,
+}
+
+#[derive(Debug)]
+struct Kept {
+    trail: Trail,
+    path: PathBuf,
+    pseudonyms: Option<Pseudonyms>,
+    /// Ends the feed, once it has taken what is there.
+    end: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+}
+
+impl Audit {
+    /// Starts the trail as `config` says; a relative path is one in `state_dir`.
+    ///
+    /// # Errors
+    /// If calls must not go on without it, or users not appear by name, and there is no place for it.
+    pub(crate) fn start(config: &AuditConfig, state_dir: Option<&Path>) -> Result<Self, StartError> {
+        let path = match state_dir {
+            Some(dir) => Some(dir.join(&config.path)),
+            None => Some(config.path.clone()).filter(|path| path.is_absolute()),
+        };
+        let Some(path) = path else {
+            if config.on_failure == OnAuditFailure::Refuse {
+                let message = "[audit] on_failure = \"refuse\" needs a state directory, or an absolute path";
+                return Err(StartError::Config(message.to_owned()));
+            }
+            tracing::info!("no state directory: nothing is recorded in an audit trail");
+            return Ok(Self { kept: None, config: config.clone() });
+        };
+        let failed = |what: &str, error| StartError::Config(format!("the audit trail's {what}: {error}"));
+        let pseudonyms = match config.users {
+            RecordedUsers::Plain => None,
+            RecordedUsers::Hash => {
+                Some(Pseudonyms::of_or_new(&path).map_err(|error| failed("salt for users' hashes", error))?)
+            }
+        };
+        let options = TrailOptions { retention: config.retention, ..TrailOptions::new(&path) };
+        let trail = Trail::start(options).map_err(|error| failed("thread", error))?;
+        Ok(Self { kept: Some(Kept { trail, path, pseudonyms, end: Mutex::default() }), config: config.clone() })
+    }
+
+    /// Takes the driver's events from now on.
+    pub(crate) fn listen(&self, driver: &Driver) {
+        let Some(kept) = &self.kept else { return };
+        let feed = Feed::new(self.config.calls, kept.pseudonyms.clone());
+        let (end, ended) = oneshot::channel();
+        let carrier = Carrier { events: driver.subscribe(), trail: kept.trail.clone(), feed };
+        let task = tokio::spawn(carrier.run(ended));
+        *kept.end.lock().unwrap_or_else(PoisonError::into_inner) = Some((end, task));
+    }
+
+    /// Writes what has happened up to now; nothing is recorded after it.
+    pub(crate) async fn end(&self) {
+        let Some(kept) = &self.kept else { return };
+        let ending = kept.end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((end, task)) = ending {
+            drop(end);
+            let _ = task.await;
+        }
+        let trail = kept.trail.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || trail.flush()).await {
+            tracing::error!("the last records are lost: {error}");
+        }
+    }
+
+    /// Hands over a record that is none of the core's events.
+    pub(crate) fn note(&self, record: Record) {
+        if let Some(kept) = &self.kept {
+            kept.trail.append(record);
+        }
+    }
+
+    /// Whether calls are to be refused because they would leave no trace.
+    pub(crate) fn stands_in_the_way(&self, on_failure: OnAuditFailure) -> bool {
+        on_failure == OnAuditFailure::Refuse && self.kept.as_ref().is_none_or(|kept| kept.trail.is_down())
+    }
+
+    /// Where the trail is, and what stands for users in it.
+    pub(crate) fn place(&self) -> Option<(&Path, Option<&Pseudonyms>)> {
+        self.kept.as_ref().map(|kept| (kept.path.as_path(), kept.pseudonyms.as_ref()))
+    }
+
+    /// Its series. `None` where nothing is kept.
+    pub(crate) fn series(&self) -> Option<Box<dyn Collector>> {
+        self.kept.as_ref().map(|kept| Box::new(Series(kept.trail.clone())) as Box<dyn Collector>)
+    }
+
+    /// What a start puts in force.
+    pub(crate) fn started(&self, config: &Config) {
+        let version = env!("CARGO_PKG_VERSION");
+        let after = format!("{version}, configuration {}", fingerprint(config));
+        self.note(Record { after: Some(after.into()), ..Record::new(Kind::Config, "started") });
+    }
+
+    /// Another configuration is in force.
+    pub(crate) fn reloaded(&self, before: &Config, after: &Config) {
+        for (what, key) in key_changes(before, after) {
+            let name = Some(key.clone());
+            let (was, is) = match what {
+                "added" => (None, name),
+                "removed" => (name, None),
+                _ => (name.clone(), name),
+            };
+            self.note(Record { before: was, after: is, ..Record::new(Kind::Key, what) });
+        }
+        let mut now = format!("configuration {}", fingerprint(after));
+        for (position, section) in changed_sections(before, after).into_iter().enumerate() {
+            let _ = write!(now, "{}{section}", if position == 0 { ", changed: " } else { " " });
+        }
+        self.note(Record {
+            before: Some(format!("configuration {}", fingerprint(before)).into()),
+            after: Some(now.into()),
+            ..Record::new(Kind::Config, "reloaded")
+        });
+        let (old, new) = (&self.config, &after.audit);
+        if (&old.path, old.retention, old.calls, old.users) != (&new.path, new.retention, new.calls, new.users) {
+            tracing::warn!("[audit] path, retention, calls and users change with a restart only");
+        }
+    }
+
+    /// A configuration was turned down.
+    pub(crate) fn not_reloaded(&self, why: &str) {
+        self.note(Record { why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
+    }
+}
+
+/// Carries the driver's events to the trail.
+struct Carrier {
+    events: broadcast::Receiver<Arc<Event>>,
+    trail: Trail,
+    feed: Feed,
+}
+
+impl Carrier {
+    /// Until there is nobody left whose events could come, or `ended`.
+    async fn run(mut self, mut ended: oneshot::Receiver<()>) {
+        loop {
+            tokio::select! {
+                came = self.events.recv() => match came {
+                    Ok(event) => self.take(&event),
+                    Err(RecvError::Lagged(missed)) => self.trail.lost(missed),
+                    Err(RecvError::Closed) => return,
+                },
+                _ = &mut ended => return self.take_rest(),
+            }
+            self.take_rest();
+            tokio::select! {
+                () = tokio::time::sleep(TAKE_EVERY) => {}
+                _ = &mut ended => return self.take_rest(),
+            }
+        }
+    }
+
+    fn take(&mut self, event: &Event) {
+        if let Some(record) = self.feed.record(event) {
+            self.trail.append(record);
+        }
+    }
+
+    /// What has come meanwhile.
+    fn take_rest(&mut self) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.take(&event),
+                Err(TryRecvError::Lagged(missed)) => self.trail.lost(missed),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+/// How the trail stands, when asked.
+#[derive(Debug)]
+struct Series(Trail);
+
+impl Collector for Series {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let status = self.0.status();
+        let counters = [
+            ("audit_records", "Records of the audit trail that are on disk", status.written),
+            ("audit_lost", "Records of the audit trail that could not be kept", status.lost),
+        ];
+        for (name, help, value) in counters {
+            ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        let (name, help) = ("audit_up", "Whether the audit trail can be written");
+        let is_up = f64::from(u8::from(status.failing_since.is_none()));
+        ConstGauge::new(is_up).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_could_not_be_taken_in_time_are_counted_in_the_trail() {
+        let dir = tempfile::tempdir().unwrap();
+        let trail = Trail::start(TrailOptions::new(dir.path().join("audit.db"))).unwrap();
+        let (sender, events) = broadcast::channel(4);
+        for _ in 0..10 {
+            sender.send(Arc::new(Event::LimitsReset)).unwrap();
+        }
+        let carrier = Carrier { events, trail: trail.clone(), feed: Feed::new(false, None) };
+        let (end, ended) = oneshot::channel();
+        drop(end);
+        carrier.run(ended).await;
+        trail.flush().unwrap();
+        assert_eq!((trail.status().lost, trail.status().written), (6, 5), "and a record that tells of them");
+    }
+}

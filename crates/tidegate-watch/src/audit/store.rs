@@ -1,0 +1,354 @@
+//! Decides how records lie in the database, and where the chain goes on after a start: the writing side of the file.
+//!
+//! One commit is on disk when it returns (`synchronous = FULL`); the head beside the database follows it. A crash between the two
+//! leaves a database that is ahead of its head, never one that is behind.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+
+use super::chain::{Hash, Head};
+use super::head;
+use super::record::{Kind, Record};
+
+/// "tide": marks the file as ours.
+pub(super) const APPLICATION_ID: i32 = 0x7469_6465;
+/// The layout below.
+pub(super) const LAYOUT: i32 = 1;
+/// How long a commit waits for somebody else's lock. Readers lock nothing.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// Negative: in KiB. Records of one user or call lie anywhere in their index: with SQLite's 2 MiB most of them would be read again.
+const CACHE_KIB: i64 = -16_384;
+/// So many pages of the log, 16 MiB, are written into the database at once: a page that changes with each commit once, not each time.
+const CHECKPOINT_PAGES: i64 = 4000;
+/// Records removed in one commit, so that no commit takes long.
+const SLICE: usize = 2000;
+
+/// `record` is the text that is hashed; the other columns repeat of it what is looked for.
+/// Frequent kinds are found by time alone: an index that leaves them out costs next to nothing.
+const SCHEMA: &str = "
+    CREATE TABLE records (
+        sequence INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        kind TEXT NOT NULL,
+        user TEXT,
+        call TEXT,
+        record TEXT NOT NULL,
+        hash BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX by_time ON records (at);
+    CREATE INDEX by_call ON records (call) WHERE call IS NOT NULL;
+    CREATE INDEX by_user ON records (user, at) WHERE user IS NOT NULL;
+    CREATE INDEX by_rare_kind ON records (kind, at) WHERE kind NOT IN ('throttle', 'retry', 'call');
+";
+
+/// Why the trail cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// SQLite cannot.
+    #[error("{}: {source}", path.display())]
+    Database {
+        /// Which file.
+        path: PathBuf,
+        /// What it said.
+        source: rusqlite::Error,
+    },
+    /// A file beside it cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process writes it.
+    #[error("{} is written by another tidegate", path.display())]
+    InUse {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It is a database of somebody else, or of a later version.
+    #[error("{} is no audit trail that this version knows", path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A record is not what is written here.
+    #[error("{}: record {sequence} cannot be read, so somebody else wrote it; tidegate audit verify tells more", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Which record.
+        sequence: u64,
+    },
+    /// There is none.
+    #[error("there is no audit trail at {}", path.display())]
+    Absent {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+}
+
+/// The database, open for its one writer.
+#[derive(Debug)]
+pub(super) struct Store {
+    connection: Connection,
+    path: PathBuf,
+    head_path: PathBuf,
+    head: Head,
+    /// Two writers would make two chains of one. The system takes it back from a process that died.
+    _lock: File,
+    /// Something to be told in the trail itself: that the chain did not meet its head.
+    pub(super) broken: Option<&'static str>,
+}
+
+impl Store {
+    /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let head_path = head::path_for(path);
+        let told = match head::read(&head_path) {
+            Ok(told) => Ok(told),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(()),
+            Err(source) => return Err(StoreError::File { path: head_path, source }),
+        };
+        // Only if it is not there: to close a file that is open elsewhere in this process would undo SQLite's locks on it.
+        if !path.exists() {
+            private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
+        }
+        let failed = |source| StoreError::Database { path: path.to_owned(), source };
+        let connection = connect(path).map_err(failed)?;
+        if !is_ready(&connection).map_err(failed)? {
+            return Err(StoreError::Foreign { path: path.to_owned() });
+        }
+        write_ahead(&connection).map_err(failed)?;
+        let last = last(&connection).map_err(failed)?;
+        let (head, broken) = match told {
+            Ok(told) => continues(&connection, last, told).map_err(failed)?,
+            Err(()) => (last, Some("the head beside the database could not be read at the start")),
+        };
+        let store = Self { connection, path: path.to_owned(), head_path, head, _lock: lock, broken };
+        store.write_head()?;
+        Ok(store)
+    }
+
+    /// The end of the chain.
+    pub(super) const fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Adds records in one commit. On an error that comes after the commit, [`Store::open`] finds them there.
+    pub(super) fn add(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let head = insert(&transaction, self.head, records).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+        self.head = head;
+        self.write_head()
+    }
+
+    /// Removes a slice of the oldest records, of those that are older than `before`; true if there may be more of them.
+    ///
+    /// The same commit adds a record that says up to which and with which hash, so that the chain can be followed from there.
+    pub(super) fn remove_slice(&mut self, before: u64) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let expired = expired(&transaction, stored(before)).map_err(failed)?;
+        // Told of by a record that will itself be removed: without this one would follow the other for ever.
+        if expired.iter().all(|(_, kind, _)| kind == Kind::Retention.name()) {
+            return Ok(false);
+        }
+        let Some((through, _, hash)) = expired.last() else { return Ok(false) };
+        transaction.execute("DELETE FROM records WHERE sequence <= ?1", [through]).map_err(failed)?;
+        let removed = Record { anchor: Some(hash.to_string().into()), ..Record::new(Kind::Retention, "removed") }
+            .with("records", expired.len() as u64)
+            .with("through", u64::try_from(*through).unwrap_or(0));
+        let head = insert(&transaction, self.head, &[removed]).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+        self.head = head;
+        self.write_head()?;
+        Ok(expired.len() == SLICE)
+    }
+
+    fn write_head(&self) -> Result<(), StoreError> {
+        head::write(&self.head_path, self.head)
+            .map_err(|source| StoreError::File { path: self.head_path.clone(), source })
+    }
+}
+
+/// Where the chain goes on, and what is wrong, if so, with what is there.
+///
+/// Where database and head contradict each other it goes on from the head, with a number that neither has used: the break stays to be
+/// found, instead of being covered by what is written next.
+fn continues(
+    connection: &Connection,
+    last: Head,
+    told: Option<Head>,
+) -> rusqlite::Result<(Head, Option<&'static str>)> {
+    let Some(told) = told else {
+        let missing = (last.sequence > 0).then_some("the head beside the database was missing at the start");
+        return Ok((last, missing));
+    };
+    Ok(match hash_at(connection, told.sequence)? {
+        Some(hash) if hash == told.hash => (last, None),
+        Some(_) => (
+            Head { sequence: last.sequence.max(told.sequence), hash: told.hash },
+            Some("the chain did not meet its head at the start: records were changed"),
+        ),
+        None => (
+            Head { sequence: last.sequence.max(told.sequence), hash: told.hash },
+            Some("the chain ended before its head at the start: records were removed"),
+        ),
+    })
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let failed = |source| StoreError::File { path: lock_path.clone(), source };
+    let file = private(&lock_path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Opens a file, for its owner alone if it has to be made. SQLite gives its other files the permissions of the database.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(LOCK_PATIENCE)?;
+    Ok(connection)
+}
+
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "cache_size", CACHE_KIB)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
+}
+
+/// Makes the layout in an empty database. False: this is no database of ours.
+fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
+    let marks = marks(connection)?;
+    if marks == (APPLICATION_ID, LAYOUT) {
+        return Ok(true);
+    }
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if marks != (0, 0) || tables > 0 {
+        return Ok(false);
+    }
+    let marked =
+        format!("BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {LAYOUT}; COMMIT;");
+    connection.execute_batch(&marked)?;
+    Ok(true)
+}
+
+/// The marks that tell a trail from other databases.
+pub(super) fn marks(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
+    let mark = |name| connection.pragma_query_value(None, name, |row| row.get(0));
+    Ok((mark("application_id")?, mark("user_version")?))
+}
+
+/// The last record's number and hash.
+pub(super) fn last(connection: &Connection) -> rusqlite::Result<Head> {
+    let last = connection
+        .query_row("SELECT sequence, hash FROM records ORDER BY sequence DESC LIMIT 1", [], |row| {
+            Ok(Head { sequence: number(row.get(0)?), hash: row.get::<_, Hash>(1)? })
+        })
+        .optional()?;
+    Ok(last.unwrap_or(Head::ORIGIN))
+}
+
+/// The hash of one record; also of the one before the first that is still there.
+pub(super) fn hash_at(connection: &Connection, sequence: u64) -> rusqlite::Result<Option<Hash>> {
+    if sequence == 0 {
+        return Ok(Some(Hash::ORIGIN));
+    }
+    let hash = connection
+        .query_row("SELECT hash FROM records WHERE sequence = ?1", [stored(sequence)], |row| row.get(0))
+        .optional()?;
+    match hash {
+        Some(hash) => Ok(Some(hash)),
+        None => Ok(anchor(connection)?.filter(|anchor| anchor.sequence == sequence).map(|anchor| anchor.hash)),
+    }
+}
+
+/// The last record that was removed as it had had its time, as the trail itself tells.
+pub(super) fn anchor(connection: &Connection) -> rusqlite::Result<Option<Head>> {
+    let text = connection
+        .query_row("SELECT record FROM records WHERE kind = 'retention' ORDER BY sequence DESC LIMIT 1", [], |row| {
+            row.get::<_, String>(0)
+        })
+        .optional()?;
+    let record = text.and_then(|text| Record::from_text(&text).ok());
+    Ok(record.and_then(|record| {
+        Some(Head { sequence: *record.numbers.get("through")?, hash: record.anchor?.parse().ok()? })
+    }))
+}
+
+fn insert(connection: &Connection, mut head: Head, records: &[Record]) -> rusqlite::Result<Head> {
+    let mut statement = connection.prepare_cached(
+        "INSERT INTO records (sequence, at, kind, user, call, record, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?;
+    for record in records {
+        let text = record.text().map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        head = head.next(&text);
+        statement.execute(params![
+            stored(head.sequence),
+            stored(record.at),
+            record.kind.name(),
+            record.user.as_deref(),
+            record.call.as_deref(),
+            text,
+            head.hash.as_bytes(),
+        ])?;
+    }
+    Ok(head)
+}
+
+/// The oldest records, as long as they are older than `before`: number, kind, hash.
+fn expired(connection: &Connection, before: i64) -> rusqlite::Result<Vec<(i64, String, Hash)>> {
+    let mut statement =
+        connection.prepare_cached("SELECT sequence, at, kind, hash FROM records ORDER BY sequence LIMIT ?1")?;
+    let mut rows = statement.query([SLICE as i64])?;
+    let mut expired = Vec::new();
+    while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(1)? >= before {
+            break;
+        }
+        expired.push((row.get(0)?, row.get(2)?, row.get(3)?));
+    }
+    Ok(expired)
+}
+
+/// A number as SQLite has it.
+pub(super) fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A number of SQLite's; a negative one, which nobody has written, is 0.
+pub(super) fn number(stored: i64) -> u64 {
+    u64::try_from(stored).unwrap_or(0)
+}
+
+impl rusqlite::types::FromSql for Hash {
+    /// What somebody else put there and is no hash becomes one that no record has.
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        Ok(value.as_blob().ok().and_then(Self::from_bytes).unwrap_or(Self::ORIGIN))
+    }
+}

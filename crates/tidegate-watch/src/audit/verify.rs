@@ -1,0 +1,292 @@
+//! Decides whether the trail is what was written: which records were edited, removed, put elsewhere or cut off.
+//!
+//! Who can write both the database and the head beside it can write another chain that holds together. An end of the chain that was
+//! noted elsewhere ([`Verified::end`]) tells the one from the other.
+
+use std::fmt;
+use std::io;
+
+use rusqlite::Row;
+
+use super::chain::{Hash, Head};
+use super::head;
+use super::read::{PAGE, Reader};
+use super::record::{Kind, Record};
+use super::store::{StoreError, anchor, hash_at, number, stored};
+
+/// No more faults are told one by one.
+const FAULTS_MAX: usize = 1000;
+/// So many records that do not fit are compared with one another.
+const STRETCH_MAX: usize = 200;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// How many records there are.
+    pub records: u64,
+    /// The first of them; those before it have had their time.
+    pub first: u64,
+    /// The end of the chain.
+    pub end: Head,
+    /// How many of them the head beside the database does not cover yet: those of the last commit, after a crash or right now.
+    pub uncovered: u64,
+    /// How many could not be kept when they came, as the trail itself tells.
+    pub lost: u64,
+    /// What is wrong, in the order of the records; what concerns the end last. The first thousand.
+    pub faults: Vec<Fault>,
+    /// How many faults there are.
+    pub fault_count: u64,
+}
+
+/// Something that is not as it was written.
+#[non_exhaustive]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Records are not there.
+    Missing {
+        /// From this one on …
+        first: u64,
+        /// … to this one.
+        last: u64,
+    },
+    /// A record does not follow from the one before it.
+    Altered {
+        /// Which.
+        sequence: u64,
+    },
+    /// A record stands where another one belongs.
+    Misplaced {
+        /// Where it stands.
+        sequence: u64,
+        /// It was written right after what stands there now.
+        after: u64,
+    },
+    /// What is looked for in a record's place is not what its text says.
+    Relabelled {
+        /// Which.
+        sequence: u64,
+    },
+    /// There is no head beside the database.
+    HeadAbsent,
+    /// The head beside the database cannot be read.
+    HeadUnreadable,
+    /// The head beside the database is that of another chain.
+    HeadElsewhere {
+        /// The record that it names.
+        sequence: u64,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { first, last } if first == last => write!(f, "record {first} is missing"),
+            Self::Missing { first, last } => write!(f, "records {first} to {last} are missing"),
+            Self::Altered { sequence } => {
+                let before = sequence.saturating_sub(1);
+                write!(
+                    f,
+                    "record {sequence} is not what was written after record {before}: it was edited, or record {before} was \
+                     and got a new hash"
+                )
+            }
+            Self::Misplaced { sequence, after } => {
+                write!(f, "record {sequence} is out of order: it was written right after what is now record {after}")
+            }
+            Self::Relabelled { sequence } => {
+                write!(f, "record {sequence} is filed under another time, kind, user or call than its text says")
+            }
+            Self::HeadAbsent => f.write_str("the head beside the database is missing: records at the end may be too"),
+            Self::HeadUnreadable => {
+                f.write_str("the head beside the database cannot be read: records at the end may be missing")
+            }
+            Self::HeadElsewhere { sequence } => {
+                write!(
+                    f,
+                    "the head beside the database vouches for another record {sequence}: one of them was replaced"
+                )
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// Follows the chain from its first record to its end, as they stand at one instant.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn verify(&self) -> Result<Verified, StoreError> {
+        // Before the database: of a trail that is written meanwhile the head is then the older one.
+        let told = self.told_head()?;
+        let failed = |source| self.failed(source);
+        let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
+        let anchor = anchor(&snapshot).map_err(failed)?.unwrap_or(Head::ORIGIN);
+        let mut walk = Walk::new(anchor);
+        loop {
+            let rows = self.rows_after(walk.sequence).map_err(failed)?;
+            let is_last = rows.len() < PAGE;
+            rows.into_iter().for_each(|row| walk.step(row));
+            if is_last {
+                break;
+            }
+        }
+        walk.judge();
+        let vouched = match told {
+            Told::Head(told) if told.sequence <= walk.sequence => {
+                hash_at(&snapshot, told.sequence).map_err(failed)?.filter(|hash| *hash != told.hash)
+            }
+            _ => None,
+        };
+        Ok(walk.end(told, vouched.is_some()))
+    }
+
+    fn told_head(&self) -> Result<Told, StoreError> {
+        let path = head::path_for(&self.path);
+        match head::read(&path) {
+            Ok(Some(head)) => Ok(Told::Head(head)),
+            Ok(None) => Ok(Told::Absent),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
+            Err(source) => Err(StoreError::File { path, source }),
+        }
+    }
+
+    fn rows_after(&self, sequence: u64) -> rusqlite::Result<Vec<Stored>> {
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT sequence, record, hash, at, kind, user, call FROM records WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
+        ))?;
+        statement.query_map([stored(sequence)], Stored::read)?.collect()
+    }
+}
+
+/// What the file beside the database says.
+#[derive(Clone, Copy)]
+enum Told {
+    Head(Head),
+    Absent,
+    Unreadable,
+}
+
+/// A record as it lies in the database.
+struct Stored {
+    sequence: u64,
+    text: String,
+    hash: Hash,
+    /// `None`: its text is not what is written here, or is filed under something else.
+    record: Option<Record>,
+}
+
+impl Stored {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let text: String = row.get(1)?;
+        let (at, kind) = (row.get::<_, i64>(3)?, row.get::<_, String>(4)?);
+        let (user, call) = (row.get::<_, Option<String>>(5)?, row.get::<_, Option<String>>(6)?);
+        let is_filed_so = |record: &Record| {
+            (stored(record.at), record.kind.name()) == (at, kind.as_str())
+                && (record.user.as_deref(), record.call.as_deref()) == (user.as_deref(), call.as_deref())
+        };
+        let record = Record::from_text(&text).ok().filter(is_filed_so);
+        Ok(Self { sequence: number(row.get(0)?), text, hash: row.get(2)?, record })
+    }
+
+    fn follows(&self, before: Hash) -> bool {
+        self.hash == before.after(&self.text)
+    }
+}
+
+/// Goes from record to record.
+struct Walk {
+    found: Verified,
+    /// The last record that was looked at.
+    sequence: u64,
+    /// Its hash; `None` where it cannot be told, after missing records.
+    hash: Option<Hash>,
+    /// Records that do not follow from what stands before them, until one does again; what stands before the first of them.
+    stretch: Vec<Stored>,
+    before_stretch: Hash,
+}
+
+impl Walk {
+    fn new(anchor: Head) -> Self {
+        let found =
+            Verified { records: 0, first: 0, end: anchor, uncovered: 0, lost: 0, faults: Vec::new(), fault_count: 0 };
+        let (sequence, hash) = (anchor.sequence, Some(anchor.hash));
+        Self { found, sequence, hash, stretch: Vec::new(), before_stretch: anchor.hash }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.found.fault_count += 1;
+        if self.found.faults.len() < FAULTS_MAX {
+            self.found.faults.push(fault);
+        }
+    }
+
+    fn step(&mut self, row: Stored) {
+        if self.found.records == 0 {
+            self.found.first = row.sequence;
+        }
+        self.found.records += 1;
+        match &row.record {
+            Some(record) if record.kind == Kind::Gap => {
+                self.found.lost += record.numbers.get("lost").copied().unwrap_or(0);
+            }
+            Some(_) => {}
+            None => self.fault(Fault::Relabelled { sequence: row.sequence }),
+        }
+        if row.sequence != self.sequence + 1 {
+            self.judge();
+            self.fault(Fault::Missing { first: self.sequence + 1, last: row.sequence - 1 });
+            self.hash = None;
+        }
+        self.sequence = row.sequence;
+        let follows = match (self.hash, self.stretch.last()) {
+            (None, _) => true,
+            (Some(before), None) => row.follows(before),
+            // Also where only the hash that stands beside the one before was changed.
+            (Some(before), Some(last)) => row.follows(before) || row.follows(self.before_stretch.after(&last.text)),
+        };
+        let hash = row.hash;
+        if follows {
+            self.judge();
+        } else {
+            if self.stretch.is_empty() {
+                self.before_stretch = self.hash.unwrap_or(Hash::ORIGIN);
+            }
+            self.stretch.push(row);
+        }
+        self.hash = Some(hash);
+        if self.stretch.len() == STRETCH_MAX {
+            self.judge();
+        }
+    }
+
+    /// Tells of records that did not follow from what stands before them: from what else they follow, if from anything.
+    fn judge(&mut self) {
+        let stretch = std::mem::take(&mut self.stretch);
+        let Some(first) = stretch.first() else { return };
+        let before = (first.sequence - 1, self.before_stretch);
+        let places: Vec<(u64, Hash)> =
+            std::iter::once(before).chain(stretch.iter().map(|row| (row.sequence, row.hash))).collect();
+        for row in &stretch {
+            let sequence = row.sequence;
+            self.fault(match places.iter().find(|(_, hash)| row.follows(*hash)) {
+                Some(&(after, _)) => Fault::Misplaced { sequence, after },
+                None => Fault::Altered { sequence },
+            });
+        }
+    }
+
+    fn end(mut self, told: Told, is_elsewhere: bool) -> Verified {
+        match told {
+            Told::Head(head) if head.sequence > self.sequence => {
+                self.fault(Fault::Missing { first: self.sequence + 1, last: head.sequence });
+            }
+            Told::Head(head) if is_elsewhere => self.fault(Fault::HeadElsewhere { sequence: head.sequence }),
+            Told::Head(head) => self.found.uncovered = self.sequence - head.sequence,
+            Told::Absent if self.sequence == 0 => {}
+            Told::Absent => self.fault(Fault::HeadAbsent),
+            Told::Unreadable => self.fault(Fault::HeadUnreadable),
+        }
+        self.found.end = Head { sequence: self.sequence, hash: self.hash.unwrap_or(Hash::ORIGIN) };
+        self.found
+    }
+}

@@ -1,0 +1,251 @@
+//! Decides when what was handed over goes to disk: many records in one commit, none later than a few hundredths of a second.
+//!
+//! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
+//! commit that succeeds has a record of how many.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use super::record::{Kind, Record};
+use super::store::{Store, StoreError};
+use super::time::{now_micros, shown_time};
+use super::trail::{State, TrailDown, TrailOptions};
+
+/// From so many on a commit does not wait for more: syncing costs each of them next to nothing.
+const BATCH: usize = 1000;
+/// One commit has no more: it must not take long either.
+const BATCH_MAX: usize = 4000;
+/// The first of a commit waits no longer for others.
+const GATHER_FOR: Duration = Duration::from_millis(50);
+/// How often a file that could not be written is tried again.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+/// How often records are looked for that have had their time.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Something for the writer.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// To be written with others.
+    Record(Box<Record>),
+    /// To be written at once; without a record: what came before it.
+    Durable { record: Option<Box<Record>>, answer: Answer },
+}
+
+type Answer = SyncSender<Result<(), TrailDown>>;
+
+/// A commit of which nobody knows whether it happened.
+#[derive(Debug)]
+struct Unsure {
+    /// The chain's length before it.
+    length: u64,
+    /// How many of the pending records it had.
+    pending: usize,
+    /// How many lost ones it told of.
+    untold: u64,
+}
+
+/// The one that writes.
+#[derive(Debug)]
+pub(super) struct Writer {
+    options: TrailOptions,
+    receiver: Receiver<Message>,
+    state: Arc<State>,
+    /// `None`: not open, at the start or after a failure.
+    store: Option<Store>,
+    pending: Vec<Record>,
+    /// Places in `pending` that somebody waits for, the first first; `None`: for all that was there.
+    awaited: Vec<(Option<usize>, Answer)>,
+    unsure: Option<Unsure>,
+    next_sweep: Instant,
+}
+
+impl Writer {
+    pub(super) fn new(options: TrailOptions, receiver: Receiver<Message>, state: Arc<State>) -> Self {
+        Self {
+            options,
+            receiver,
+            state,
+            store: None,
+            pending: Vec::new(),
+            awaited: Vec::new(),
+            unsure: None,
+            next_sweep: Instant::now(),
+        }
+    }
+
+    /// Writes until nobody can hand over anything any more.
+    pub(super) fn run(mut self) {
+        // At once, so that a trail which cannot be written is known of before it is needed.
+        self.commit();
+        loop {
+            self.sweep();
+            let is_over = self.gather();
+            self.commit();
+            if is_over {
+                return self.end();
+            }
+        }
+    }
+
+    /// Takes what there is for one commit. True: there will be nothing more.
+    fn gather(&mut self) -> bool {
+        let is_down = self.store.is_none();
+        let patience = if is_down {
+            RETRY_EVERY
+        } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
+            self.next_sweep.saturating_duration_since(Instant::now())
+        } else {
+            GATHER_FOR
+        };
+        let mut until = Instant::now() + patience;
+        loop {
+            // Enough for a commit: what is there already comes along, nothing is waited for.
+            let is_enough = !self.awaited.is_empty() || (!is_down && self.pending.len() >= BATCH);
+            let left = if is_enough { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+            if if is_down { left.is_zero() } else { self.pending.len() >= BATCH_MAX } {
+                return false;
+            }
+            match self.receiver.recv_timeout(left) {
+                Ok(message) => self.take(message, is_down),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+            if self.pending.len() == 1 && !is_down {
+                until = Instant::now() + GATHER_FOR;
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message, is_down: bool) {
+        match message {
+            Message::Record(_) if is_down && self.pending.len() >= self.options.waiting_max => self.state.lose(1),
+            Message::Record(record) => self.pending.push(*record),
+            Message::Durable { record, answer } => {
+                let place = record.is_some().then_some(self.pending.len());
+                self.pending.extend(record.map(|record| *record));
+                self.awaited.push((place, answer));
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        // What fails to be written may have been written nevertheless: opening again tells.
+        let written = self.try_commit().or_else(|_| self.try_commit());
+        match written {
+            Ok(()) => {
+                self.state.failing_since.store(0, Relaxed);
+                self.awaited.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn try_commit(&mut self) -> Result<(), StoreError> {
+        let store = match self.store.take() {
+            Some(store) => self.store.insert(store),
+            None => {
+                let store = Store::open(&self.options.path)?;
+                if let Some(unsure) = self.unsure.take()
+                    && store.head().sequence > unsure.length
+                {
+                    // A commit is all or nothing: it was.
+                    self.pending.drain(..unsure.pending);
+                    for (place, answer) in std::mem::take(&mut self.awaited) {
+                        match place.map(|place| place.checked_sub(unsure.pending)) {
+                            Some(None) => drop(answer.send(Ok(()))),
+                            left => self.awaited.push((left.flatten(), answer)),
+                        }
+                    }
+                    self.state.tell(unsure.pending as u64, unsure.untold);
+                }
+                self.store.insert(store)
+            }
+        };
+        let pending = self.pending.len();
+        if let Some(what) = store.broken {
+            tracing::error!("{}: {what}; `tidegate audit verify` tells more", self.options.path.display());
+            self.pending.push(Record { why: Some(what.into()), ..Record::new(Kind::Gap, "broken") });
+        }
+        let untold = self.state.untold.load(Relaxed);
+        self.pending.extend(gap(&self.state, untold));
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let length = store.head().sequence;
+        match store.add(&self.pending) {
+            Ok(()) => {
+                store.broken = None;
+                self.state.tell(self.pending.len() as u64, untold);
+                self.pending.clear();
+                Ok(())
+            }
+            Err(error) => {
+                self.unsure = Some(Unsure { length, pending, untold });
+                self.store = None;
+                self.pending.truncate(pending);
+                Err(error)
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &StoreError) {
+        let error = error.to_string();
+        if self.state.failing_since.load(Relaxed) == 0 {
+            self.state.failing_since.store(now_micros(), Relaxed);
+            tracing::error!("the audit trail cannot be written: {error}; trying on, and counting what is lost");
+        }
+        self.state.set_error(error.clone());
+        // Who waited is told no, and acts on it: these must not turn up later.
+        for (place, answer) in self.awaited.drain(..).rev() {
+            if let Some(place) = place {
+                self.pending.remove(place);
+                if let Some(unsure) = self.unsure.as_mut().filter(|unsure| place < unsure.pending) {
+                    unsure.pending -= 1;
+                }
+            }
+            drop(answer.send(Err(TrailDown(error.clone()))));
+        }
+    }
+
+    /// Removes records that have had their time, a slice after each commit.
+    fn sweep(&mut self) {
+        let Some(store) = self.store.as_mut().filter(|_| self.next_sweep <= Instant::now()) else { return };
+        let retention = u64::try_from(self.options.retention.as_micros()).unwrap_or(u64::MAX);
+        let may_be_more = retention > 0 && {
+            match store.remove_slice(now_micros().saturating_sub(retention)) {
+                Ok(may_be_more) => may_be_more,
+                Err(error) => {
+                    tracing::warn!("records of the audit trail that have had their time cannot be removed: {error}");
+                    self.store = None;
+                    false
+                }
+            }
+        };
+        if !may_be_more {
+            self.next_sweep = Instant::now() + SWEEP_EVERY;
+        }
+    }
+
+    fn end(self) {
+        let lost = self.pending.len() as u64 + self.state.untold.load(Relaxed);
+        if lost > 0 {
+            let error = self.state.error().unwrap_or_default();
+            tracing::error!("{lost} records of the audit trail are lost: {error}");
+        }
+    }
+}
+
+/// The record of how many are lost, if any are.
+fn gap(state: &State, untold: u64) -> Option<Record> {
+    if untold == 0 {
+        return None;
+    }
+    let since = shown_time(state.untold_since());
+    let why = match state.error() {
+        Some(error) => format!("from {since} on, records found no room: {error}"),
+        None => format!("from {since} on, more came than could be written"),
+    };
+    Some(Record { why: Some(why.into()), ..Record::new(Kind::Gap, "lost").with("lost", untold) })
+}

@@ -1,0 +1,6 @@
+//! What watches tidegate: the audit trail.
+//!
+//! Everything here is told of what happened, and decides nothing about a call: none of it can slow, block or fail one, unless an
+//! operator asked for that.
+
+pub mod audit;

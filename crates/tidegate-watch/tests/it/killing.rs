@@ -1,0 +1,137 @@
+//! A writer that is killed at any instant, or whose disk is full: what is there holds together, what was promised is there.
+
+use std::io::{BufRead, BufReader, Lines};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
+
+use crate::support::{Place, number, refusal};
+
+/// Where the child writes; set only for a child.
+const WRITES_TO: &str = "TIDEGATE_TEST_TRAIL";
+/// What a child is promised to find.
+const DURABLE: &str = "reset";
+
+/// Not a rule: the process that the others kill. It writes records one after the other, each hundredth durably, and says so.
+#[test]
+fn the_child() {
+    let Ok(path) = std::env::var(WRITES_TO) else { return };
+    let trail = Trail::start(TrailOptions { waiting_max: 1000, ..TrailOptions::new(path) }).unwrap();
+    for n in 0.. {
+        if n % 100 != 99 {
+            trail.append(refusal(n));
+            continue;
+        }
+        let written = trail.append_durable(Record { kind: Kind::Override, what: DURABLE.into(), ..refusal(n) });
+        println!("child {} {n}", if written.is_ok() { "wrote" } else { "could not write" });
+    }
+}
+
+struct Writer {
+    child: Child,
+    said: Lines<BufReader<ChildStdout>>,
+}
+
+impl Writer {
+    fn start(mut command: Command, path: &Path) -> Self {
+        command.env(WRITES_TO, path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        Self { child, said: BufReader::new(stdout).lines() }
+    }
+
+    /// The next record that it waited for: its number, and whether it was told that it is on disk.
+    fn next(&mut self) -> (bool, u64) {
+        loop {
+            let line = self.said.next().unwrap().unwrap();
+            if let Some((_, said)) = line.split_once("child ") {
+                let (done, n) = said.rsplit_once(' ').unwrap();
+                return (done == "wrote", n.parse().unwrap());
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn this_test() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "killing::the_child", "--nocapture"]);
+    command
+}
+
+#[test]
+fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let place = Place::new();
+    let mut records = 0;
+    for _ in 0..10 {
+        let mut writer = Writer::start(this_test(), &place.path());
+        let mut promised = 0;
+        for _ in 0..random.u64(1..30) {
+            let (is_done, n) = writer.next();
+            assert!(is_done);
+            promised = n;
+        }
+        // Anywhere between this promise and the next.
+        for _ in 0..random.u32(0..200_000) {
+            std::hint::spin_loop();
+        }
+        drop(writer);
+
+        let verified = place.reader().verify().unwrap();
+        assert_eq!(verified.faults, []);
+        assert!(verified.uncovered <= 4000, "more than one commit: {}", verified.uncovered);
+        let of_this_run: Vec<u64> = place.entries()[records..].iter().filter_map(number).collect();
+        records += of_this_run.len();
+        assert!(of_this_run.iter().copied().eq(0..of_this_run.len() as u64), "no hole, nothing twice");
+        assert!(of_this_run.len() as u64 > promised, "{} of more than {promised}", of_this_run.len());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
+    let place = Place::new();
+    // No file may grow beyond so many KiB; without the trap the signal would end the process instead of failing the write.
+    let mut command = Command::new("bash");
+    command.args(["-c", "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\""]);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", "killing::the_child", "--nocapture"]);
+    let mut writer = Writer::start(command, &place.path());
+    let mut said = vec![writer.next()];
+    while said.last().unwrap().0 {
+        said.push(writer.next());
+    }
+    // Enough that records find no room.
+    (0..30).for_each(|_| said.push(writer.next()));
+    assert!(said[said.len() - 30..].iter().all(|(is_done, _)| !is_done));
+    assert_eq!(place.reader().verify().unwrap().faults, [], "also while it is full");
+
+    let pid = writer.child.id().to_string();
+    assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status().unwrap().success());
+    while !said.last().unwrap().0 {
+        said.push(writer.next());
+    }
+    said.push(writer.next());
+    drop(writer);
+
+    let verified = place.reader().verify().unwrap();
+    assert_eq!(verified.faults, []);
+    assert!(verified.lost > 0);
+    let entries = place.entries();
+    let gap = entries.iter().find(|entry| entry.record.kind == Kind::Gap).unwrap();
+    assert!(gap.record.why.as_ref().unwrap().contains("found no room: "), "{gap:?}");
+    let kept: Vec<u64> = entries.iter().filter(|entry| entry.record.what == DURABLE).filter_map(number).collect();
+    let promised: Vec<u64> = said.iter().filter(|(is_done, _)| *is_done).map(|(_, n)| *n).collect();
+    assert!(promised.iter().all(|n| kept.contains(n)));
+    let refused = said.iter().filter(|(is_done, _)| !is_done).map(|(_, n)| *n);
+    assert!(refused.into_iter().all(|n| !kept.contains(&n)), "who was told no must not find it later");
+}

@@ -1,0 +1,164 @@
+//! What is handed over is on disk, in order, and can be found.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tidegate_watch::audit::{Filter, Kind, PAGE, Reader, Record, Trail, TrailOptions};
+
+use crate::support::{Place, number, refusal, until};
+
+#[test]
+fn what_was_handed_over_is_there_in_order_after_a_restart_too() {
+    let place = Place::new();
+    for run in 0..3 {
+        let trail = place.trail();
+        (0..2500).for_each(|n| trail.append(refusal(run * 2500 + n)));
+    }
+    let entries = place.entries();
+    let numbers: Vec<u64> = entries.iter().map(|entry| number(entry).unwrap()).collect();
+    assert_eq!(numbers, (0..7500).collect::<Vec<_>>());
+    assert!(entries.iter().zip(1..).all(|(entry, sequence)| entry.sequence == sequence));
+}
+
+#[test]
+fn what_is_written_durably_is_on_disk_when_it_returns_with_all_before_it() {
+    let place = Place::new();
+    let trail = place.trail();
+    (0..10).for_each(|n| trail.append(refusal(n)));
+    trail.append_durable(Record::new(Kind::Override, "force-open")).unwrap();
+    assert_eq!(place.entries().len(), 11);
+    trail.append(refusal(10));
+    trail.flush().unwrap();
+    assert_eq!(place.entries().len(), 12);
+    let status = trail.status();
+    assert_eq!((status.written, status.lost, status.failing_since, trail.is_down()), (12, 0, None, false));
+}
+
+#[test]
+fn records_are_found_by_time_kind_user_and_call() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { retention: Duration::ZERO, ..place.options() }).unwrap();
+    for n in 0..2 * PAGE as u64 + 10 {
+        let user = if n % 2 == 0 { "ada" } else { "bob" };
+        trail.append(Record { at: 1_000_000 * (n + 1), user: Some(user.into()), ..refusal(n) });
+    }
+    trail.append(Record { at: 5_500_000, ..Record::new(Kind::Override, "reset") });
+    trail.flush().unwrap();
+    let reader = place.reader();
+    let all = |filter: &Filter| {
+        let mut found = Vec::new();
+        let mut from = None;
+        loop {
+            let (page, end) = reader.page(filter, from).unwrap();
+            if page.is_empty() {
+                return found;
+            }
+            found.extend(page);
+            from = end;
+        }
+    };
+    let everything = all(&Filter::default());
+    assert_eq!(everything.len(), 2 * PAGE + 11);
+    assert!(everything.is_sorted_by_key(|entry| entry.record.at), "by time, also where it was written later");
+    let since = Filter { since: Some(1_000_000 * 2000), ..Filter::default() };
+    assert_eq!(all(&since).first().and_then(number), Some(1999));
+    let kind = Filter { kind: Some(Kind::Override), ..Filter::default() };
+    assert_eq!(all(&kind).len(), 1);
+    let user = Filter { users: vec!["bob".to_owned(), "bill".to_owned()], ..Filter::default() };
+    assert_eq!(all(&user).len(), PAGE + 5);
+    let call = Filter { call: Some("c-7".to_owned()), kind: Some(Kind::Throttle), ..Filter::default() };
+    assert_eq!(all(&call).iter().map(number).collect::<Vec<_>>(), [Some(7)]);
+    let latest = reader.latest(&user, 2).unwrap();
+    assert_eq!(latest.iter().map(number).collect::<Vec<_>>(), [Some(2007), Some(2009)]);
+}
+
+#[test]
+fn a_locked_file_is_waited_for_and_what_found_no_room_is_counted_in_the_trail() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 100, ..place.options() }).unwrap();
+    trail.flush().unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    (0..10).for_each(|n| trail.append(refusal(n)));
+    let refused = trail.append_durable(Record::new(Kind::Override, "not done")).unwrap_err().to_string();
+    assert!(refused.contains("database is locked"), "{refused}");
+    assert!(trail.is_down() && trail.status().failing_since.is_some());
+    let mut handed_over = 10;
+    while trail.status().lost < 50 {
+        trail.append(refusal(handed_over));
+        handed_over += 1;
+    }
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    let lost = trail.status().lost;
+    drop(trail);
+
+    let entries = place.entries();
+    let gaps: Vec<&Record> = entries.iter().map(|entry| &entry.record).filter(|r| r.kind == Kind::Gap).collect();
+    let told: u64 = gaps.iter().map(|gap| gap.numbers["lost"]).sum();
+    assert_eq!(told, lost);
+    assert!(gaps[0].why.as_ref().unwrap().contains("database is locked"), "{gaps:?}");
+    let kept = entries.iter().filter_map(number).collect::<Vec<_>>();
+    assert_eq!(kept.len() as u64, handed_over - lost);
+    assert!(kept.is_sorted() && kept.starts_with(&(0..100).collect::<Vec<_>>()));
+    assert!(entries.iter().all(|entry| entry.record.what != "not done"), "who was told no must not find it later");
+}
+
+#[test]
+fn a_trail_that_cannot_be_opened_is_down_until_it_can() {
+    let place = Place::new();
+    let missing = place.path().with_file_name("missing").join("audit.db");
+    let trail = Trail::start(TrailOptions::new(&missing)).unwrap();
+    trail.append(refusal(1));
+    assert!(trail.flush().is_err() && trail.is_down());
+    std::fs::create_dir(missing.parent().unwrap()).unwrap();
+    until("the trail is up", || !trail.is_down());
+    assert_eq!(Reader::open(&missing).unwrap().end().unwrap().sequence, 1);
+}
+
+#[test]
+fn a_database_of_somebody_else_is_left_alone() {
+    let place = Place::new();
+    let other = Connection::open(place.path()).unwrap();
+    other.execute_batch("CREATE TABLE accounts (id INTEGER)").unwrap();
+    drop(other);
+    let before = std::fs::read(place.path()).unwrap();
+    let error = place.trail().flush().unwrap_err().to_string();
+    assert!(error.contains("is no audit trail that this version knows"), "{error}");
+    assert!(Reader::open(&place.path()).is_err());
+    assert!(std::fs::read(place.path()).unwrap() == before, "it was changed");
+    let absent = Reader::open(Path::new("/nowhere/audit.db")).unwrap_err().to_string();
+    assert_eq!(absent, "there is no audit trail at /nowhere/audit.db");
+}
+
+#[test]
+fn one_process_writes_a_trail_and_another_waits_for_its_end() {
+    let place = Place::new();
+    let first = place.trail();
+    first.append(refusal(0));
+    first.flush().unwrap();
+    let second = place.trail();
+    let error = second.append_durable(refusal(1)).unwrap_err().to_string();
+    assert!(error.contains("is written by another tidegate"), "{error}");
+    second.append(refusal(2));
+    drop(first);
+    until("the second may write", || !second.is_down());
+    second.flush().unwrap();
+    assert_eq!(place.entries().iter().filter_map(number).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(place.reader().verify().unwrap().faults, []);
+}
+
+#[cfg(unix)]
+#[test]
+fn only_the_owner_may_read_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let trail = place.trail();
+    trail.append(refusal(1));
+    trail.flush().unwrap();
+    for file in std::fs::read_dir(place.path().parent().unwrap()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
+    }
+}
