@@ -9,6 +9,7 @@ mod held_stream;
 mod plan;
 mod process;
 mod run;
+mod run_breaks;
 mod serve;
 mod sim;
 mod usage;
