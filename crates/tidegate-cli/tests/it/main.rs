@@ -11,5 +11,6 @@ mod process;
 mod run;
 mod run_breaks;
 mod serve;
+mod sharing;
 mod sim;
 mod usage;
