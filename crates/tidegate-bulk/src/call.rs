@@ -17,13 +17,14 @@ use tidegate_core::outcome::{Ending as Ended, Outcome};
 use tidegate_core::refusal::{GiveUp, Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::ceiling::Ceiling;
 use crate::journal::Journal;
 use crate::line::{self, Line};
 use crate::output::{self, Came};
 use crate::progress::Counts;
-use crate::quota::{Next, Quota};
+use crate::quota::Quota;
 use crate::send::{Sent, Upstream};
 use crate::summary::Ending;
 
@@ -153,10 +154,8 @@ enum Then {
     Result(Came),
     /// It waits for its next attempt.
     Wait(Turn),
-    /// It begins again, after a while, when there is quota.
+    /// It begins again, after a while, when there is quota or it is to find out.
     Again(Duration),
-    /// It finds out, after a while, whether there is quota again.
-    Look(Duration),
     /// It is left without a result.
     Leave,
 }
@@ -205,34 +204,31 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     shared.end(Ending::Unwritable(format!("cannot write the journal: {error}")));
                     return None;
                 }
-                let going = shared.counts.sends(line.asking.cost.input_tokens);
+                let (going, sent_at) = (shared.counts.sends(line.asking.cost.input_tokens), Instant::now());
                 let sent = shared.upstream.send(&line.url, body, shared.priority, &mut permit).await;
                 drop(going);
                 let is_answer = matches!(sent.came, Came::Answer { .. });
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
                 let used = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
-                (settle(shared, &group, line, permit, sent, looks), used)
+                (settle(shared, &group, line, permit, sent, sent_at), used)
             }
         };
         shared.ceiling.give_back(held, used);
-        looks = matches!(then, Then::Look(_));
         match then {
             Then::Result(came) => return Some(came),
             Then::Leave => return None,
             Then::Wait(next) => turn = next,
-            Then::Again(after) | Then::Look(after) => {
+            Then::Again(after) => {
                 // Whoever waits for quota keeps no place in the queue, but those behind it need none either.
                 let quota = async {
                     tokio::time::sleep(after).await;
-                    if !looks {
-                        shared.quota.is_fine().await;
-                    }
+                    shared.quota.turn().await
                 };
-                tokio::select! {
-                    () = quota => {}
+                looks = tokio::select! {
+                    looks = quota => looks,
                     () = shared.ended() => return None,
-                }
+                };
                 turn = Box::pin(shared.driver.admit(shared.call(number, line, &group)));
             }
         }
@@ -259,10 +255,10 @@ fn refused(refusal: &Refusal) -> Then {
     }
 }
 
-fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: Sent, looked: bool) -> Then {
+fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: Sent, sent_at: Instant) -> Then {
     let Sent { came, fault, usage, first_byte_after } = sent;
     let Some(fault) = fault else {
-        shared.quota.fine();
+        shared.quota.fine(sent_at);
         if let Some(usage) = usage {
             shared.counts.used(usage);
             if line.url.ends_with("/responses") {
@@ -283,20 +279,17 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
     match permit.settle(Outcome { ending: Ended::Failed(fault), usage, first_byte_after }) {
         Settled::Retry(waiting) => Then::Wait(Box::pin(waiting)),
         Settled::Done => Then::Result(came),
-        Settled::GiveUp(given_up) => given_up_on(shared, group, kind, &given_up, came, looked),
+        Settled::GiveUp(given_up) => given_up_on(shared, group, kind, &given_up, came),
     }
 }
 
-fn given_up_on(shared: &Shared, group: &str, kind: FaultKind, given_up: &GiveUp, came: Came, looked: bool) -> Then {
+fn given_up_on(shared: &Shared, group: &str, kind: FaultKind, given_up: &GiveUp, came: Came) -> Then {
     if kind == FaultKind::QuotaExhausted {
-        return match shared.quota.exhausted(looked) {
-            Next::Stop => {
-                shared.end(Ending::Quota);
-                Then::Leave
-            }
-            Next::LookAfter(wait) => Then::Look(wait),
-            Next::Wait => Then::Again(Duration::ZERO),
-        };
+        if !shared.quota.exhausted() {
+            return Then::Again(Duration::ZERO);
+        }
+        shared.end(Ending::Quota);
+        return Then::Leave;
     }
     let wait = given_up.retry_after.unwrap_or(AGAIN_AFTER);
     // A limit is no fault of the call's, and neither is an outage: it is there for all, and for as long as it takes.

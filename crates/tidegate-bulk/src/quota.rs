@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-
-/// While paused, one call finds out each time this has passed.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+use tokio::time::Instant;
 
 /// What an exhausted quota means to a run (`--on-quota`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -13,62 +11,83 @@ pub enum OnQuota {
     /// It ends; what was not sent has no result, so that the run can go on later.
     #[default]
     Stop,
-    /// It waits, and sends one call a minute until one goes well.
-    Pause,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Fine,
-    Exhausted,
+    /// It waits, and sends one call each time so long has passed, until one goes well.
+    Pause(Duration),
 }
 
 /// Whether there is any quota, as far as is known.
 #[derive(Debug)]
 pub(crate) struct Quota {
     on: OnQuota,
-    state: watch::Sender<State>,
+    /// `None`: there is.
+    out: watch::Sender<Option<Out>>,
 }
 
-/// What the one that met the end of the quota is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// The run ends.
-    Stop,
-    /// Wait and find out, on behalf of all.
-    LookAfter(Duration),
-    /// Wait until another has found out.
-    Wait,
+/// There is none.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    since: Instant,
+    /// When the next call finds out. Whoever is there first puts it off for the others, so that it is one at a time, and so
+    /// that nothing hangs on what becomes of that one.
+    look_at: Instant,
 }
 
 impl Quota {
     pub(crate) fn new(on: OnQuota) -> Self {
-        Self { on, state: watch::channel(State::Fine).0 }
+        Self { on, out: watch::channel(None).0 }
     }
 
-    /// An answer said that the quota is exhausted. `looked`: to one that was to find out.
-    pub(crate) fn exhausted(&self, looked: bool) -> Next {
-        let before = self.state.send_replace(State::Exhausted);
-        match self.on {
-            OnQuota::Stop => Next::Stop,
-            OnQuota::Pause if before == State::Fine || looked => Next::LookAfter(LOOK_EVERY),
-            OnQuota::Pause => Next::Wait,
-        }
+    /// An answer said that the quota is exhausted. Returns whether the run is to end for it.
+    #[must_use]
+    pub(crate) fn exhausted(&self) -> bool {
+        let OnQuota::Pause(look_every) = self.on else { return true };
+        let since = Instant::now();
+        self.out.send_if_modified(|out| {
+            let is_news = out.is_none();
+            out.get_or_insert(Out { since, look_at: since + look_every });
+            is_news
+        });
+        false
     }
 
-    /// An answer was good.
-    pub(crate) fn fine(&self) {
-        self.state.send_if_modified(|state| std::mem::replace(state, State::Fine) == State::Exhausted);
+    /// An answer to what was sent at `sent_at` was good. What was in flight when the quota ended says nothing.
+    pub(crate) fn fine(&self, sent_at: Instant) {
+        self.out.send_if_modified(|out| out.take_if(|out| out.since < sent_at).is_some());
     }
 
     pub(crate) fn is_exhausted(&self) -> bool {
-        *self.state.borrow() == State::Exhausted
+        self.out.borrow().is_some()
     }
 
-    /// Waits until there is quota, as far as is known.
-    pub(crate) async fn is_fine(&self) {
-        // The sender is here: it cannot be gone.
-        let _ = self.state.subscribe().wait_for(|state| *state == State::Fine).await;
+    /// Waits until there is quota, as far as is known, or this call is to find out: then it returns true.
+    pub(crate) async fn turn(&self) -> bool {
+        let mut changes = self.out.subscribe();
+        loop {
+            let Some(Out { look_at, .. }) = *changes.borrow_and_update() else { return false };
+            tokio::select! {
+                // The sender is here: it cannot be gone.
+                _ = changes.changed() => {}
+                () = tokio::time::sleep_until(look_at) => {
+                    if self.takes_the_look() {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn takes_the_look(&self) -> bool {
+        let OnQuota::Pause(look_every) = self.on else { return false };
+        let now = Instant::now();
+        let mut takes = false;
+        self.out.send_if_modified(|out| {
+            if let Some(out) = out.as_mut().filter(|out| out.look_at <= now) {
+                out.look_at = now + look_every;
+                takes = true;
+            }
+            takes
+        });
+        takes
     }
 }
 
@@ -76,14 +95,48 @@ impl Quota {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_call_finds_out_for_all() {
-        let quota = Quota::new(OnQuota::Pause);
-        assert_eq!(quota.exhausted(false), Next::LookAfter(LOOK_EVERY));
-        assert_eq!(quota.exhausted(false), Next::Wait);
-        assert_eq!(quota.exhausted(true), Next::LookAfter(LOOK_EVERY));
-        quota.fine();
+    const EVERY: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_each_time_finds_out_for_all() {
+        let quota = Quota::new(OnQuota::Pause(EVERY));
+        let began = Instant::now();
+        assert!(!quota.exhausted());
+        for minutes in 1..4 {
+            // What becomes of the one that finds out does not matter to the next.
+            assert!(quota.turn().await);
+            assert_eq!(began.elapsed(), EVERY * minutes);
+        }
+        assert!(!quota.exhausted() && quota.is_exhausted());
+        let sent_at = Instant::now();
+        tokio::join!(async { assert!(!quota.turn().await) }, async { quota.fine(sent_at) });
         assert!(!quota.is_exhausted());
-        assert_eq!(Quota::new(OnQuota::Stop).exhausted(false), Next::Stop);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_that_wait_one_finds_out() {
+        let quota = Quota::new(OnQuota::Pause(EVERY));
+        assert!(!quota.exhausted());
+        let call = || async {
+            let looks = quota.turn().await;
+            if looks {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                quota.fine(Instant::now());
+            }
+            looks
+        };
+        let (one, other) = tokio::join!(call(), call());
+        assert_ne!(one, other);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_in_flight_when_the_quota_ended_says_nothing_of_it() {
+        let quota = Quota::new(OnQuota::Pause(EVERY));
+        let sent_at = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!quota.exhausted());
+        quota.fine(sent_at);
+        assert!(quota.is_exhausted());
+        assert!(Quota::new(OnQuota::Stop).exhausted());
     }
 }

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::process;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tidegate::Driver;
@@ -22,6 +23,8 @@ use crate::state_dir::StateDir;
 
 /// Where SDKs look for the base URL; a run is a client as they are.
 const BASE_URL_VARIABLE: &str = "OPENAI_BASE_URL";
+/// Paused for want of quota, a run finds out this often whether there is some again.
+const LOOK_FOR_QUOTA_EVERY: Duration = Duration::from_secs(60);
 
 /// `tidegate run`.
 #[derive(Args, Debug)]
@@ -257,7 +260,7 @@ fn options_of(args: RunArgs, groups: ModelGroups, upstream_name: String) -> Opti
         },
         on_quota: match args.on_quota {
             OnQuotaArg::Stop => OnQuota::Stop,
-            OnQuotaArg::Pause => OnQuota::Pause,
+            OnQuotaArg::Pause => OnQuota::Pause(LOOK_FOR_QUOTA_EVERY),
         },
         skip_bad: args.skip_bad,
         retry_failed: args.retry_failed,

@@ -1,9 +1,11 @@
 //! What a run does when limits bind, upstreams fail and money ends.
 
 use std::num::NonZeroU64;
+use std::time::Duration;
 
-use tidegate_bulk::{Ending, Stop};
+use tidegate_bulk::{Ending, OnQuota, Stop};
 use tidegate_core::limit::{Dimension, Rates};
+use tidegate_sim::Scenario;
 
 use crate::support::{Job, QUICK, line};
 
@@ -76,10 +78,51 @@ async fn a_quota_that_ends_ends_the_run_without_burning_requests() {
     assert_eq!(summary.done + summary.left, 500);
     let burnt = job.simulator.log().iter().filter(|entry| entry.fault.is_some()).count();
     assert!(burnt <= 9, "{burnt}");
-    job.simulator
-        .set_scenario(tidegate_sim::Scenario::from_toml(&format!("{QUICK}[model.m]\nrpm = 100000\n")).unwrap());
+    job.simulator.set_scenario(scenario("rpm = 100000\n"));
     let summary = job.run((0..500).map(|_| 40)).await;
     assert_eq!((summary.done, summary.ending), (500, Ending::Complete));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_for_want_of_quota_fails_nothing_and_one_call_at_a_time_finds_out_when_it_is_over() {
+    const LOOK_EVERY: Duration = Duration::from_millis(400);
+    let mut job = Job::new("rpm = 6000\ninitial_fill = 0.01", "").await;
+    job.rates = Rates::default().with(Dimension::MaxInFlight, 8);
+    job.on_quota = OnQuota::Pause(LOOK_EVERY);
+    let ends_and_is_bought = async {
+        until(|| job.simulator.stats().admitted >= 20).await;
+        job.simulator.set_scenario(scenario("rpm = 6000\n[[fault]]\nkind = \"insufficient_quota\"\n"));
+        until(|| looks_at_most(&burnt(&job), LOOK_EVERY) >= 2).await;
+        job.simulator.set_scenario(scenario("rpm = 100000\n"));
+    };
+    let (summary, ()) = tokio::join!(job.run((0..500).map(|_| 40)), ends_and_is_bought);
+    assert_eq!((summary.done, summary.failed, summary.ending.clone()), (500, 0, Ending::Complete), "{summary}");
+    let burnt = burnt(&job);
+    // Those in flight when it ended, and then one each time.
+    assert!(burnt.len() <= 8 + looks_at_most(&burnt, LOOK_EVERY), "{burnt:?}");
+}
+
+/// When calls were sent without quota, in seconds.
+fn burnt(job: &Job) -> Vec<f64> {
+    job.simulator.log().iter().filter(|entry| entry.fault.is_some()).map(|entry| entry.received_s).collect()
+}
+
+/// How many times a pause can have looked by the last of these, on a clock that may differ a little.
+fn looks_at_most(burnt: &[f64], every: Duration) -> usize {
+    let (Some(first), Some(last)) = (burnt.first(), burnt.last()) else { return 0 };
+    ((last - first) / (0.95 * every.as_secs_f64())) as usize
+}
+
+/// Asks now and then, since asking holds up the simulator.
+async fn until(is_so: impl Fn() -> bool) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    while !is_so() {
+        ticks.tick().await;
+    }
+}
+
+fn scenario(model: &str) -> Scenario {
+    Scenario::from_toml(&format!("{QUICK}[model.m]\n{model}")).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,8 @@ mod held_stream;
 mod plan;
 mod process;
 mod run;
+mod run_breaks;
 mod serve;
+mod sharing;
 mod sim;
 mod usage;

@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::process::{Ended, Place, Running};
 
 /// A quick upstream whose limits bind nobody.
-const FREE: &str = "[latency]\nfirst_token = \"2ms\"\ntokens_per_second = 1000000.0\n\
+pub(crate) const FREE: &str = "[latency]\nfirst_token = \"2ms\"\ntokens_per_second = 1000000.0\n\
                     [model.m]\nrpm = 1000000\ntpm = 100000000\n";
 
-fn simulator(place: &Place, scenario: &str) -> (Running, String) {
+pub(crate) fn simulator(place: &Place, scenario: &str) -> (Running, String) {
     place.file("scenario.toml", scenario);
     let running =
         place.start(&["sim", "--listen", "127.0.0.1:0", "--scenario", "scenario.toml", "--request-log", "log"]);
@@ -23,7 +23,7 @@ fn simulator(place: &Place, scenario: &str) -> (Running, String) {
     (running, upstream)
 }
 
-fn lines(count: usize) -> String {
+pub(crate) fn lines(count: usize) -> String {
     let line = |number| {
         format!(
             "{{\"custom_id\":\"id-{number}\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\
@@ -33,17 +33,17 @@ fn lines(count: usize) -> String {
     (0..count).map(line).collect()
 }
 
-fn go(place: &Place, upstream: &str, more: &[&str]) -> Ended {
+pub(crate) fn go(place: &Place, upstream: &str, more: &[&str]) -> Ended {
     let args = [&["run", "in.jsonl", "-o", "out.jsonl", "--upstream", upstream, "--json"], more].concat();
     place.run(&args)
 }
 
-fn summary(ended: &Ended) -> Value {
+pub(crate) fn summary(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("no summary: {ended:?}"))
 }
 
 /// How often each line has a result.
-fn results(path: &Path) -> BTreeMap<String, usize> {
+pub(crate) fn results(path: &Path) -> BTreeMap<String, usize> {
     let mut results = BTreeMap::new();
     for line in fs::read_to_string(path).unwrap_or_default().lines() {
         let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("torn: {line}"));
