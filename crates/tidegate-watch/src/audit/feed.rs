@@ -255,7 +255,8 @@ mod tests {
         let succeeded = Event::AttemptSuccess { call: call.clone(), attempt: 2, duration: Duration::ZERO };
         assert_eq!(feed.record(&succeeded).unwrap().what, "succeeded");
         let reason = GiveUpReason::AttemptsExhausted;
-        let gave_up = feed.record(&Event::OperationFailed { call, attempts: 3, reason, kind: FaultKind::Server }).unwrap();
+        let gave_up =
+            feed.record(&Event::OperationFailed { call, attempts: 3, reason, kind: FaultKind::Server }).unwrap();
         assert_eq!((&*gave_up.what, gave_up.after.as_deref()), ("gave up", Some("attempts_exhausted")));
         assert_eq!(gave_up.tenant, None, "it had ended");
     }
