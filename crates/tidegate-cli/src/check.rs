@@ -1,6 +1,7 @@
 //! `tidegate check`: tells every fault of configuration files.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::Args;
 use tidegate_core::config::{self, Config, Loaded};
@@ -21,6 +22,7 @@ pub(crate) struct CheckArgs {
 /// Checks each file; what was found goes to standard output.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let mut all_good = true;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     for path in &args.files {
         let name = path.display().to_string();
         let text = match read_text(path) {
@@ -36,6 +38,9 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
                 for mut warning in warnings {
                     warning.message = format!("warning: {}", warning.message);
                     print(&warning.to_string())?;
+                }
+                for key in config.keys.iter().filter(|key| key.expires.is_some_and(|expires| expires <= now)) {
+                    print(&format!("{name}: warning: key \"{}\" has expired", key.name))?;
                 }
                 print(&format!("ok: {name} ({})", summary(&config)))?;
             }

@@ -38,6 +38,19 @@ fn what_is_doubtful_is_told_and_is_no_failure() {
 }
 
 #[test]
+fn a_key_that_has_expired_is_told() {
+    let place = Place::new();
+    let hash = "2".repeat(64);
+    let key = |name: &str, expires: &str| {
+        format!("[[key]]\nname = \"{name}\"\nsha256 = \"{hash}\"\nexpires = \"{expires}\"\n")
+    };
+    place.file("k.toml", &(key("old", "2020-01-01") + &key("new", "2999-01-01").replace("222", "333")));
+    let ended = place.run(&["check", "k.toml"]);
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stdout.starts_with("k.toml: warning: key \"old\" has expired\nok: "), "{}", ended.stdout);
+}
+
+#[test]
 fn the_environment_is_left_out() {
     let place = Place::new();
     place.file("a.toml", "");

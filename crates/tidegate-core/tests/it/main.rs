@@ -10,6 +10,7 @@ mod governor;
 mod purity;
 mod queueing;
 mod restart;
+mod schema;
 mod sharing;
 mod simulation;
 mod support;
