@@ -68,5 +68,10 @@ fn known(error: &(dyn std::error::Error + 'static)) -> Option<Fault> {
     let fault = error.downcast_ref::<Error>().map(ToFault::to_fault);
     let fault = fault.or_else(|| error.downcast_ref::<Fault>().map(ToFault::to_fault));
     let fault = fault.or_else(|| error.downcast_ref::<std::io::Error>().map(ToFault::to_fault));
-    fault.or_else(|| error.downcast_ref::<tokio::time::error::Elapsed>().map(ToFault::to_fault))
+    let fault = fault.or_else(|| error.downcast_ref::<tokio::time::error::Elapsed>().map(ToFault::to_fault));
+    #[cfg(feature = "reqwest")]
+    let fault = fault.or_else(|| error.downcast_ref::<reqwest::Error>().map(ToFault::to_fault));
+    #[cfg(feature = "openai")]
+    let fault = fault.or_else(|| error.downcast_ref::<async_openai::error::OpenAIError>().map(ToFault::to_fault));
+    fault
 }

@@ -8,6 +8,8 @@ mod error;
 mod events;
 mod fault;
 mod limiter;
+#[cfg(feature = "openai")]
+mod provider;
 mod retry;
 #[cfg(feature = "tower")]
 mod service;
@@ -22,7 +24,11 @@ pub use error::{BoxError, Error};
 pub use events::Events;
 pub use fault::ToFault;
 pub use limiter::{Check, LimitInfo, LimitType, RateLimiter, Reservation};
+#[cfg(feature = "openai")]
+pub use provider::{Content, Message, MessageChunk, MessageRequest, MessageStream, Provider};
 pub use retry::Retry;
+#[cfg(feature = "openai")]
+pub use service::openai::openai_client;
 #[cfg(feature = "tower")]
 pub use service::{
     AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Reply,

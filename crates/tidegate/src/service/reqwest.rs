@@ -4,9 +4,12 @@ use http::HeaderMap;
 use reqwest::ResponseBuilderExt as _;
 use reqwest::{Body, Request, Response};
 
+use tidegate_core::fault::{Fault, FaultKind};
+
 use super::{AsCall, GuardedBody, Reply};
 use crate::call::Call;
 use crate::error::BoxError;
+use crate::fault::ToFault;
 
 /// Its cost is read from its body, where that is one of OpenAI's and in memory.
 impl AsCall for Request {
@@ -42,5 +45,17 @@ impl Reply for Response {
 
     fn from_http(response: http::Response<GuardedBody<Body>>) -> Self {
         Self::from(response.map(Body::wrap))
+    }
+}
+
+impl ToFault for reqwest::Error {
+    fn to_fault(&self) -> Fault {
+        let (kind, words) = match self {
+            error if error.is_connect() => (FaultKind::Connect, "no connection"),
+            error if error.is_timeout() => (FaultKind::Timeout, "no reply in time"),
+            error if error.is_builder() => (FaultKind::Invalid, "the request cannot be made"),
+            _ => (FaultKind::Broken, "the connection broke off"),
+        };
+        self.status().map_or_else(|| Fault::new(kind, words), |status| Fault::of_status(status.as_u16()))
     }
 }

@@ -1,5 +1,7 @@
 //! The layer that does all of it.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -29,16 +31,32 @@ use crate::tidegate::{Next, Tidegate, next};
 /// TidegateLayer::new(tidegate).layer(service)
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TidegateLayer {
     tidegate: Tidegate,
+    map: Option<MapCall>,
 }
+
+type MapCall = Arc<dyn Fn(Call) -> Call + Send + Sync>;
 
 impl TidegateLayer {
     /// Shares `tidegate` with whatever else uses it.
     #[must_use]
     pub const fn new(tidegate: Tidegate) -> Self {
-        Self { tidegate }
+        Self { tidegate, map: None }
+    }
+
+    /// Says more of calls than their requests do: for whom they are, how urgent, until when.
+    #[must_use]
+    pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
+        self.map = Some(Arc::new(map));
+        self
+    }
+}
+
+impl fmt::Debug for TidegateLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TidegateLayer").field("tidegate", &self.tidegate).finish_non_exhaustive()
     }
 }
 
@@ -46,14 +64,14 @@ impl<S> Layer<S> for TidegateLayer {
     type Service = TidegateService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        TidegateService { tidegate: self.tidegate.clone(), inner }
+        TidegateService { layer: self.clone(), inner }
     }
 }
 
 /// The service of a [`TidegateLayer`]; clones share all but the inner service.
 #[derive(Clone, Debug)]
 pub struct TidegateService<S> {
-    tidegate: Tidegate,
+    layer: TidegateLayer,
     inner: S,
 }
 
@@ -73,9 +91,13 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let ready = Ready::take::<R>(&mut self.inner);
-        let driver = self.tidegate.driver().clone();
+        let (driver, map) = (self.layer.tidegate.driver().clone(), self.layer.map.clone());
         Box::pin(async move {
             let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = match map {
+                Some(map) => map(call),
+                None => call,
+            };
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();
             let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
             let admitted = driver.admit(call.at(driver.now(), max_wait, total_timeout));

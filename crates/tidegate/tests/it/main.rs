@@ -7,5 +7,9 @@ mod driver;
 #[cfg(feature = "tower")]
 mod layers;
 mod limiter;
+#[cfg(feature = "openai")]
+mod openai;
+#[cfg(feature = "openai")]
+mod provider;
 mod retry;
 mod together;

@@ -1,0 +1,315 @@
+//! Chat with one call: a message goes out, its answer comes back as a stream of chunks, and the log tells how it went.
+//!
+//! Decides only what is logged at which level; the rest is async-openai's and the layer's.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_openai::Client;
+use async_openai::config::OpenAIConfig;
+use async_openai::error::OpenAIError;
+use async_openai::middleware::ReqwestService;
+use async_openai::types::chat::{
+    ChatCompletionResponseStream, CreateChatCompletionRequest, CreateChatCompletionStreamResponse,
+};
+use futures_core::Stream;
+use serde::Serialize;
+use serde_json::Value;
+use tidegate_core::call::Priority;
+use tidegate_core::cost::Usage;
+use tidegate_core::event::Event;
+use tokio::sync::broadcast::error::RecvError;
+use tower_layer::Layer;
+
+use crate::call::Call;
+use crate::error::Error;
+use crate::events::Events;
+use crate::service::TidegateLayer;
+use crate::service::openai::choose_crypto;
+use crate::tidegate::Tidegate;
+
+/// Sends messages through async-openai; clones share everything.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), tidegate::Error> {
+/// use async_openai::config::OpenAIConfig;
+/// use futures_util::StreamExt;
+/// use tidegate::{Message, MessageRequest, Provider, Tidegate};
+///
+/// let provider = Provider::new(OpenAIConfig::default(), Tidegate::builder().build());
+/// let mut answer = provider.send_message(MessageRequest::new("gpt-4o-mini", [Message::user("Hello, tide.")]));
+/// while let Some(chunk) = answer.next().await {
+///     print!("{}", chunk?.delta);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Provider {
+    client: Client<OpenAIConfig>,
+    http: reqwest::Client,
+    tidegate: Tidegate,
+}
+
+/// A message to be answered.
+#[derive(Clone, Debug)]
+pub struct MessageRequest {
+    /// The name under which it appears in events. Absent: one is made.
+    pub id: Option<String>,
+    /// End user; also told to the API.
+    pub user: Option<String>,
+    /// Organization, for limits and fairness here.
+    pub organization: Option<String>,
+    /// Which model is to answer.
+    pub model: String,
+    /// What has been said so far.
+    pub messages: Vec<Message>,
+    /// How free the answer is, 0 to 2. Absent: the API's default.
+    pub temperature: Option<f64>,
+    /// The most tokens that the answer may have. Absent: the model's.
+    pub max_tokens: Option<u64>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// How long it may take until its answer begins, waiting included. Absent: as configured.
+    pub timeout: Option<Duration>,
+    /// Whatever else the API takes, by its name there.
+    pub options: BTreeMap<String, Value>,
+}
+
+/// One thing said.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Message {
+    /// `system`, `developer`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What.
+    pub content: Content,
+}
+
+/// A text, or parts as the API defines them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Texts, images, audio.
+    Parts(Vec<Value>),
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MessageChunk {
+    /// The answer's, as the API names it.
+    pub id: String,
+    /// Which of several answers.
+    pub index: u32,
+    /// What is new.
+    pub delta: String,
+    /// Why nothing more comes, with the last piece.
+    pub finish_reason: Option<String>,
+    /// What the whole of it used: with the very last chunk.
+    pub usage: Option<Usage>,
+}
+
+impl MessageRequest {
+    /// Asks `model` to answer `messages`.
+    pub fn new(model: impl Into<String>, messages: impl IntoIterator<Item = Message>) -> Self {
+        Self {
+            id: None,
+            user: None,
+            organization: None,
+            model: model.into(),
+            messages: messages.into_iter().collect(),
+            temperature: None,
+            max_tokens: None,
+            priority: Priority::Normal,
+            timeout: None,
+            options: BTreeMap::new(),
+        }
+    }
+
+    /// The same in async-openai's words.
+    fn body(&self) -> Result<CreateChatCompletionRequest, OpenAIError> {
+        let mut body = serde_json::json!({
+            "model": self.model,
+            "messages": self.messages,
+            "stream": true,
+            "stream_options": { "include_usage": true },
+        });
+        let given = [
+            ("user", self.user.clone().map(Value::from)),
+            ("temperature", self.temperature.map(Value::from)),
+            ("max_completion_tokens", self.max_tokens.map(Value::from)),
+        ];
+        for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            body[name] = value;
+        }
+        for (name, value) in &self.options {
+            body[name] = value.clone();
+        }
+        let wrong = |error: serde_json::Error| OpenAIError::InvalidArgument(error.to_string());
+        let request = serde_json::from_value(body).map_err(wrong)?;
+        // What async-openai does not know would be left out in silence.
+        let written = serde_json::to_value(&request).map_err(wrong)?;
+        match self.options.keys().find(|name| written.get(name).is_none()) {
+            Some(name) => Err(OpenAIError::InvalidArgument(format!("unknown option \"{name}\""))),
+            None => Ok(request),
+        }
+    }
+
+    fn apply(&self, mut call: Call) -> Call {
+        call.priority = self.priority;
+        call.timeout = self.timeout;
+        if let Some(id) = &self.id {
+            call = call.with_id(&**id);
+        }
+        if let Some(user) = &self.user {
+            call = call.with_user(&**user);
+        }
+        match &self.organization {
+            Some(organization) => call.with_organization(&**organization),
+            None => call,
+        }
+    }
+}
+
+impl Message {
+    /// Something that the user says.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self { role: "user".to_owned(), content: Content::Text(text.into()) }
+    }
+
+    /// What the model is told to be.
+    pub fn system(text: impl Into<String>) -> Self {
+        Self { role: "system".to_owned(), content: Content::Text(text.into()) }
+    }
+
+    /// Something that the model has said.
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self { role: "assistant".to_owned(), content: Content::Text(text.into()) }
+    }
+}
+
+impl Provider {
+    /// Sends with `config`, under `tidegate`.
+    ///
+    /// # Panics
+    /// If called outside of a tokio runtime.
+    #[must_use]
+    pub fn new(config: OpenAIConfig, tidegate: Tidegate) -> Self {
+        choose_crypto();
+        let http = reqwest::Client::new();
+        tokio::spawn(log(tidegate.subscribe()));
+        Self { client: Client::build(http.clone(), config), http, tidegate }
+    }
+
+    /// Sends a message; nothing is done before the stream is polled. Dropping it cancels the call.
+    pub fn send_message(&self, request: MessageRequest) -> MessageStream {
+        let (client, http, tidegate) = (self.client.clone(), self.http.clone(), self.tidegate.clone());
+        let sending = async move {
+            let body = request.body()?;
+            let layer = TidegateLayer::new(tidegate).map_call(move |call| request.apply(call));
+            let client = client.with_http_service(layer.layer(ReqwestService::new(http)));
+            client.chat().create_stream(body).await
+        };
+        MessageStream(State::Sending(Box::pin(sending)))
+    }
+
+    /// Everything that happens from now on; it never slows a call.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.tidegate.subscribe()
+    }
+
+    /// What it is under.
+    #[must_use]
+    pub const fn tidegate(&self) -> &Tidegate {
+        &self.tidegate
+    }
+}
+
+/// An answer as it comes.
+#[must_use = "nothing is sent before it is polled"]
+pub struct MessageStream(State);
+
+type Chunks = ChatCompletionResponseStream;
+
+enum State {
+    Sending(Pin<Box<dyn Future<Output = Result<Chunks, OpenAIError>> + Send>>),
+    Answered(Chunks),
+    Ended,
+}
+
+impl Stream for MessageStream {
+    type Item = Result<MessageChunk, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let chunk = match &mut self.0 {
+                State::Sending(sending) => match std::task::ready!(sending.as_mut().poll(context)) {
+                    Ok(chunks) => {
+                        self.0 = State::Answered(chunks);
+                        continue;
+                    }
+                    Err(error) => Some(Err(error)),
+                },
+                State::Answered(chunks) => std::task::ready!(chunks.as_mut().poll_next(context)),
+                State::Ended => None,
+            };
+            if !matches!(chunk, Some(Ok(_))) {
+                self.0 = State::Ended;
+            }
+            return Poll::Ready(chunk.map(|chunk| chunk.map(self::chunk).map_err(Error::from)));
+        }
+    }
+}
+
+impl std::fmt::Debug for MessageStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("MessageStream").finish_non_exhaustive()
+    }
+}
+
+fn chunk(mut chunk: CreateChatCompletionStreamResponse) -> MessageChunk {
+    let usage = chunk.usage.map(|usage| Usage::new(usage.prompt_tokens.into(), usage.completion_tokens.into()));
+    let choice = (!chunk.choices.is_empty()).then(|| chunk.choices.swap_remove(0));
+    let (index, delta, reason) = match choice {
+        Some(choice) => (choice.index, choice.delta.content.unwrap_or_default(), choice.finish_reason),
+        None => (0, String::new(), None),
+    };
+    // The words of the API, which are those that it is written with.
+    let word = reason.and_then(|reason| serde_json::to_value(reason).ok());
+    let finish_reason = word.and_then(|word| word.as_str().map(str::to_owned));
+    MessageChunk { id: chunk.id, index, delta, finish_reason, usage }
+}
+
+/// Tells of uses, failures and changes of state as long as there is anybody whom they can happen to.
+async fn log(mut events: Events) {
+    loop {
+        match events.recv().await {
+            Ok(event) => say(&event),
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "events came faster than they could be logged"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn say(event: &Arc<Event>) {
+    match &**event {
+        Event::UsageRecorded { call, user, organization, model, requests, tokens } => {
+            tracing::debug!(%call, ?user, ?organization, %model, requests, tokens, "usage recorded");
+        }
+        Event::AttemptFailed { call, attempt, kind } => {
+            tracing::warn!(operation_id = %call, attempt, error = kind.error_class(), "attempt failed");
+        }
+        Event::StateChanged { breaker, from, to } => {
+            tracing::info!(%breaker, from = from.name(), state = to.name(), "circuit breaker state changed");
+        }
+        Event::CallFailure { breaker, kind, failure_count, .. } => {
+            tracing::error!(%breaker, error = kind.error_class(), failure_count, "circuit breaker call failure");
+        }
+        _ => {}
+    }
+}
