@@ -15,6 +15,7 @@ mod candidates;
 mod client;
 mod connection;
 mod delivery;
+mod exposition;
 mod gateway;
 mod guard;
 mod headers;
