@@ -15,6 +15,7 @@ mod candidates;
 mod client;
 mod connection;
 mod delivery;
+mod event_log;
 mod exposition;
 mod gateway;
 mod guard;
@@ -40,6 +41,7 @@ mod target;
 mod tls;
 mod token;
 mod upstream;
+mod watching;
 mod websocket;
 mod wishes;
 
