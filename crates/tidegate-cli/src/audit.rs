@@ -135,22 +135,9 @@ fn since(written: &str) -> Result<u64, String> {
 pub(crate) fn run(args: AuditArgs) -> Result<(), Failure> {
     match args.mode {
         AuditMode::Tail(args) => tail(args),
-        AuditMode::Query(args) => {
-            let line = if args.json { Entry::json_line } else { Entry::to_string };
-            each(&args.trail, args.asked, &mut output(), line)
-        }
+        AuditMode::Query(args) => query(args),
         AuditMode::Verify(args) => verify(&args.trail),
-        AuditMode::Export(args) => {
-            let mut out = output();
-            match args.format {
-                Format::Jsonl => each(&args.trail, args.asked, &mut out, Entry::json_line),
-                Format::Csv => {
-                    let reader = args.trail.open()?;
-                    let _ = writeln!(out, "{CSV_HEADER}\r");
-                    each_of(&reader, &args.trail.filter(args.asked)?, &mut out, |entry| entry.csv_line() + "\r")
-                }
-            }
-        }
+        AuditMode::Export(args) => export(args),
     }
 }
 
@@ -188,29 +175,46 @@ fn output() -> BufWriter<io::StdoutLock<'static>> {
     BufWriter::new(io::stdout().lock())
 }
 
-fn each(trail: &Trail, asked: Asked, out: &mut impl Write, line: fn(&Entry) -> String) -> Result<(), Failure> {
-    each_of(&trail.open()?, &trail.filter(asked)?, out, line)
-}
-
-fn each_of(
-    reader: &Reader,
-    filter: &Filter,
-    out: &mut impl Write,
-    line: impl Fn(&Entry) -> String,
-) -> Result<(), Failure> {
+fn query(args: QueryArgs) -> Result<(), Failure> {
+    let line = if args.json { Entry::json_line } else { Entry::to_string };
+    let reader = args.trail.open()?;
+    let filter = args.trail.filter(args.asked)?;
+    let mut out = output();
     let mut place = None;
     loop {
-        let (page, end) = reader.page(filter, place).map_err(failed)?;
-        let is_last = page.len() < PAGE;
-        if !write(out, &page, &line)? || is_last {
+        let (page, end) = reader.page(&filter, place).map_err(failed)?;
+        if !write(&mut out, &page, line)? || page.len() < PAGE {
             return Ok(());
         }
         place = end;
     }
 }
 
+/// In the order of the chain, so that whoever reads it can follow that.
+fn export(args: ExportArgs) -> Result<(), Failure> {
+    let line = match args.format {
+        Format::Jsonl => Entry::json_line,
+        Format::Csv => |entry: &Entry| entry.csv_line() + "\r",
+    };
+    let reader = args.trail.open()?;
+    let filter = args.trail.filter(args.asked)?;
+    let mut out = output();
+    if args.format == Format::Csv {
+        // What cannot be written is told of the first record.
+        let _ = writeln!(out, "{CSV_HEADER}\r");
+    }
+    let mut last = 0;
+    loop {
+        let page = reader.after(&filter, last).map_err(failed)?;
+        last = page.last().map_or(last, |entry| entry.sequence);
+        if !write(&mut out, &page, line)? || page.len() < PAGE {
+            return Ok(());
+        }
+    }
+}
+
 /// Writes a line each. False: nobody reads them any more, as behind `| head`.
-fn write(out: &mut impl Write, page: &[Entry], line: impl Fn(&Entry) -> String) -> Result<bool, Failure> {
+fn write(out: &mut impl Write, page: &[Entry], line: fn(&Entry) -> String) -> Result<bool, Failure> {
     match page.iter().try_for_each(|entry| writeln!(out, "{}", line(entry))).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),

@@ -95,7 +95,6 @@ fn warn_of_what_is_not_in_force(config: &Config) {
     let sections = [
         ("[store]", config.store != default.store),
         ("[[alert]]", !config.alerts.is_empty()),
-        ("[telemetry]", config.telemetry != default.telemetry),
         ("[[admin]]", !config.admins.is_empty()),
     ];
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {

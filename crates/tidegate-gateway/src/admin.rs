@@ -13,13 +13,11 @@ use serde::Serialize;
 use tidegate_core::gate::{Explanation, Status};
 
 use crate::audit::page;
+use crate::exposition::Format;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Phase, Shared};
 use crate::token;
-
-/// What Prometheus expects of the text format that is written here.
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Followed by a call's id.
 const EXPLAIN: &str = "/admin/v1/explain/";
@@ -51,7 +49,7 @@ pub(crate) async fn serve(
         return Ok(health);
     }
     let answer = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => metrics(&shared),
+        (&Method::GET, "/metrics") => metrics(&shared, Format::wanted(request.headers())),
         (&Method::GET, "/admin/v1/audit") => match authorized(&shared, local, &request) {
             Ok(()) => page::answer(&shared, request.uri().query().unwrap_or("")).await.map(json),
             Err(own) => Err(own),
@@ -65,9 +63,9 @@ pub(crate) async fn serve(
     Ok(answer.unwrap_or_else(|own| own.into_response(&Stamp::for_call(request.headers()))))
 }
 
-fn metrics(shared: &Shared) -> Result<Response<ReplyBody>, Box<OwnReply>> {
+fn metrics(shared: &Shared, format: Format) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     let rendered = shared.metrics.render().ok_or_else(|| Box::new(OwnReply::bad_request("no metrics")))?;
-    Ok(text(StatusCode::OK, METRICS_TYPE, rendered.into()))
+    Ok(text(StatusCode::OK, format.content_type(), format.written(rendered).into()))
 }
 
 fn authorized(shared: &Shared, local: IpAddr, request: &Request<Incoming>) -> Result<(), Box<OwnReply>> {

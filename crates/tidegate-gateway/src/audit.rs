@@ -1,33 +1,23 @@
 //! Decides what of a gateway's life gets into the audit trail, where that is, and whether calls may go on without it.
 //!
-//! The trail is fed from the core's events, which never wait for it: what it cannot take in time is counted there.
+//! Events come from `watching`; what the core does not know, starts and changes of the configuration, is handed over here.
 
 mod changes;
 pub(crate) mod page;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use tidegate::Driver;
 use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
-use tidegate_core::event::Event;
 use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{broadcast, oneshot};
-use tokio::task::JoinHandle;
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
 use crate::shared::StartError;
-
-/// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
-const TAKE_EVERY: Duration = Duration::from_millis(10);
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
@@ -41,8 +31,6 @@ struct Kept {
     trail: Trail,
     path: PathBuf,
     pseudonyms: Option<Pseudonyms>,
-    /// Ends the feed, once it has taken what is there.
-    end: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
 impl Audit {
@@ -72,27 +60,21 @@ impl Audit {
         };
         let options = TrailOptions { retention: config.retention, ..TrailOptions::new(&path) };
         let trail = Trail::start(options).map_err(|error| failed("thread", error))?;
-        Ok(Self { kept: Some(Kept { trail, path, pseudonyms, end: Mutex::default() }), config: config.clone() })
+        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone() })
     }
 
-    /// Takes the driver's events from now on.
-    pub(crate) fn listen(&self, driver: &Driver) {
-        let Some(kept) = &self.kept else { return };
-        let feed = Feed::new(self.config.calls, kept.pseudonyms.clone());
-        let (end, ended) = oneshot::channel();
-        let carrier = Carrier { events: driver.subscribe(), trail: kept.trail.clone(), feed };
-        let task = tokio::spawn(carrier.run(ended));
-        *kept.end.lock().unwrap_or_else(PoisonError::into_inner) = Some((end, task));
+    /// What makes records of events, and whom they are handed to.
+    pub(crate) fn feed(&self) -> (Feed, Option<Trail>) {
+        let (pseudonyms, trail) = match &self.kept {
+            Some(kept) => (kept.pseudonyms.clone(), Some(kept.trail.clone())),
+            None => (None, None),
+        };
+        (Feed::new(self.config.calls, pseudonyms), trail)
     }
 
-    /// Writes what has happened up to now; nothing is recorded after it.
-    pub(crate) async fn end(&self) {
+    /// Returns once everything that was handed over is on disk, or told to be lost.
+    pub(crate) async fn flush(&self) {
         let Some(kept) = &self.kept else { return };
-        let ending = kept.end.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((end, task)) = ending {
-            drop(end);
-            let _ = task.await;
-        }
         let trail = kept.trail.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || trail.flush()).await {
             tracing::error!("the last records are lost: {error}");
@@ -160,51 +142,6 @@ impl Audit {
     }
 }
 
-/// Carries the driver's events to the trail.
-struct Carrier {
-    events: broadcast::Receiver<Arc<Event>>,
-    trail: Trail,
-    feed: Feed,
-}
-
-impl Carrier {
-    /// Until there is nobody left whose events could come, or `ended`.
-    async fn run(mut self, mut ended: oneshot::Receiver<()>) {
-        loop {
-            tokio::select! {
-                came = self.events.recv() => match came {
-                    Ok(event) => self.take(&event),
-                    Err(RecvError::Lagged(missed)) => self.trail.lost(missed),
-                    Err(RecvError::Closed) => return,
-                },
-                _ = &mut ended => return self.take_rest(),
-            }
-            self.take_rest();
-            tokio::select! {
-                () = tokio::time::sleep(TAKE_EVERY) => {}
-                _ = &mut ended => return self.take_rest(),
-            }
-        }
-    }
-
-    fn take(&mut self, event: &Event) {
-        if let Some(record) = self.feed.record(event) {
-            self.trail.append(record);
-        }
-    }
-
-    /// What has come meanwhile.
-    fn take_rest(&mut self) {
-        loop {
-            match self.events.try_recv() {
-                Ok(event) => self.take(&event),
-                Err(TryRecvError::Lagged(missed)) => self.trail.lost(missed),
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
-            }
-        }
-    }
-}
-
 /// How the trail stands, when asked.
 #[derive(Debug)]
 struct Series(Trail);
@@ -222,26 +159,5 @@ impl Collector for Series {
         let (name, help) = ("audit_up", "Whether the audit trail can be written");
         let is_up = f64::from(u8::from(status.failing_since.is_none()));
         ConstGauge::new(is_up).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn events_that_could_not_be_taken_in_time_are_counted_in_the_trail() {
-        let dir = tempfile::tempdir().unwrap();
-        let trail = Trail::start(TrailOptions::new(dir.path().join("audit.db"))).unwrap();
-        let (sender, events) = broadcast::channel(4);
-        for _ in 0..10 {
-            sender.send(Arc::new(Event::LimitsReset)).unwrap();
-        }
-        let carrier = Carrier { events, trail: trail.clone(), feed: Feed::new(false, None) };
-        let (end, ended) = oneshot::channel();
-        drop(end);
-        carrier.run(ended).await;
-        trail.flush().unwrap();
-        assert_eq!((trail.status().lost, trail.status().written), (6, 5), "and a record that tells of them");
     }
 }

@@ -17,6 +17,7 @@ use crate::quota::OutOfQuota;
 use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
+use crate::watching::Watching;
 use crate::{admin, connection, listener, pages, state, token};
 
 /// What a gateway is started with.
@@ -70,11 +71,14 @@ impl Gateway {
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
-        audit.listen(&driver);
+        let metrics = Metrics::new(&driver, audit.series());
+        let (feed, trail) = audit.feed();
+        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone());
         audit.started(&settings.config);
         let shared = Arc::new(Shared {
-            metrics: Metrics::new(&driver, audit.series()),
+            metrics,
             audit,
+            watching,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -201,7 +205,8 @@ impl Gateway {
         {
             tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
         }
-        self.shared.audit.end().await;
+        self.shared.watching.end().await;
+        self.shared.audit.flush().await;
         self.admin_phase.send_replace(Phase::Cut);
         self.admin_phase.closed().await;
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use tidegate::{Permit, Settled};
-use tidegate_core::call::{Call, Subject, WhenOpen};
+use tidegate_core::call::{Call, Priority, Subject, WhenOpen};
 use tidegate_core::config::{ModelMap, UpstreamKind};
 use tidegate_core::cost::Cost;
 use tidegate_core::fault::{Fault, FaultKind};
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::asking::{cost, renamed, subject, without_model};
 use crate::attempt::{Came, Failed, HeadTime, Reply, Sending, Settling, earliest};
 use crate::body::SendBody;
-use crate::metrics::CallEnd;
+use crate::metrics::{CallEnd, TenantCalls};
 use crate::model::Model;
 use crate::order::{Answer, Last, Order, SoFar};
 use crate::refusal::OwnReply;
@@ -35,6 +35,8 @@ pub(crate) struct Leg {
     pub(crate) target: Uri,
     pub(crate) headers: HeaderMap,
     bytes: Bytes,
+    /// `None`: tenants have no series.
+    pub(crate) tenant: Option<TenantCalls>,
 }
 
 /// How a call ended at one upstream.
@@ -89,11 +91,21 @@ impl Order<'_> {
         let subject = subject(account, &model, self.identity, self.wishes, self.asked, self.route);
         let declared = self.wishes.declared_tokens;
         let cost = cost(self.asked, self.route, &self.method, &model.calibration(), declared);
-        Ok(Leg { upstream, model, subject, cost, target, headers, bytes })
+        let has_series = self.settings.config.telemetry.tenant_metrics;
+        let tenant = has_series.then(|| self.shared.metrics.tenant(&subject.tenant));
+        Ok(Leg { upstream, model, subject, cost, target, headers, bytes, tenant })
     }
 }
 
 impl Leg {
+    /// The call has ended here, and nobody else is asked.
+    pub(crate) fn ended(&self, priority: Priority, end: CallEnd) {
+        self.model.metrics.ended(priority, end);
+        if let Some(tenant) = &self.tenant {
+            tenant.ended(end);
+        }
+    }
+
     /// Waits for the call's turn.
     pub(crate) async fn admitted(
         &self,
@@ -131,8 +143,7 @@ impl Leg {
             stamp.attempts += 1;
             let request = self.request(order);
             let teaches = if order.is_read { order.asked.teaches() } else { None };
-            let mut settling =
-                Settling::new(permit, self.model.clone(), order.priority, self.cost.input_tokens, teaches);
+            let mut settling = Settling::new(permit, self, order.priority, teaches);
             let attempt_timeout = order.settings.config.policy.retry.attempt_timeout;
             let attempt_end = attempt_timeout.map(|after| Instant::now() + after);
             let sending = Sending {

@@ -16,6 +16,8 @@ mod client;
 mod connection;
 mod cores;
 mod delivery;
+mod event_log;
+mod exposition;
 mod gateway;
 mod guard;
 mod headers;
@@ -40,6 +42,7 @@ mod target;
 mod tls;
 mod token;
 mod upstream;
+mod watching;
 mod websocket;
 mod wishes;
 

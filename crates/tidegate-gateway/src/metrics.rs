@@ -20,6 +20,8 @@ use crate::scrape::Standing;
 
 /// So many models have series of their own; all others share [`OTHER`].
 const MODELS_MAX: usize = 64;
+/// The same of tenants, where they have series at all.
+const TENANTS_MAX: usize = 256;
 const OTHER: &str = "other";
 
 /// How a call ended, as `tidegate_calls_total` counts it.
@@ -90,6 +92,19 @@ struct PriorityLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TenantLabels {
+    tenant: Arc<str>,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TransitionLabels {
+    breaker: String,
+    from: &'static str,
+    to: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RetryLabels {
     reason: &'static str,
     result: &'static str,
@@ -118,6 +133,9 @@ type Waits<L> = Family<L, Histogram, fn() -> Histogram>;
 pub(crate) struct Metrics {
     registry: Registry,
     calls: Family<CallLabels, Counter>,
+    tenants: Family<TenantLabels, Counter>,
+    tenants_shown: Shown<TENANTS_MAX>,
+    pub(crate) transitions: Transitions,
     attempts: Family<AttemptLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
     limited: Family<LimitedLabels, Counter>,
@@ -130,32 +148,60 @@ pub(crate) struct Metrics {
     pub(crate) queue_wait: [Histogram; 3],
     /// Time in tidegate, waiting excluded.
     pub(crate) overhead: Histogram,
+    /// 1 while the store of levels can be reached.
+    pub(crate) store_up: Gauge,
     /// 1 while the configuration in force is the last one that was asked for.
     pub(crate) reload_successful: Gauge,
     models: Shown,
 }
 
-/// The models that have series of their own; grows up to [`MODELS_MAX`].
+/// The names that have series of their own; grows up to so many.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shown(Arc<Mutex<HashSet<Arc<str>>>>);
+pub(crate) struct Shown<const MAX: usize = MODELS_MAX>(Arc<Mutex<HashSet<Arc<str>>>>);
 
-impl Shown {
-    /// `model`, or what it is counted under.
-    fn bounded(&self, model: &Arc<str>) -> Arc<str> {
-        let mut models = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if models.contains(model) {
-            return model.clone();
+impl<const MAX: usize> Shown<MAX> {
+    /// `name`, or what it is counted under.
+    fn bounded(&self, name: &Arc<str>) -> Arc<str> {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.contains(name) {
+            return name.clone();
         }
-        if models.len() < MODELS_MAX {
-            models.insert(model.clone());
-            return model.clone();
+        if names.len() < MAX {
+            names.insert(name.clone());
+            return name.clone();
         }
         Arc::from(OTHER)
     }
 
     /// The same of one that may have been seen before, without making room for it.
-    pub(crate) fn known<'m>(&self, model: &'m str) -> &'m str {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(model) { model } else { OTHER }
+    pub(crate) fn known<'m>(&self, name: &'m str) -> &'m str {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(name) { name } else { OTHER }
+    }
+}
+
+/// How often breakers changed their state. The names are as bounded as those of models.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Transitions {
+    counters: Family<TransitionLabels, Counter>,
+    models: Shown,
+}
+
+impl Transitions {
+    /// `breaker` is `upstream/model group`.
+    pub(crate) fn count(&self, breaker: &str, from: &'static str, to: &'static str) {
+        let (upstream, model) = breaker.split_once('/').unwrap_or((breaker, ""));
+        let breaker = format!("{upstream}/{}", self.models.known(model));
+        self.counters.get_or_create(&TransitionLabels { breaker, from, to }).inc();
+    }
+}
+
+/// The series of one tenant's calls, resolved once.
+#[derive(Clone, Debug)]
+pub(crate) struct TenantCalls([Counter; 5]);
+
+impl TenantCalls {
+    pub(crate) fn ended(&self, end: CallEnd) {
+        self.0[end as usize].inc();
     }
 }
 
@@ -187,6 +233,10 @@ impl Metrics {
         let wait_family: Waits<PriorityLabels> = Family::new_with_constructor(waits);
         let metrics = Self {
             calls: Family::default(),
+            tenants: Family::default(),
+            tenants_shown: Shown::default(),
+            transitions: Transitions::default(),
+            store_up: Gauge::default(),
             attempts: Family::default(),
             retries: Family::default(),
             limited: Family::default(),
@@ -204,8 +254,25 @@ impl Metrics {
             models: Shown::default(),
             registry: Registry::default(),
         };
+        let metrics = Self {
+            // Under the same names as the breakers' states.
+            transitions: Transitions { models: metrics.models.clone(), ..Transitions::default() },
+            ..metrics
+        };
         metrics.reload_successful.set(1);
+        metrics.store_up.set(1);
         registry.register("calls", "Calls that ended", metrics.calls.clone());
+        registry.register("calls_by_tenant", "Calls that ended, where tenants have series", metrics.tenants.clone());
+        registry.register(
+            "breaker_transitions",
+            "How often circuit breakers changed their state",
+            metrics.transitions.counters.clone(),
+        );
+        registry.register(
+            "store_up",
+            "Whether the store of levels can be reached; 1 where they are kept in this process",
+            metrics.store_up.clone(),
+        );
         registry.register("attempts", "Sends to an upstream, by status or kind of failure", metrics.attempts.clone());
         registry.register("retries", "Attempts after the first, by what led to them", metrics.retries.clone());
         registry.register("rate_limited", "Calls that a limit let not go", metrics.limited.clone());
@@ -281,6 +348,15 @@ impl Metrics {
         }
     }
 
+    /// The series of `tenant`.
+    pub(crate) fn tenant(&self, tenant: &Arc<str>) -> TenantCalls {
+        let tenant = self.tenants_shown.bounded(tenant);
+        TenantCalls(CallEnd::ALL.map(|end| {
+            let labels = TenantLabels { tenant: tenant.clone(), outcome: end.name() };
+            self.tenants.get_or_create_owned(&labels)
+        }))
+    }
+
     /// An attempt got a reply with `status`.
     pub(crate) fn replied(&self, target: &TargetMetrics, status: u16) {
         if status == 200 {
@@ -344,6 +420,8 @@ mod tests {
         let target = metrics.target(&Arc::from("openai"), &Arc::from("gpt-4o"));
         metrics.replied(&target, 200);
         metrics.retry("timeout", "retried");
+        metrics.tenant(&Arc::from("acme")).ended(CallEnd::Ok);
+        metrics.transitions.count("openai/gpt-4o", "closed", "open");
         metrics.limited(&target, &Arc::from("team"), "tokens_per_minute", "refused");
         let text = metrics.render().unwrap();
         for name in [
@@ -362,6 +440,9 @@ mod tests {
             "tidegate_retry_budget_remaining ",
             "tidegate_config_last_reload_successful 1",
             "tidegate_build_info{version=",
+            "tidegate_store_up 1",
+            "tidegate_calls_by_tenant_total{tenant=\"acme\",outcome=\"ok\"} 1",
+            "tidegate_breaker_transitions_total{breaker=\"openai/gpt-4o\",from=\"closed\",to=\"open\"} 1",
         ] {
             assert!(text.contains(name), "{name} is missing from\n{text}");
         }

@@ -218,7 +218,7 @@ impl Order<'_> {
 
     /// Nobody else is asked after this one: what the caller gets.
     pub(crate) fn end(&self, leg: &Leg, cannot: Cannot, mut so_far: SoFar, stamp: &Stamp) -> Answer {
-        leg.model.metrics.ended(self.priority, cannot.end);
+        leg.ended(self.priority, cannot.end);
         if let Some(result) = cannot.given_up {
             self.shared.metrics.retry(cannot.reason, result);
         }
@@ -246,6 +246,7 @@ impl Order<'_> {
     pub(crate) fn measure(&self, outside: Duration, stamp: &Stamp) {
         let ours = self.arrived_at.elapsed().saturating_sub(outside).saturating_sub(stamp.queued_for);
         self.shared.metrics.overhead.observe(ours.as_secs_f64());
+        tracing::debug!(id = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
     }
 
     /// All of its body is here, so that it can be sent again.

@@ -23,6 +23,7 @@ use crate::quota::OutOfQuota;
 use crate::room::Room;
 use crate::sticky::Made;
 use crate::upstream::Upstream;
+use crate::watching::Watching;
 
 /// Why a gateway cannot start, or cannot take over a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
     pub(crate) audit: Audit,
+    pub(crate) watching: Watching,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,

@@ -88,7 +88,7 @@ pub(crate) async fn run(
     *request.headers_mut() = std::mem::take(&mut leg.headers);
     upgrade.put_on(request.headers_mut());
     permit.sent();
-    let mut settling = Settling::new(permit, leg.model.clone(), order.priority, leg.cost.input_tokens, None);
+    let mut settling = Settling::new(permit, &leg, order.priority, None);
     let deadline = leg.upstream.config.first_byte_timeout.map(|timeout| Instant::now() + timeout);
     let sending = leg.upstream.clients.upgrade(request);
     let fault = match in_time(sending, deadline).await {
@@ -104,7 +104,7 @@ pub(crate) async fn run(
     let (kind, message) = (fault.kind, format!("gave up after 1 attempt; last: {}.", fault.summary));
     // Not tried again, whatever the core says: dropping what follows withdraws the call.
     drop(settling.failed(fault, None));
-    leg.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+    leg.ended(order.priority, crate::metrics::CallEnd::Failed);
     Err(Box::new(OwnReply::upstream_failed(kind, message, false)))
 }
 
@@ -205,7 +205,7 @@ async fn refused(
     match faults::classify(status, &Lookup(&head.headers), &said, unix_now()) {
         Some(fault) => {
             drop(settling.failed(fault, None));
-            leg.model.metrics.ended(order.priority, crate::metrics::CallEnd::Failed);
+            leg.ended(order.priority, crate::metrics::CallEnd::Failed);
         }
         None => settling.succeeded(None),
     }

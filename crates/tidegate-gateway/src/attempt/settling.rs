@@ -11,7 +11,8 @@ use tidegate_core::fault::Fault;
 use tidegate_core::outcome::{Ending, Outcome};
 use tokio::time::Instant;
 
-use crate::metrics::CallEnd;
+use crate::leg::Leg;
+use crate::metrics::{CallEnd, TenantCalls};
 use crate::model::Model;
 
 /// One attempt under way, for the gauge.
@@ -29,6 +30,7 @@ impl Drop for InFlight {
 pub(crate) struct Settling {
     permit: Option<Permit>,
     model: Arc<Model>,
+    tenant: Option<TenantCalls>,
     priority: Priority,
     sent_at: Instant,
     first_byte_after: Option<Duration>,
@@ -40,22 +42,17 @@ pub(crate) struct Settling {
 }
 
 impl Settling {
-    pub(crate) fn new(
-        permit: Permit,
-        model: Arc<Model>,
-        priority: Priority,
-        input_tokens: u64,
-        teaches: Option<u64>,
-    ) -> Self {
-        let gauge = model.metrics.in_flight.clone();
+    pub(crate) fn new(permit: Permit, leg: &Leg, priority: Priority, teaches: Option<u64>) -> Self {
+        let gauge = leg.model.metrics.in_flight.clone();
         gauge.inc();
         Self {
             permit: Some(permit),
-            model,
+            model: leg.model.clone(),
+            tenant: leg.tenant.clone(),
             priority,
             sent_at: Instant::now(),
             first_byte_after: None,
-            input_tokens,
+            input_tokens: leg.cost.input_tokens,
             teaches,
             _in_flight: InFlight(gauge),
         }
@@ -124,9 +121,16 @@ impl Settling {
     fn close(&mut self, ending: Ending, usage: Option<Usage>, end: CallEnd) {
         let Some(permit) = self.permit.take() else { return };
         self.model.metrics.duration.observe(self.sent_at.elapsed().as_secs_f64());
-        self.model.metrics.ended(self.priority, end);
+        self.ended(end);
         // Neither ending leaves anything to be done.
         let _done = permit.settle(self.outcome(ending, usage));
+    }
+
+    fn ended(&self, end: CallEnd) {
+        self.model.metrics.ended(self.priority, end);
+        if let Some(tenant) = &self.tenant {
+            tenant.ended(end);
+        }
     }
 
     fn outcome(&self, ending: Ending, usage: Option<Usage>) -> Outcome {
@@ -137,7 +141,7 @@ impl Settling {
 impl Drop for Settling {
     fn drop(&mut self) {
         if self.permit.is_some() {
-            self.model.metrics.ended(self.priority, CallEnd::Cancelled);
+            self.ended(CallEnd::Cancelled);
         }
     }
 }

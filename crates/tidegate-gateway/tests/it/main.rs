@@ -13,4 +13,5 @@ mod simulated;
 mod support;
 mod tls;
 mod upstreams;
+mod watching;
 mod websockets;

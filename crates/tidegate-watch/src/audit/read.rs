@@ -102,14 +102,17 @@ impl Reader {
         Ok(latest)
     }
 
-    /// What came into the trail after record `sequence`, in that order, a page at most.
+    /// What came into the trail after record `sequence`, in the order of the chain, a page at most.
+    ///
+    /// Looks at every record after it: made for what is new, and for everything.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn after(&self, filter: &Filter, sequence: u64) -> Result<Vec<Entry>, StoreError> {
         let mut terms = terms(filter);
         terms.push(("sequence > ?", Box::new(stored(sequence))));
-        self.fetch(terms, "sequence ASC", PAGE)
+        // From an index they would have to be sorted, for each page.
+        self.fetch(terms, "records NOT INDEXED", "sequence ASC", PAGE)
     }
 
     fn select(&self, filter: &Filter, from: Option<Place>, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
@@ -119,14 +122,14 @@ impl Reader {
             terms.push(("(at, sequence) > (?, ?)", Box::new(stored(from.at))));
             terms.push(("", Box::new(stored(from.sequence))));
         }
-        self.fetch(terms, order, most)
+        self.fetch(terms, "records", order, most)
     }
 
-    fn fetch(&self, terms: Vec<Term>, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
+    fn fetch(&self, terms: Vec<Term>, from: &str, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
         let conditions: Vec<&str> = terms.iter().map(|(text, _)| *text).filter(|text| !text.is_empty()).collect();
         let narrowed =
             if conditions.is_empty() { String::new() } else { format!("WHERE {}", conditions.join(" AND ")) };
-        let query = format!("SELECT sequence, record, hash FROM records {narrowed} ORDER BY {order} LIMIT {most}");
+        let query = format!("SELECT sequence, record, hash FROM {from} {narrowed} ORDER BY {order} LIMIT {most}");
         let fetch = || -> rusqlite::Result<Vec<(u64, String, Hash)>> {
             let mut statement = self.connection.prepare_cached(&query)?;
             let values = rusqlite::params_from_iter(terms.iter().map(|(_, value)| value));

@@ -1,0 +1,133 @@
+//! Decides who is told of the core's events: the audit trail, the log, the series. None of them can hold up a call.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidegate::Driver;
+use tidegate_core::event::Event;
+use tidegate_watch::audit::{Feed, Trail};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::event_log::EventLog;
+use crate::metrics::Transitions;
+
+/// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
+const TAKE_EVERY: Duration = Duration::from_millis(10);
+/// When nothing comes, what is left to be said is said after so long.
+const SAY_REST_AFTER: Duration = Duration::from_secs(1);
+
+/// The task that takes events; dropping this lets it take what is there, and ends it.
+#[derive(Debug, Default)]
+pub(crate) struct Watching(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>);
+
+impl Watching {
+    /// Takes the driver's events from now on.
+    pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, transitions: Transitions) -> Self {
+        let (end, ended) = oneshot::channel();
+        let watcher = Watcher { events: driver.subscribe(), trail, feed, transitions, log: EventLog::default() };
+        Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
+    }
+
+    /// Takes what has happened up to now, and nothing after it.
+    pub(crate) async fn end(&self) {
+        let ending = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((end, task)) = ending {
+            drop(end);
+            // A task that panicked has ended too.
+            let _ = task.await;
+        }
+    }
+}
+
+struct Watcher {
+    events: broadcast::Receiver<Arc<Event>>,
+    trail: Option<Trail>,
+    feed: Feed,
+    transitions: Transitions,
+    log: EventLog,
+}
+
+impl Watcher {
+    /// Until there is nobody left whose events could come, or `ended`.
+    async fn run(mut self, mut ended: oneshot::Receiver<()>) {
+        loop {
+            let has_rest = self.log.has_rest();
+            tokio::select! {
+                came = self.events.recv() => match came {
+                    Ok(event) => self.take(&event),
+                    Err(RecvError::Lagged(missed)) => self.missed(missed),
+                    Err(RecvError::Closed) => return,
+                },
+                () = tokio::time::sleep(SAY_REST_AFTER), if has_rest => self.log.tell_rest(Instant::now()),
+                _ = &mut ended => return self.take_rest(),
+            }
+            self.take_rest();
+            tokio::select! {
+                () = tokio::time::sleep(TAKE_EVERY) => {}
+                _ = &mut ended => return self.take_rest(),
+            }
+        }
+    }
+
+    fn take(&mut self, event: &Event) {
+        if let Event::StateChanged { breaker, from, to, .. } = event {
+            self.transitions.count(breaker, from.name(), to.name());
+        }
+        let Some(record) = self.feed.record(event) else { return };
+        self.log.tell(&record, Instant::now());
+        if let Some(trail) = &self.trail {
+            trail.append(record);
+        }
+    }
+
+    fn missed(&self, events: u64) {
+        tracing::warn!(
+            "{events} events came faster than they could be taken: they are missing in logs, series and audit trail"
+        );
+        if let Some(trail) = &self.trail {
+            trail.lost(events);
+        }
+    }
+
+    /// What has come meanwhile.
+    fn take_rest(&mut self) {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => self.take(&event),
+                Err(TryRecvError::Lagged(missed)) => self.missed(missed),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_watch::audit::TrailOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_could_not_be_taken_in_time_are_counted_in_the_trail() {
+        let dir = tempfile::tempdir().unwrap();
+        let trail = Trail::start(TrailOptions::new(dir.path().join("audit.db"))).unwrap();
+        let (sender, events) = broadcast::channel(4);
+        for _ in 0..10 {
+            sender.send(Arc::new(Event::LimitsReset)).unwrap();
+        }
+        let watcher = Watcher {
+            events,
+            trail: Some(trail.clone()),
+            feed: Feed::new(false, None),
+            transitions: Transitions::default(),
+            log: EventLog::default(),
+        };
+        let (end, ended) = oneshot::channel();
+        drop(end);
+        watcher.run(ended).await;
+        trail.flush().unwrap();
+        assert_eq!((trail.status().lost, trail.status().written), (6, 5), "and a record that tells of them");
+    }
+}

@@ -1,0 +1,48 @@
+//! What is told of events beside the audit trail.
+
+use crate::support::*;
+
+#[tokio::test]
+async fn a_breaker_that_opens_is_counted_from_what_to_what() {
+    let (gateway, upstream) = scripted_with(|config| {
+        config.policy.breaker.failure_threshold = 1;
+        config.policy.retry.max_attempts = 1;
+    })
+    .await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("503 Service Unavailable", "", "{}").await;
+    client.message(false).await;
+    let series = "tidegate_breaker_transitions_total{breaker=\"openai/gpt-4o\",from=\"closed\",to=\"open\"} 1";
+    within(async { while !metrics(&gateway).await.contains(series) {} }).await;
+}
+
+#[tokio::test]
+async fn tenants_have_series_only_where_that_is_asked_for() {
+    for is_asked in [false, true] {
+        let (gateway, upstream) = scripted_with(|config| config.telemetry.tenant_metrics = is_asked).await;
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", "openai-organization: acme\r\n", CHAT).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.reply("200 OK", "", "{}").await;
+        client.message(false).await;
+        idle(&gateway).await;
+        let told = metrics(&gateway).await;
+        let count =
+            told.lines().find(|line| line.starts_with("tidegate_calls_by_tenant_total{") && line.contains("\"ok\""));
+        assert_eq!(count.is_some_and(|line| line.ends_with(" 1")), is_asked, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_scraper_gets_the_format_that_it_asks_for() {
+    let (gateway, _upstream) = scripted().await;
+    let ask = |accept: &str| format!("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{accept}\r\n");
+    let older = call_admin(&gateway, &ask("")).await;
+    assert!(older.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    assert!(older.text().contains("# TYPE tidegate_build_info gauge\n") && !older.text().contains("# EOF"));
+    let newer = call_admin(&gateway, &ask("accept: application/openmetrics-text; version=1.0.0\r\n")).await;
+    assert!(newer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    assert!(newer.text().contains("# TYPE tidegate_build info\n") && newer.text().ends_with("# EOF\n"));
+}
