@@ -154,7 +154,7 @@ enum Then {
     Result(Came),
     /// It waits for its next attempt.
     Wait(Turn),
-    /// It begins again, after a while, when there is quota or it is to find out.
+    /// It begins again, after a while, when there may be quota.
     Again(Duration),
     /// It is left without a result.
     Leave,
@@ -173,7 +173,6 @@ pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: Ow
 async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSemaphorePermit) -> Option<Came> {
     let group: Arc<str> = shared.groups.group_of(&line.asking.model).into();
     let mut place = Some(place);
-    let mut looks = false;
     let mut turn: Turn = Box::pin(shared.driver.admit(shared.call(number, line, &group)));
     loop {
         // Set aside before its turn: a call that has its turn must not wait for others to end.
@@ -193,7 +192,11 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
         let (then, used) = match permit {
             None => (Then::Leave, Some(0)),
             Some(Err(refusal)) => (refused(&refusal), Some(0)),
-            Some(Ok(_)) if shared.quota.is_exhausted() && !looks => (Then::Again(Duration::ZERO), Some(0)),
+            Some(Ok(unsent)) if !shared.quota.lets_go() => {
+                // Now, not after the wait for quota: the one that finds out needs a place in flight.
+                drop(unsent);
+                (Then::Again(Duration::ZERO), Some(0))
+            }
             Some(Ok(mut permit)) => {
                 drop(place.take());
                 let body = match held.output_ceiling {
@@ -223,12 +226,12 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 // Whoever waits for quota keeps no place in the queue, but those behind it need none either.
                 let quota = async {
                     tokio::time::sleep(after).await;
-                    shared.quota.turn().await
+                    shared.quota.may_be_fine().await;
                 };
-                looks = tokio::select! {
-                    looks = quota => looks,
+                tokio::select! {
+                    () = quota => {}
                     () = shared.ended() => return None,
-                };
+                }
                 turn = Box::pin(shared.driver.admit(shared.call(number, line, &group)));
             }
         }

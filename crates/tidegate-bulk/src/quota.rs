@@ -27,8 +27,8 @@ pub(crate) struct Quota {
 #[derive(Clone, Copy, Debug)]
 struct Out {
     since: Instant,
-    /// When the next call finds out. Whoever is there first puts it off for the others, so that it is one at a time, and so
-    /// that nothing hangs on what becomes of that one.
+    /// When the next call finds out. Whoever goes first puts it off for the others, so that it is one at a time, and so that
+    /// nothing hangs on what becomes of that one.
     look_at: Instant,
 }
 
@@ -55,39 +55,33 @@ impl Quota {
         self.out.send_if_modified(|out| out.take_if(|out| out.since < sent_at).is_some());
     }
 
-    pub(crate) fn is_exhausted(&self) -> bool {
-        self.out.borrow().is_some()
-    }
-
-    /// Waits until there is quota, as far as is known, or this call is to find out: then it returns true.
-    pub(crate) async fn turn(&self) -> bool {
+    /// Waits until there is quota, as far as is known, or until it is time to find out.
+    pub(crate) async fn may_be_fine(&self) {
         let mut changes = self.out.subscribe();
         loop {
-            let Some(Out { look_at, .. }) = *changes.borrow_and_update() else { return false };
+            let Some(Out { look_at, .. }) = *changes.borrow_and_update() else { return };
             tokio::select! {
                 // The sender is here: it cannot be gone.
                 _ = changes.changed() => {}
-                () = tokio::time::sleep_until(look_at) => {
-                    if self.takes_the_look() {
-                        return true;
-                    }
-                }
+                () = tokio::time::sleep_until(look_at) => return,
             }
         }
     }
 
-    fn takes_the_look(&self) -> bool {
-        let OnQuota::Pause(look_every) = self.on else { return false };
+    /// Whether a call may be sent now: there is quota, as far as is known, or it is to find out.
+    pub(crate) fn lets_go(&self) -> bool {
+        let OnQuota::Pause(look_every) = self.on else { return true };
         let now = Instant::now();
-        let mut takes = false;
+        let mut goes = true;
         self.out.send_if_modified(|out| {
-            if let Some(out) = out.as_mut().filter(|out| out.look_at <= now) {
+            let Some(out) = out else { return false };
+            goes = out.look_at <= now;
+            if goes {
                 out.look_at = now + look_every;
-                takes = true;
             }
-            takes
+            goes
         });
-        takes
+        goes
     }
 }
 
@@ -101,32 +95,19 @@ mod tests {
     async fn one_call_each_time_finds_out_for_all() {
         let quota = Quota::new(OnQuota::Pause(EVERY));
         let began = Instant::now();
-        assert!(!quota.exhausted());
+        assert!(quota.lets_go() && !quota.exhausted());
         for minutes in 1..4 {
-            // What becomes of the one that finds out does not matter to the next.
-            assert!(quota.turn().await);
+            assert!(!quota.lets_go());
+            quota.may_be_fine().await;
             assert_eq!(began.elapsed(), EVERY * minutes);
+            // What becomes of this one does not matter to the next.
+            assert!(quota.lets_go());
         }
-        assert!(!quota.exhausted() && quota.is_exhausted());
         let sent_at = Instant::now();
-        tokio::join!(async { assert!(!quota.turn().await) }, async { quota.fine(sent_at) });
-        assert!(!quota.is_exhausted());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn of_those_that_wait_one_finds_out() {
-        let quota = Quota::new(OnQuota::Pause(EVERY));
-        assert!(!quota.exhausted());
-        let call = || async {
-            let looks = quota.turn().await;
-            if looks {
-                tokio::time::advance(Duration::from_secs(1)).await;
-                quota.fine(Instant::now());
-            }
-            looks
-        };
-        let (one, other) = tokio::join!(call(), call());
-        assert_ne!(one, other);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::join!(quota.may_be_fine(), async { quota.fine(sent_at) });
+        assert!(quota.lets_go() && quota.lets_go());
+        assert_eq!(began.elapsed(), EVERY * 3 + Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -136,7 +117,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(!quota.exhausted());
         quota.fine(sent_at);
-        assert!(quota.is_exhausted());
+        assert!(!quota.lets_go());
         assert!(Quota::new(OnQuota::Stop).exhausted());
     }
 }
