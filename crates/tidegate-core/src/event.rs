@@ -10,6 +10,21 @@ use crate::fault::FaultKind;
 use crate::limit::Dimension;
 use crate::refusal::{GiveUpReason, LimitReport};
 
+/// A call that waits for so long is out of the ordinary.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
+/// Which events are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interest {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those that are out of the ordinary: see [`Event::is_notable`].
+    Notable,
+    /// All, those included that each call brings along.
+    Everything,
+}
+
 /// On whose behalf a call is made, and at what it is aimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whose {
@@ -80,6 +95,8 @@ pub enum Event {
     AttemptFailed {
         /// The call.
         call: Arc<str>,
+        /// Whose; `None` where a retry runner alone made it.
+        whose: Option<Whose>,
         /// Which attempt.
         attempt: u32,
         /// How.
@@ -220,4 +237,26 @@ pub enum Event {
     LimitsReset,
     /// A new configuration is in force.
     ConfigUpdated,
+}
+
+impl Event {
+    /// Whether it is out of the ordinary: no part of what a call brings along that goes well, and within a second, at its first
+    /// attempt.
+    #[must_use]
+    pub fn is_notable(&self) -> bool {
+        match self {
+            Self::Granted { attempt, queued_for, .. } => *attempt > 1 || *queued_for >= LONG_WAIT,
+            Self::AttemptSuccess { attempt, .. } => *attempt > 1,
+            Self::Queued { .. }
+            | Self::AttemptStart { .. }
+            | Self::Settled { .. }
+            | Self::UsageRecorded { .. }
+            | Self::DebtIncurred { .. }
+            | Self::CallSuccess { .. }
+            | Self::CallFailure { .. }
+            | Self::RecordsCleaned { .. }
+            | Self::HistoryCleaned { .. } => false,
+            _ => true,
+        }
+    }
 }

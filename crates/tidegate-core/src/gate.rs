@@ -38,7 +38,7 @@ use crate::breaker::{BreakerPermit, BreakerState};
 use crate::call::{Call, Priority, RequestType, Subject, WhenOpen};
 use crate::config::{BreakerConfig, Policy};
 use crate::cost::{Cost, Usage};
-use crate::event::{Event, Whose};
+use crate::event::{Event, Interest, Whose};
 use crate::learn::charge::Predictions;
 use crate::ledger::{Amounts, Charge, Ledger, Note};
 use crate::outcome::{Outcome, ServerLimits};
@@ -206,7 +206,7 @@ pub struct Gate {
     paused: Option<Arc<str>>,
     overrides: Overrides,
     draining: bool,
-    events: bool,
+    interest: Interest,
     ages: u64,
     in_flight: usize,
     /// Timers in the heap at which those that are stale are looked for.
@@ -250,7 +250,7 @@ impl Gate {
             paused: None,
             overrides: Overrides::default(),
             draining: false,
-            events: false,
+            interest: Interest::Nothing,
             ages: 0,
             in_flight: 0,
             purge_timers_at: upkeep::TIMERS_KEPT,
@@ -369,9 +369,9 @@ impl Gate {
         self.serve_stirred();
     }
 
-    /// Whether [`Output::Event`]s are made.
-    pub fn listen(&mut self, events: bool) {
-        self.events = events;
+    /// Which [`Output::Event`]s are made.
+    pub fn listen(&mut self, interest: Interest) {
+        self.interest = interest;
     }
 
     /// The next thing decided.
@@ -464,9 +464,14 @@ impl Gate {
     }
 
     fn emit(&mut self, event: impl FnOnce() -> Event) {
-        if self.events {
+        if self.interest > Interest::Nothing {
             self.outputs.push_back(Output::Event(Box::new(event())));
         }
+    }
+
+    /// Whether the events are wanted that each call brings along.
+    fn tells_all(&self) -> bool {
+        self.interest == Interest::Everything
     }
 
     fn whose(&self, ticket: Ticket) -> Whose {

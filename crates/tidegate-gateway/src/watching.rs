@@ -26,7 +26,8 @@ impl Watching {
     /// Takes the driver's events from now on.
     pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, transitions: Transitions) -> Self {
         let (end, ended) = oneshot::channel();
-        let watcher = Watcher { events: driver.subscribe(), trail, feed, transitions, log: EventLog::default() };
+        let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
+        let watcher = Watcher { events, trail, feed, transitions, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
-use tidegate_core::event::Event;
+use tidegate_core::event::{Event, Interest};
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
@@ -46,6 +46,7 @@ struct Inner {
     /// Wakes the timer when something is due sooner than it knew.
     sooner: Arc<Notify>,
     events: broadcast::Sender<Arc<Event>>,
+    notable: broadcast::Sender<Arc<Event>>,
     /// Who answers demands for credit.
     demands: Mutex<Option<mpsc::UnboundedSender<Demand>>>,
     /// Held while the state is saved; true once a clean one has been.
@@ -98,6 +99,7 @@ impl Driver {
             clock: Clock::start(),
             sooner: sooner.clone(),
             events,
+            notable: broadcast::channel(EVENTS_KEPT).0,
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
@@ -189,7 +191,15 @@ impl Driver {
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         let receiver = self.0.events.subscribe();
-        self.0.lock().gate.listen(true);
+        self.0.lock().gate.listen(self.0.interest());
+        receiver
+    }
+
+    /// The same of what is out of the ordinary ([`Event::is_notable`]): a call that goes well at once costs nothing for it.
+    #[must_use]
+    pub fn subscribe_notable(&self) -> broadcast::Receiver<Arc<Event>> {
+        let receiver = self.0.notable.subscribe();
+        self.0.lock().gate.listen(self.0.interest());
         receiver
     }
 }
@@ -198,6 +208,14 @@ impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The core holds no invariant across a panic that another call could trip over: going on beats failing every call.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interest(&self) -> Interest {
+        match (self.events.receiver_count(), self.notable.receiver_count()) {
+            (0, 0) => Interest::Nothing,
+            (0, _) => Interest::Notable,
+            _ => Interest::Everything,
+        }
     }
 
     /// Hands out what was decided, lets go of the lock, wakes whom it concerns.
@@ -216,9 +234,11 @@ impl Inner {
                     }
                 }
                 Output::Event(event) => {
-                    // Nobody listening is no failure; the gate is told to stop making events.
-                    if self.events.send(Arc::new(*event)).is_err() {
-                        state.gate.listen(false);
+                    let event = Arc::new(*event);
+                    let is_missed = event.is_notable() && self.notable.send(event.clone()).is_err();
+                    // Nobody listening is no failure; the gate is told to make no more than is asked for.
+                    if self.events.send(event).is_err() || is_missed {
+                        state.gate.listen(self.interest());
                     }
                 }
             }

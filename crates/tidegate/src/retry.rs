@@ -244,7 +244,7 @@ impl Run<'_> {
 
     pub(crate) fn failed(&mut self, fault: &Fault) -> Decision {
         let (attempt, kind, id) = (self.attempt(), fault.kind, || self.call.id.clone());
-        self.inner.teller.tell(|| Event::AttemptFailed { call: id(), attempt, kind });
+        self.inner.teller.tell(|| Event::AttemptFailed { call: id(), whose: None, attempt, kind });
         if kind == FaultKind::RateLimited {
             self.history.rate_limits += 1;
         } else {

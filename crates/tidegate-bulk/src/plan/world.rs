@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tidegate_core::call::{Call, Subject, WhenOpen};
 use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
 use tidegate_core::cost::Usage;
-use tidegate_core::event::Event;
+use tidegate_core::event::{Event, Interest};
 use tidegate_core::gate::{Gate, Output, Ticket};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::time::Time;
@@ -46,7 +46,7 @@ pub fn predict(trace: &Trace, policy: &Policy) -> Plan {
         vec![UpstreamPolicy { name: name.clone(), learn_limits: false, token_charge: TokenCharge::Input }];
     let max_wait_micros = u64::try_from(policy.queue.max_wait.as_micros()).unwrap_or(u64::MAX);
     let mut gate = Gate::new(policy, 1);
-    gate.listen(true);
+    gate.listen(Interest::Everything);
     let tenants = trace.users.iter().map(|user| if user.is_empty() { "anonymous".into() } else { user.clone() });
     let span = trace.arrivals.last().map_or(0, |arrival| arrival.at_micros);
     let world = World {

@@ -9,7 +9,7 @@ use super::{Entry, Gate, Output, State, Ticket};
 use crate::breaker::{BreakerSays, BreakerState};
 use crate::call::{Call, WhenOpen};
 use crate::cost::Cost;
-use crate::event::Event;
+use crate::event::{Event, Interest};
 use crate::ledger::Amounts;
 use crate::limit::Dimension;
 use crate::meter::{MeterSays, Obstacle};
@@ -281,12 +281,15 @@ impl Gate {
             self.breaker_changed(of_target, Some(before));
         }
         self.outputs.push_back(Output::Granted { ticket, attempt, queued_for });
-        let limit = if self.events { self.held_by(ticket) } else { None };
+        let limit = if self.interest > Interest::Nothing { self.held_by(ticket) } else { None };
         self.explain_granted(ticket);
-        if self.events {
-            let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
-            self.emit(|| Event::Granted { call: call.clone(), whose, attempt, queued_for, limit });
-            self.emit(|| Event::AttemptStart { call, attempt });
+        if self.interest > Interest::Nothing {
+            let is_plain = attempt == 1 && queued_for.is_zero();
+            if self.tells_all() || !is_plain {
+                let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
+                self.emit(|| Event::Granted { call: call.clone(), whose, attempt, queued_for, limit });
+                self.emit(|| Event::AttemptStart { call, attempt });
+            }
             if permit.is_probe() {
                 let breaker = self.targets[self.routes[target].target].name.clone();
                 self.emit(|| Event::ProbeStarted { breaker });

@@ -100,7 +100,7 @@ impl Gate {
     }
 
     pub(super) fn tell_usage(&mut self, call: &std::sync::Arc<str>, route: u32, requests: u64, tokens: u64) {
-        if !self.events {
+        if !self.tells_all() {
             return;
         }
         let subject = self.routes[route].subject.clone();

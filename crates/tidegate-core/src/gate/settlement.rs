@@ -7,7 +7,7 @@ use crate::breaker::{BreakerResult, BreakerState};
 use crate::call::WhenOpen;
 use crate::config::{Jitter, TokenCharge};
 use crate::cost::Usage;
-use crate::event::Event;
+use crate::event::{Event, Interest};
 use crate::fault::{Fault, FaultKind};
 use crate::limit::Dimension;
 use crate::outcome::{Ending, Outcome};
@@ -93,7 +93,8 @@ impl Gate {
                 target.charge_rule.used(usage);
             }
         }
-        if self.events {
+        let went_well = matches!(outcome.ending, Ending::Success);
+        if self.tells_all() || self.interest > Interest::Nothing && !(went_well && attempt == 1) {
             let call = self.entries[ticket.index()].id.clone();
             match &outcome.ending {
                 Ending::Success => self.emit(|| Event::AttemptSuccess { call, attempt, duration }),
@@ -102,7 +103,8 @@ impl Gate {
                     if matches!(outcome.ending, Ending::CutShort(_)) {
                         self.emit(|| Event::StreamBroken { call: call.clone(), kind });
                     }
-                    self.emit(|| Event::AttemptFailed { call, attempt, kind });
+                    let whose = Some(self.whose(ticket));
+                    self.emit(|| Event::AttemptFailed { call, whose, attempt, kind });
                 }
                 Ending::Unsent | Ending::Cancelled => {}
             }
@@ -175,10 +177,10 @@ impl Gate {
         {
             self.queue.tenant_corrected(self.queue.lane(lane).tenant, corrected_share);
         }
-        if !self.events {
+        let (call, route) = (call.clone(), entry.route);
+        if !self.tells_all() {
             return;
         }
-        let (call, route) = (call.clone(), entry.route);
         if let Some((level, debt)) = debt {
             let (call, limit) = (call.clone(), self.ledger.levels[level].name.clone());
             self.emit(|| Event::DebtIncurred { call, limit, debt });
@@ -199,7 +201,8 @@ impl Gate {
         let breaker = &mut self.targets[target].breaker;
         let failures = breaker.failures_in_a_row();
         let before = breaker.record(permit, route.tenant_hash, result, fault, now);
-        if self.events {
+        if self.tells_all() {
+            let breaker = &mut self.targets[target].breaker;
             let (state, removed, breaker) = (breaker.state(), breaker.take_passed(), self.targets[target].name.clone());
             if removed > 0 {
                 self.emit(|| Event::HistoryCleaned { breaker: breaker.clone(), removed });

@@ -98,7 +98,7 @@ impl Gate {
             }
         }
         if removed > 0 {
-            self.emit(|| Event::RecordsCleaned { removed });
+            self.tells_all().then(|| self.emit(|| Event::RecordsCleaned { removed }));
         }
         let target = next_place(&mut self.sweep_at[2], self.targets.places());
         if self.target_is_idle(target, now) {

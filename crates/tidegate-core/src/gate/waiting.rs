@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Gate, Output, State, Ticket, Timer};
-use crate::event::Event;
+use crate::event::{Event, Interest};
 use crate::ledger::Charge;
 use crate::queue::LaneId;
 use crate::refusal::{BreakerReport, Reason, Refusal};
@@ -71,7 +71,7 @@ impl Gate {
         }
         let parked_at = self.queue.lane(lane).parked_at.unwrap_or(meter);
         self.stirred.push(parked_at);
-        if self.events {
+        if self.tells_all() {
             let level = &self.ledger.levels[self.ledger.meters[parked_at].level];
             let (limit, dimension) = (level.name.clone(), Some(self.ledger.meters[parked_at].dimension));
             self.emit(|| Event::Queued { call: report_call, limit, dimension });
@@ -209,7 +209,7 @@ impl Gate {
         let refusal = Refusal { reason, model, waited, retry_after };
         self.entries[ticket.index()].waited = waited;
         self.explain_refused(ticket, refusal.reason.name(), binding, retry_after);
-        if self.events {
+        if self.interest > Interest::Nothing {
             let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
             let reason = refusal.reason.name();
             let limit = match &refusal.reason {

@@ -101,7 +101,7 @@ fn events_of_a_wait_and_a_refusal_say_whose_and_which_limit() {
     for _ in 0..60 {
         bench.admit(call("ada", 1));
     }
-    bench.gate.listen(true);
+    bench.gate.listen(tidegate_core::event::Interest::Everything);
     bench.gate.admit(&named("patient", call("ada", 1)), bench.now);
     bench.gate.admit(&Call { start_by: bench.now, ..named("hurried", call("ada", 1)) }, bench.now);
     bench.gate.advance(bench.now + Duration::from_secs(10));

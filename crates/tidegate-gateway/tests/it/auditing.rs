@@ -46,7 +46,11 @@ async fn records(gateway: &Gateway, query: &str, count: usize) -> Vec<Value> {
 
 /// Whether any file there has `secret` in it.
 fn has(dir: &Path, secret: &str) -> bool {
-    let mut files = std::fs::read_dir(dir).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    let mut files = std::fs::read_dir(dir).unwrap().filter_map(|file| match std::fs::read(file.unwrap().path()) {
+        // What is being saved has a name of its own until it is whole.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        read => Some(read.unwrap()),
+    });
     files.any(|bytes| bytes.windows(secret.len()).any(|window| window == secret.as_bytes()))
 }
 

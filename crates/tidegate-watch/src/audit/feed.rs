@@ -15,7 +15,7 @@ use super::record::{Kind, Record};
 
 /// A shorter wait is none that anybody asks about.
 const WORTH_TELLING: Duration = Duration::from_secs(1);
-/// At least so many calls under way are remembered; of an older one that is tried again the record does not say whose it is.
+/// At least so many calls that failed are remembered; of an older one that is tried again the record does not say whose it is.
 const REMEMBERED: usize = 8192;
 /// How often it is told that retries have used up their share: it may be so for each of a thousand calls.
 const BUDGET_TOLD_EVERY: Duration = Duration::from_secs(10);
@@ -27,23 +27,29 @@ pub struct Feed {
     calls: bool,
     /// What stands for users; `None`: their names.
     pseudonyms: Option<Pseudonyms>,
-    /// Calls under way: the newest, and those before them.
-    under_way: [HashMap<Arc<str>, UnderWay>; 2],
+    /// Calls whose attempts failed: the newest, and those before them.
+    failed: [HashMap<Arc<str>, Failed>; 2],
     budget_told_at: Option<Instant>,
     budget_untold: u64,
 }
 
 #[derive(Debug)]
-struct UnderWay {
+struct Failed {
     whose: Whose,
-    fault: Option<FaultKind>,
+    fault: FaultKind,
 }
 
 impl Feed {
     /// One that keeps `calls` or not, and users by name or by pseudonym.
     #[must_use]
     pub fn new(calls: bool, pseudonyms: Option<Pseudonyms>) -> Self {
-        Self { calls, pseudonyms, under_way: Default::default(), budget_told_at: None, budget_untold: 0 }
+        Self { calls, pseudonyms, failed: Default::default(), budget_told_at: None, budget_untold: 0 }
+    }
+
+    /// Whether it makes records of each admitted call too; else notable events are all that it needs.
+    #[must_use]
+    pub const fn takes_calls(&self) -> bool {
+        self.calls
     }
 
     /// The record of an event, if it is worth one.
@@ -51,7 +57,6 @@ impl Feed {
         match event {
             Event::Granted { call, whose, attempt, queued_for, limit } => {
                 let is_new = *attempt == 1;
-                self.remember(call, whose);
                 // A retry waits for its back-off too, which has a record of its own.
                 let has_waited = *queued_for >= WORTH_TELLING && (is_new || limit.is_some());
                 let record = match (has_waited, self.calls && is_new) {
@@ -74,9 +79,9 @@ impl Feed {
                     None => record,
                 })
             }
-            Event::AttemptFailed { call, kind, .. } => {
-                if let Some(under_way) = self.find(call) {
-                    under_way.fault = Some(*kind);
+            Event::AttemptFailed { call, whose, kind, .. } => {
+                if let Some(whose) = whose {
+                    self.remember(call, whose, *kind);
                 }
                 None
             }
@@ -123,7 +128,7 @@ impl Feed {
 
     fn of_retry(&mut self, call: &Arc<str>, what: &'static str) -> Record {
         let (whose, fault) = match self.find(call) {
-            Some(under_way) => (Some(under_way.whose.clone()), under_way.fault),
+            Some(failed) => (Some(failed.whose.clone()), Some(failed.fault)),
             None => (None, None),
         };
         let record = Record { why: fault.map(|kind| kind.error_class().into()), ..Record::new(Kind::Retry, what) };
@@ -144,21 +149,21 @@ impl Feed {
         }
     }
 
-    fn remember(&mut self, call: &Arc<str>, whose: &Whose) {
-        let [young, old] = &mut self.under_way;
+    fn remember(&mut self, call: &Arc<str>, whose: &Whose, fault: FaultKind) {
+        let [young, old] = &mut self.failed;
         if young.len() >= REMEMBERED {
             *old = std::mem::take(young);
         }
-        young.insert(call.clone(), UnderWay { whose: whose.clone(), fault: None });
+        young.insert(call.clone(), Failed { whose: whose.clone(), fault });
     }
 
-    fn find(&mut self, call: &str) -> Option<&mut UnderWay> {
-        let [young, old] = &mut self.under_way;
+    fn find(&mut self, call: &str) -> Option<&mut Failed> {
+        let [young, old] = &mut self.failed;
         young.get_mut(call).or_else(|| old.get_mut(call))
     }
 
     fn forget(&mut self, call: &str) {
-        for generation in &mut self.under_way {
+        for generation in &mut self.failed {
             generation.remove(call);
         }
     }
@@ -244,7 +249,8 @@ mod tests {
         let mut feed = Feed::new(false, None);
         let call: Arc<str> = "c-1".into();
         feed.record(&granted(1, Duration::ZERO, None));
-        let failed = Event::AttemptFailed { call: call.clone(), attempt: 1, kind: FaultKind::Server };
+        let failed =
+            Event::AttemptFailed { call: call.clone(), whose: Some(whose()), attempt: 1, kind: FaultKind::Server };
         assert_eq!(feed.record(&failed), None);
         let scheduled = Event::RetryScheduled { call: call.clone(), attempt: 1, delay: Duration::from_millis(700) };
         assert_eq!(
@@ -266,10 +272,10 @@ mod tests {
         let mut feed = Feed::new(false, None);
         for n in 0..5 * REMEMBERED {
             let call = Arc::from(format!("c-{n}"));
-            let limit = None;
-            feed.record(&Event::Granted { call, whose: whose(), attempt: 1, queued_for: Duration::ZERO, limit });
+            let kind = FaultKind::Server;
+            feed.record(&Event::AttemptFailed { call, whose: Some(whose()), attempt: 1, kind });
         }
-        assert!(feed.under_way.iter().map(HashMap::len).sum::<usize>() <= 2 * REMEMBERED);
+        assert!(feed.failed.iter().map(HashMap::len).sum::<usize>() <= 2 * REMEMBERED);
         let newest = format!("c-{}", 5 * REMEMBERED - 1);
         assert!(feed.find(&newest).is_some());
     }

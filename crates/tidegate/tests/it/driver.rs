@@ -200,6 +200,38 @@ async fn events_reach_a_subscriber_and_a_slow_one_slows_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_for_what_is_out_of_the_ordinary_is_told_nothing_of_calls_that_go_well_at_once() {
+    let driver = Driver::new(policy(Dimension::MaxInFlight, 1), 1);
+    let mut notable = driver.subscribe_notable();
+    let held = driver.admit(call()).await.unwrap();
+    let mut second = Box::pin(driver.admit(call()));
+    assert!(poll_once(&mut second).await.is_none());
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(matches!(held.settle(success()), Settled::Done));
+    let mut waited = second.await.unwrap();
+    waited.sent();
+    let fault = Fault::new(FaultKind::Server, "500").with_status(500);
+    let Settled::Retry(waiting) = waited.settle(Outcome::of(Ending::Failed(fault))) else { panic!("it is retried") };
+    assert!(matches!(waiting.await.unwrap().settle(success()), Settled::Done));
+    let told: Vec<_> = std::iter::from_fn(|| notable.try_recv().ok()).collect();
+    assert!(told.iter().all(|event| event.is_notable()), "{told:?}");
+    let attempts: Vec<u32> = told
+        .iter()
+        .filter_map(|event| match &**event {
+            Event::Granted { attempt, queued_for, .. } => {
+                assert!(*queued_for >= Duration::from_secs(2));
+                Some(*attempt)
+            }
+            Event::AttemptFailed { attempt, whose: Some(_), .. } | Event::AttemptSuccess { attempt, .. } => {
+                Some(*attempt)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(attempts, [1, 1, 2, 2], "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_state_is_kept_and_taken_up_again() {
     let folder = tempfile::tempdir().unwrap();
     let driver = Driver::new(policy(Dimension::RequestsPerDay, 100), 1);

@@ -274,10 +274,10 @@ async fn events_tell_of_each_attempt() {
     let expected = [
         Event::ConfigUpdated,
         Event::AttemptStart { call: call(), attempt: 1 },
-        Event::AttemptFailed { call: call(), attempt: 1, kind },
+        Event::AttemptFailed { call: call(), whose: None, attempt: 1, kind },
         Event::RetryScheduled { call: call(), attempt: 1, delay: Duration::from_millis(100) },
         Event::AttemptStart { call: call(), attempt: 2 },
-        Event::AttemptFailed { call: call(), attempt: 2, kind },
+        Event::AttemptFailed { call: call(), whose: None, attempt: 2, kind },
         Event::OperationFailed { call: call(), attempts: 2, reason: GiveUpReason::AttemptsExhausted, kind },
         Event::AttemptStart { call: call(), attempt: 1 },
         Event::AttemptSuccess { call: call(), attempt: 1, duration: Duration::ZERO },

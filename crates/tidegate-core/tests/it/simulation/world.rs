@@ -8,7 +8,7 @@ use tidegate_core::breaker::BreakerState;
 use tidegate_core::call::{Call, Priority, WhenOpen};
 use tidegate_core::config::Policy;
 use tidegate_core::cost::{Cost, Usage};
-use tidegate_core::event::Event;
+use tidegate_core::event::{Event, Interest};
 use tidegate_core::fault::Fault;
 use tidegate_core::gate::{Gate, Output, Ticket};
 use tidegate_core::outcome::{Ending, Outcome};
@@ -147,7 +147,7 @@ impl World {
             report: Report::default(),
             scenario,
         };
-        world.gate.listen(true);
+        world.gate.listen(Interest::Everything);
         world.push(0, Happens::Arrive);
         if world.scenario.others > 0.0 {
             world.push(0, Happens::Others);
