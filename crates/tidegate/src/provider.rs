@@ -301,7 +301,7 @@ fn say(event: &Arc<Event>) {
         Event::UsageRecorded { call, user, organization, model, requests, tokens } => {
             tracing::debug!(%call, ?user, ?organization, %model, requests, tokens, "usage recorded");
         }
-        Event::AttemptFailed { call, attempt, kind } => {
+        Event::AttemptFailed { call, attempt, kind, .. } => {
             tracing::warn!(operation_id = %call, attempt, error = kind.error_class(), "attempt failed");
         }
         Event::StateChanged { breaker, from, to } => {
