@@ -34,6 +34,8 @@ async fn a_run_takes_as_long_as_the_plan_said_to_2_percent() {
         // Of five calls one is large: tokens bind, and requests nearly.
         let summary = job.run((0..150).map(|number| if number % 5 == 0 { 1000 } else { 260 })).await;
         assert_eq!((summary.done, summary.rate_limited), (150, 0), "{summary}");
+        let near = summary.near_limit.clone().unwrap();
+        assert_eq!((near.target.as_str(), near.dimension, near.limit), ("openai/m", "tokens_per_minute", 120_000));
         let planned = plan::predict(&Trace::read(&job.input(), &Shape::default()).unwrap(), &job.policy);
         // The last reply apart, which takes the simulator 5 ms and not what is planned for OpenAI.
         off.push((summary.seconds - planned.all.max_seconds) / summary.seconds);
