@@ -52,9 +52,10 @@ pub fn dry_run(input: &Input, shape: &Shape, policy: &Policy) -> Result<DryRun, 
 impl fmt::Display for DryRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} calls, {} input tokens, ", self.lines, self.input_tokens)?;
-        write!(f, "at most {} output tokens where there is a ceiling", self.output_tokens_max)?;
-        if self.without_ceiling > 0 {
-            write!(f, " ({} calls have none)", self.without_ceiling)?;
+        match (self.without_ceiling, self.lines - self.without_ceiling) {
+            (0, _) => write!(f, "at most {} output tokens", self.output_tokens_max)?,
+            (_, 0) => write!(f, "no ceiling on output tokens")?,
+            (_, with) => write!(f, "at most {} output tokens of the {with} with a ceiling", self.output_tokens_max)?,
         }
         let Some(plan) = &self.plan else {
             return write!(
@@ -64,7 +65,7 @@ impl fmt::Display for DryRun {
         };
         write!(f, "\nwould take {}", Spoken(Duration::from_secs_f64(plan.makespan_seconds)))?;
         for used in &plan.used {
-            write!(f, "\n{:.1} % of {} {} would be used", used.percent, used.dimension, used.units)?;
+            write!(f, "\n{:.1} % of {} {} would be used meanwhile", used.percent, used.dimension, used.units)?;
         }
         Ok(())
     }

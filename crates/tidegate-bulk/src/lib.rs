@@ -10,6 +10,7 @@ mod dry_run;
 mod feed;
 mod input;
 mod journal;
+mod known;
 mod line;
 mod output;
 mod packing;

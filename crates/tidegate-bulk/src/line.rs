@@ -152,7 +152,8 @@ impl Shape {
             input_tokens_max: cost.input_tokens.max(by_bytes),
         };
         if needs_messages(route.endpoint) && !has_key(&body, "messages") {
-            return Err("a chat needs \"messages\"; for another endpoint give --endpoint".to_owned());
+            let hint = "--prompt-key names a text that becomes one, --endpoint another endpoint";
+            return Err(format!("a chat needs \"messages\" ({hint})"));
         }
         drop(asked);
         Ok((body, asking))

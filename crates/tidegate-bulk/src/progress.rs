@@ -12,6 +12,7 @@ use serde::Serialize;
 use tidegate_core::cost::Usage;
 
 use crate::call::Shared;
+use crate::known::Known;
 use crate::summary::Spoken;
 
 /// Off a terminal a line is written each time this has passed.
@@ -138,10 +139,7 @@ fn look(shared: &Shared, before: (u64, u64), total: u64, past: &mut VecDeque<(In
     let seconds = now.duration_since(since).as_secs_f64().max(0.001);
     let per_minute = |units: u64| (units as f64 * 60.0 / seconds).round() as u64;
     let status = shared.driver.with(tidegate_core::gate::Gate::status);
-    let limit_of = |dimension: &str| {
-        let mut limits = status.learned.iter().flat_map(|learned| &learned.limits);
-        limits.find(|limit| limit.dimension == dimension).map(|limit| limit.limit)
-    };
+    let limit_of = |dimension: &str| Known::of(&status, dimension).map(|known| known.limit);
     let (done, failed) = (counts.done.load(Relaxed), counts.failed.load(Relaxed));
     let ended = done + failed;
     let is_open = status.breakers.iter().any(|breaker| breaker.state == "open");

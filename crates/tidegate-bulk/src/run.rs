@@ -20,6 +20,7 @@ use crate::ceiling::Ceiling;
 use crate::feed;
 use crate::input::{Input, Survey, bad_id};
 use crate::journal::{self, Journal, JournalError, Left, Made};
+use crate::known::Known;
 use crate::line::Shape;
 use crate::output::{self, Came};
 use crate::packing::Packing;
@@ -200,7 +201,7 @@ async fn finish(
         seconds,
         input_tokens: counts.input_tokens.load(Relaxed),
         output_tokens: counts.output_tokens.load(Relaxed),
-        near_limit: near(&status, attempts, sent_tokens, seconds),
+        near_limit: near(&status, &shared.upstream.name, attempts, sent_tokens, seconds),
     };
     let ending = shared.ending.clone();
     // With the last sender the writer ends.
@@ -215,18 +216,22 @@ async fn finish(
 }
 
 /// Of the limits that are known the one of which most was used.
-fn near(status: &Status, attempts: u64, tokens: u64, seconds: f64) -> Option<Near> {
-    let only = if status.learned.len() == 1 { status.learned.first() } else { None }?;
-    let used = only.limits.iter().filter_map(|limit| {
-        let (units, period) = match limit.dimension {
-            "requests_per_minute" => (attempts, 60.0),
-            "tokens_per_minute" => (tokens, 60.0),
-            "requests_per_day" => (attempts, 86_400.0),
-            _ => return None,
-        };
-        let allowed = limit.limit as f64 * (1.0 + seconds / period);
-        let used_percent = 100.0 * units as f64 / allowed.max(1.0);
-        Some(Near { target: only.name.clone(), dimension: limit.dimension, limit: limit.limit, used_percent })
+fn near(status: &Status, upstream: &str, attempts: u64, tokens: u64, seconds: f64) -> Option<Near> {
+    let target = match status.breakers.as_slice() {
+        [only] => &only.name,
+        _ => upstream,
+    };
+    let dimensions = [
+        ("requests_per_minute", attempts, 60.0),
+        ("tokens_per_minute", tokens, 60.0),
+        ("requests_per_day", attempts, 86_400.0),
+        ("tokens_per_day", tokens, 86_400.0),
+    ];
+    let used = dimensions.into_iter().filter_map(|(dimension, units, period)| {
+        let Known { limit, remaining } = Known::of(status, dimension)?;
+        let there = (units.saturating_add(remaining) as f64).max(limit as f64 * seconds / period);
+        let used_percent = 100.0 * units as f64 / there.max(1.0);
+        Some(Near { target: target.to_owned(), dimension, limit, used_percent })
     });
     used.max_by(|one, other| one.used_percent.total_cmp(&other.used_percent))
 }

@@ -26,13 +26,13 @@ pub enum Ending {
 /// How near to a limit a run went.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Near {
-    /// `upstream/model group`.
+    /// `upstream/model group`, or the upstream alone where there were several.
     pub target: String,
     /// `tokens_per_minute`, ….
     pub dimension: &'static str,
     /// Units per period.
     pub limit: u64,
-    /// Of all that the limit allowed in the time, a whole bucket at first included.
+    /// Of what there was: what was used and what is left, or what flowed in where that is more.
     pub used_percent: f64,
 }
 
@@ -95,6 +95,9 @@ impl fmt::Display for Summary {
         if let Some(near) = &self.near_limit {
             let Near { target, dimension, limit, used_percent } = near;
             write!(f, "\n{used_percent:.1} % of what {dimension} {limit} of {target} allowed in that time")?;
+        }
+        if self.failed > 0 {
+            write!(f, "\nwhat failed says why in its line of the output; --retry-failed sends it again")?;
         }
         if self.cut_off > 0 {
             write!(f, "\n{} lines had been sent when an earlier run was killed; they were sent again", self.cut_off)?;

@@ -49,7 +49,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "P")]
     endpoint: Option<String>,
 
-    /// As of `tidegate run`, for its input
+    /// The model of calls that name none
     #[arg(long, value_name = "M")]
     model: Option<String>,
 

@@ -64,23 +64,23 @@ pub(crate) struct RunArgs {
     prompt_key: Option<String>,
 
     /// Requests a minute, for each model; limits that are not given are learned
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     rpm: Option<NonZeroU64>,
 
     /// Tokens a minute, for each model
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     tpm: Option<NonZeroU64>,
 
     /// Requests a day, for each model
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     rpd: Option<NonZeroU64>,
 
     /// Tokens a day, for each model
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     tpd: Option<NonZeroU64>,
 
     /// Calls under way at once
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     max_in_flight: Option<NonZeroU64>,
 
     /// How urgent it is at a gateway: interactive traffic there goes before low
@@ -100,7 +100,7 @@ pub(crate) struct RunArgs {
     retry_failed: bool,
 
     /// Input and output tokens of the whole job; no call is sent that might go beyond
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = above_0)]
     max_total_tokens: Option<NonZeroU64>,
 
     /// Send nothing: count the tokens, and predict the time where limits are given
@@ -131,6 +131,10 @@ enum PriorityArg {
 enum OnQuotaArg {
     Stop,
     Pause,
+}
+
+fn above_0(written: &str) -> Result<NonZeroU64, String> {
+    written.replace('_', "").parse().map_err(|_| "must be a whole number above 0, such as 500".to_owned())
 }
 
 /// Runs the file to its end.

@@ -27,7 +27,9 @@ pub use world::predict;
 pub struct Answer {
     /// The wait that 95 of 100 calls are not to exceed, in seconds.
     pub target_p95_seconds: f64,
-    /// Of the tiers, from the smallest: what the wait would be.
+    /// When the table of tiers was true.
+    pub tiers_as_of: String,
+    /// Of the tiers that say something of all models, from the smallest: what the wait would be.
     pub tiers: Vec<TierAnswer>,
     /// By how much the configured limits would have to be multiplied. Absent: none are configured, or no factor helps.
     pub factor: Option<f64>,
@@ -55,6 +57,14 @@ impl fmt::Display for Answer {
             let verdict = if *is_enough { "is enough" } else { "is not enough" };
             write!(f, "\n  {tier} {verdict}: 95 of 100 wait {p95_seconds:.1} s at most, {refused} are refused")?;
         }
+        let as_of = &self.tiers_as_of;
+        match self.tiers.last() {
+            None => write!(f, "\n  no tier of the table (as of {as_of}) says something of all models of the trace")?,
+            Some(last) if !last.is_enough => {
+                write!(f, "\n  no larger tier of the table (as of {as_of}) says something of all models")?
+            }
+            Some(_) => write!(f, "\n  (tiers as of {as_of})")?,
+        }
         match self.factor {
             Some(factor) => write!(f, "\n  the configured limits are enough at {factor:.2} times what they are"),
             None => Ok(()),
@@ -68,10 +78,18 @@ impl fmt::Display for Answer {
 /// If there is nothing to search.
 pub fn search(trace: &Trace, policy: &Policy, tiers: &Tiers, target: Duration) -> Result<Answer, String> {
     if tiers.tier.is_empty() && policy.limits.is_empty() {
-        let models = trace.models().join(", ");
         let as_of = &tiers.as_of;
+        if trace.models().iter().any(|model| model.is_empty()) {
+            return Err(
+                "nothing to search: the trace names no model, so no tier can be looked up (--model names it), and no \
+                        limits are configured"
+                    .to_owned(),
+            );
+        }
+        let models = trace.models().join(", ");
         return Err(format!(
-            "nothing to search: the table of tiers (as of {as_of}) lacks a model of {models}, and no limits are configured"
+            "nothing to search: no tier of the table (as of {as_of}) says something of all of {models} (--tiers gives \
+             another table), and no limits are configured"
         ));
     }
     let holds = |plan: &Plan| plan.refused == 0 && plan.all.p95_seconds <= target.as_secs_f64();
@@ -92,7 +110,8 @@ pub fn search(trace: &Trace, policy: &Policy, tiers: &Tiers, target: Duration) -
     }
     let holds_at = |factor: f64| holds(&predict(trace, &scaled(policy, factor)));
     let factor = (!policy.limits.is_empty()).then(|| smallest(holds_at)).flatten();
-    Ok(Answer { target_p95_seconds: target.as_secs_f64(), tiers: answers, factor })
+    let tiers_as_of = tiers.as_of.clone();
+    Ok(Answer { target_p95_seconds: target.as_secs_f64(), tiers_as_of, tiers: answers, factor })
 }
 
 /// The smallest factor that holds, to 2 %.

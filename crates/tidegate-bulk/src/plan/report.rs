@@ -42,7 +42,7 @@ pub struct Used {
     pub dimension: &'static str,
     /// Units per period, of all its levels together.
     pub units: u64,
-    /// Of the refill in the whole time.
+    /// Of what could go at once at first and the refill until the last call went.
     pub percent: f64,
 }
 
@@ -228,26 +228,34 @@ impl Notes {
         }
     }
 
-    /// Units that went, as a share of what all levels of a limit refilled until the last call went.
+    /// Units that went, as a share of what all levels of a limit held at first and refilled until the last call went.
     fn used(&self, status: &Status) -> Vec<Used> {
-        let mut sums: BTreeMap<(String, &'static str), (u64, bool)> = BTreeMap::new();
+        #[derive(Default)]
+        struct Levels {
+            units: u64,
+            at_first: u64,
+            is_mirror: bool,
+        }
+        let mut sums: BTreeMap<(String, &'static str), Levels> = BTreeMap::new();
         for level in &status.limits {
             for meter in &level.meters {
                 let sum = sums.entry((level.limit.clone(), meter.dimension)).or_default();
-                *sum = (sum.0.saturating_add(meter.limit), level.kind == "mirror");
+                sum.units = sum.units.saturating_add(meter.limit);
+                sum.at_first = sum.at_first.saturating_add(meter.burst);
+                sum.is_mirror = level.kind == "mirror";
             }
         }
-        let minutes = (self.granted_until as f64 / 60e6).max(1.0 / 60.0);
-        let share = |((limit, dimension), (units, is_mirror)): ((String, &'static str), (u64, bool))| {
-            let gone = match (dimension, is_mirror) {
+        let minutes = self.granted_until as f64 / 60e6;
+        let share = |((limit, dimension), levels): ((String, &'static str), Levels)| {
+            let gone = match (dimension, levels.is_mirror) {
                 ("requests_per_minute" | "requests_per_day", _) => self.requests,
                 ("tokens_per_minute" | "tokens_per_day", true) => self.input_tokens,
                 ("tokens_per_minute" | "tokens_per_day", false) => self.tokens,
                 _ => return None,
             };
             let periods = if dimension.ends_with("day") { minutes / 1440.0 } else { minutes };
-            let percent = 100.0 * gone as f64 / (units as f64 * periods).max(1.0);
-            Some(Used { limit, dimension, units, percent })
+            let there = levels.at_first as f64 + levels.units as f64 * periods;
+            Some(Used { limit, dimension, units: levels.units, percent: 100.0 * gone as f64 / there.max(1.0) })
         };
         sums.into_iter().filter_map(share).collect()
     }

@@ -93,9 +93,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_table_is_whole() {
+    fn the_shipped_table_is_whole_and_dated() {
         let tiers = Tiers::shipped().unwrap();
         assert_eq!(tiers.tier.len(), 5);
+        assert!(
+            humantime::parse_rfc3339_weak(&format!("{} 00:00:00", tiers.as_of)).is_ok() && !tiers.source.is_empty()
+        );
         let limits = tiers.limits(&tiers.tier[0], &["gpt-4o".into()]);
         assert!(limits[0].overrides[0].rates.allowance(Dimension::TokensPerMinute).is_some());
         assert_eq!(tiers.clone().for_models(&["o3".into()]).tier.len(), 2);

@@ -60,12 +60,8 @@ impl Trace {
     pub fn read(path: &Path, shape: &Shape) -> Result<Self, TraceError> {
         let name = path.display().to_string();
         let file = |error| TraceError::File(name.clone(), error);
-        let mut first = String::new();
-        if path.as_os_str() != "-" {
-            packing::open(path).and_then(|mut reader| reader.read_line(&mut first)).map_err(file)?;
-        }
-        if first.trim_start_matches('\u{feff}').trim_start().starts_with("timestamp") {
-            return Self::read_csv(path, &name);
+        if path.as_os_str() != "-" && !begins_with_an_object(path).map_err(file)? {
+            return Self::read_csv(path, &name, shape.model.as_deref().unwrap_or(""));
         }
         Self::of_run(&Input::new(path).map_err(file)?, shape)
     }
@@ -121,7 +117,8 @@ impl Trace {
         Ok(trace)
     }
 
-    fn read_csv(path: &Path, name: &str) -> Result<Self, TraceError> {
+    /// `model`: of rows that name none.
+    fn read_csv(path: &Path, name: &str, model: &str) -> Result<Self, TraceError> {
         let reader = packing::open(path).map_err(|error| TraceError::File(name.to_owned(), error))?;
         let mut trace = Self { users: vec!["".into()], ..Self::default() };
         let mut names: Vec<String> = Vec::new();
@@ -135,12 +132,13 @@ impl Trace {
                 for needed in ["timestamp", "input_tokens", "output_tokens"] {
                     if !names.iter().any(|name| name == needed) {
                         return Err(fault(format!(
-                            "there is no column {needed}; needed are timestamp,input_tokens,output_tokens"
+                            "there is no column {needed}; a trace begins with the names of its columns, such as \
+                             timestamp,input_tokens,output_tokens, and the input of a run with an object"
                         )));
                     }
                 }
             } else if !line.is_empty() {
-                rows.push(trace.row(&names, line).map_err(fault)?);
+                rows.push(trace.row(&names, line, model).map_err(fault)?);
             }
         }
         rows.sort_by(|one, other| one.0.total_cmp(&other.0));
@@ -152,7 +150,7 @@ impl Trace {
         Ok(trace)
     }
 
-    fn row(&mut self, names: &[String], line: &str) -> Result<(f64, Arrival), String> {
+    fn row(&mut self, names: &[String], line: &str, model: &str) -> Result<(f64, Arrival), String> {
         let values: Vec<&str> = line.split(',').map(|value| value.trim().trim_matches('"')).collect();
         let value = |name: &str| {
             let at = names.iter().position(|other| other == name)?;
@@ -170,7 +168,7 @@ impl Trace {
                 Priority::parse(word).ok_or_else(|| format!("priority must be low, normal or high, not {word}"))?
             }
         };
-        let model = self.model(value("model").map_or("", tidegate_core::openai::models::family));
+        let model = self.model(tidegate_core::openai::models::family(value("model").unwrap_or(model)));
         let user = value("user").map_or(0, |user| place_of(&mut self.users, user) as u32);
         let cost = Cost { input_tokens, max_output_tokens: Some(output_tokens), ..Cost::default() };
         let request_type = RequestType::Chat;
@@ -180,6 +178,18 @@ impl Trace {
     fn model(&mut self, name: &str) -> u16 {
         u16::try_from(place_of(&mut self.models, name)).unwrap_or(u16::MAX)
     }
+}
+
+/// As the input of a run does; its first lines may be empty.
+fn begins_with_an_object(path: &Path) -> io::Result<bool> {
+    for line in packing::open(path)?.lines() {
+        let line = line?;
+        let line = line.trim_start_matches('\u{feff}').trim();
+        if !line.is_empty() {
+            return Ok(line.starts_with('{'));
+        }
+    }
+    Ok(true)
 }
 
 fn place_of(names: &mut Vec<Arc<str>>, name: &str) -> usize {
