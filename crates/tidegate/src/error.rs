@@ -15,6 +15,8 @@ use crate::fault::ToFault;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a call did not end well.
+///
+/// "Not sent" is said of the attempt that was to be made: where that was not the first, those before it were sent and failed.
 #[non_exhaustive]
 #[derive(Debug)]
 pub enum Error {
