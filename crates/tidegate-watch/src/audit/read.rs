@@ -117,12 +117,15 @@ impl Reader {
 
     fn select(&self, filter: &Filter, from: Option<Place>, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
         let mut terms = terms(filter);
+        if !matches!(source(filter), "records") {
+            terms.push((STRETCHES, Box::new(16)));
+        }
         if let Some(from) = from {
             terms.push(("at >= ?", Box::new(stored(from.at))));
             terms.push(("(at, sequence) > (?, ?)", Box::new(stored(from.at))));
             terms.push(("", Box::new(stored(from.sequence))));
         }
-        self.fetch(terms, "records", order, most)
+        self.fetch(terms, source(filter), order, most)
     }
 
     fn fetch(&self, terms: Vec<Term>, from: &str, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
@@ -150,6 +153,25 @@ impl Reader {
 
 /// A condition and the value for its question mark; one without a text: a value more for the one before it.
 type Term = (&'static str, Box<dyn ToSql>);
+
+/// In which the indexes by call and by user are looked at, one after the other.
+const STRETCHES: &str = "sequence >> 16 IN (
+    WITH RECURSIVE stretch (n) AS (
+        SELECT min(sequence) >> 16 FROM records
+        UNION ALL
+        SELECT n + 1 FROM stretch WHERE n < (SELECT max(sequence) FROM records) >> ?
+    ) SELECT n FROM stretch)";
+
+/// The table, and the index where there is one that has what is asked for together.
+const fn source(filter: &Filter) -> &'static str {
+    if filter.call.is_some() {
+        "records INDEXED BY by_call"
+    } else if !filter.users.is_empty() {
+        "records INDEXED BY by_user"
+    } else {
+        "records"
+    }
+}
 
 fn terms(filter: &Filter) -> Vec<Term> {
     let mut terms: Vec<Term> = Vec::new();

@@ -104,7 +104,9 @@ impl Writer {
             // Enough for a commit: what is there already comes along, nothing is waited for.
             let is_enough = !self.awaited.is_empty() || (!is_down && self.pending.len() >= BATCH);
             let left = if is_enough { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
-            if if is_down { left.is_zero() } else { self.pending.len() >= BATCH_MAX } {
+            // While it is down nothing is gained by taking more than there is time for.
+            let is_full = if is_down { left.is_zero() } else { self.pending.len() >= BATCH_MAX };
+            if is_full {
                 return false;
             }
             match self.receiver.recv_timeout(left) {
@@ -135,7 +137,9 @@ impl Writer {
         let written = self.try_commit().or_else(|_| self.try_commit());
         match written {
             Ok(()) => {
-                self.state.failing_since.store(0, Relaxed);
+                if self.state.failing_since.swap(0, Relaxed) != 0 {
+                    tracing::info!("the audit trail is written again");
+                }
                 self.awaited.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
             }
             Err(error) => self.failed(&error),
@@ -143,25 +147,9 @@ impl Writer {
     }
 
     fn try_commit(&mut self) -> Result<(), StoreError> {
-        let store = match self.store.take() {
-            Some(store) => self.store.insert(store),
-            None => {
-                let store = Store::open(&self.options.path)?;
-                if let Some(unsure) = self.unsure.take()
-                    && store.head().sequence > unsure.length
-                {
-                    // A commit is all or nothing: it was.
-                    self.pending.drain(..unsure.pending);
-                    for (place, answer) in std::mem::take(&mut self.awaited) {
-                        match place.map(|place| place.checked_sub(unsure.pending)) {
-                            Some(None) => drop(answer.send(Ok(()))),
-                            left => self.awaited.push((left.flatten(), answer)),
-                        }
-                    }
-                    self.state.tell(unsure.pending as u64, unsure.untold);
-                }
-                self.store.insert(store)
-            }
+        let mut store = match self.store.take() {
+            Some(store) => store,
+            None => self.open()?,
         };
         let pending = self.pending.len();
         if let Some(what) = store.broken {
@@ -170,24 +158,38 @@ impl Writer {
         }
         let untold = self.state.untold.load(Relaxed);
         self.pending.extend(gap(&self.state, untold));
-        if self.pending.is_empty() {
-            return Ok(());
-        }
         let length = store.head().sequence;
-        match store.add(&self.pending) {
+        let written = if self.pending.is_empty() { Ok(()) } else { store.add(&self.pending) };
+        match written {
             Ok(()) => {
                 store.broken = None;
+                self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
-                Ok(())
             }
-            Err(error) => {
+            Err(_) => {
                 self.unsure = Some(Unsure { length, pending, untold });
-                self.store = None;
                 self.pending.truncate(pending);
-                Err(error)
             }
         }
+        written
+    }
+
+    /// Opens the database, and finds out whether the last commit happened after all. A commit is all or nothing.
+    fn open(&mut self) -> Result<Store, StoreError> {
+        let store = Store::open(&self.options.path)?;
+        let happened = |unsure: &Unsure| store.head().sequence > unsure.length;
+        if let Some(unsure) = self.unsure.take().filter(happened) {
+            self.pending.drain(..unsure.pending);
+            for (place, answer) in std::mem::take(&mut self.awaited) {
+                match place.map(|place| place.checked_sub(unsure.pending)) {
+                    Some(None) => drop(answer.send(Ok(()))),
+                    left => self.awaited.push((left.flatten(), answer)),
+                }
+            }
+            self.state.tell(unsure.pending as u64, unsure.untold);
+        }
+        Ok(store)
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -243,7 +245,8 @@ fn gap(state: &State, untold: u64) -> Option<Record> {
         return None;
     }
     let since = shown_time(state.untold_since());
-    let why = match state.error() {
+    let is_failing = state.failing_since.load(Relaxed) != 0;
+    let why = match state.error().filter(|_| is_failing) {
         Some(error) => format!("from {since} on, records found no room: {error}"),
         None => format!("from {since} on, more came than could be written"),
     };
