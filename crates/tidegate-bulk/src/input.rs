@@ -126,7 +126,7 @@ pub struct Survey {
     pub bad: Vec<BadLine>,
     /// Bad lines in all.
     pub bad_count: u64,
-    /// Lines that had been sent when an earlier run was killed, and have no result.
+    /// Lines that an earlier run had sent and has no result of: it was killed, or they were refused for want of quota.
     pub cut_off: u64,
     /// SHA-256 of the text.
     pub(crate) digest: [u8; 32],
@@ -176,7 +176,7 @@ impl Survey {
             entries.push(match read {
                 Ok(line) if done.has(&line.custom_id) => nothing,
                 Ok(line) => {
-                    survey.cut_off += u64::from(sent.contains(&number));
+                    survey.cut_off += u64::from(sent.contains(&number) && !done.had(&line.custom_id));
                     survey.to_send += 1;
                     survey.input_tokens += line.asking.cost.input_tokens;
                     let tokens = u32::try_from(line.asking.cost.input_tokens).unwrap_or(u32::MAX);

@@ -63,6 +63,8 @@ pub(crate) enum JournalError {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Done {
     by_id: HashMap<IdHash, bool>,
+    /// Failures that are given up so that their lines are sent again.
+    dropped: HashSet<IdHash>,
     pub(crate) failed: u64,
     /// Tokens that they used.
     pub(crate) tokens: u64,
@@ -71,6 +73,11 @@ pub(crate) struct Done {
 impl Done {
     pub(crate) fn has(&self, custom_id: &str) -> bool {
         self.by_id.contains_key(&hash_id(custom_id))
+    }
+
+    /// Whether its result was a failure that is given up.
+    pub(crate) fn had(&self, custom_id: &str) -> bool {
+        self.dropped.contains(&hash_id(custom_id))
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -149,6 +156,7 @@ fn read_journal(file: File, left: &mut Left) -> io::Result<()> {
 fn note(text: &str, left: &mut Left) -> Result<(), ()> {
     let written = output::read(text).ok_or(())?;
     if written.failed && left.drops_failed {
+        left.done.dropped.insert(hash_id(&written.custom_id));
         return Ok(());
     }
     left.done.failed += u64::from(written.failed);

@@ -51,7 +51,7 @@ pub struct Summary {
     pub left: u64,
     /// Of the results, those that were there before.
     pub resumed: u64,
-    /// Lines that an earlier run had sent when it was killed, and that were sent again.
+    /// Lines that an earlier run had sent without getting their result, and that were sent again.
     pub cut_off: u64,
     /// Lines that could not be sent (`--skip-bad`); they count as failed.
     pub bad: u64,
@@ -100,7 +100,8 @@ impl fmt::Display for Summary {
             write!(f, "\nwhat failed says why in its line of the output; --retry-failed sends it again")?;
         }
         if self.cut_off > 0 {
-            write!(f, "\n{} lines had been sent when an earlier run was killed; they were sent again", self.cut_off)?;
+            let cut_off = self.cut_off;
+            write!(f, "\n{cut_off} lines were sent again: an earlier run had sent them and ended before their result")?;
         }
         if self.bad > 0 {
             write!(f, "\n{} bad lines were not sent; they are among the failed", self.bad)?;

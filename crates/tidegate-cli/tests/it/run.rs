@@ -112,6 +112,8 @@ fn what_failed_is_sent_again_when_that_is_asked_for() {
     assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(3), &0.into()));
     let ended = go(&place, &upstream, &["--retry-failed"]);
     assert_eq!((ended.code, &summary(&ended)["attempts"], &summary(&ended)["done"]), (Some(0), &2.into(), &10.into()));
+    // They had their answers: nothing was cut off.
+    assert_eq!(summary(&ended)["cut_off"], 0);
     assert!(results(&place.path().join("out.jsonl")).values().all(|count| *count == 1));
 }
 
