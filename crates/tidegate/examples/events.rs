@@ -14,7 +14,9 @@ async fn log(mut events: Events) {
     loop {
         match events.recv().await {
             Ok(event) => match &*event {
-                Event::AttemptFailed { call, attempt, kind, .. } => tracing::warn!(%call, attempt, ?kind, "attempt failed"),
+                Event::AttemptFailed { call, attempt, kind, .. } => {
+                    tracing::warn!(%call, attempt, ?kind, "attempt failed")
+                }
                 Event::RetryScheduled { call, delay, .. } => tracing::info!(%call, ?delay, "will be tried again"),
                 Event::StateChanged { breaker, from, to } => tracing::info!(%breaker, ?from, ?to, "state changed"),
                 event => tracing::debug!(?event),
