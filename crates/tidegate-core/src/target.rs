@@ -21,6 +21,8 @@ use crate::time::Time;
 pub(crate) struct Learned {
     pub(crate) dimension: Dimension,
     pub(crate) meter: u32,
+    /// Headers tell it; else only refusals do, who have no reason to as long as it is kept.
+    pub(crate) by_headers: bool,
     /// When a reply last told it.
     pub(crate) told_at: Time,
     /// Replies since that told other limits and not this one.

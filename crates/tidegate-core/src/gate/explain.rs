@@ -41,6 +41,9 @@ pub struct Explanation {
     pub waited_ms: f64,
     /// When coming back makes sense; absent where nothing is known.
     pub retry_after_ms: Option<f64>,
+    /// The error class of the upstream's answer that it waits after; absent where it waits for its first attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<&'static str>,
     /// The breaker's state then.
     pub breaker: &'static str,
     /// Every limit that it had to fit, as it stood then; the one with the longest wait binds.
@@ -78,6 +81,7 @@ pub struct LimitThen {
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     at: Time,
+    after: Option<&'static str>,
     breaker: &'static str,
     limits: SmallVec<[LimitThen; 4]>,
     ahead: [usize; 3],
@@ -88,7 +92,8 @@ impl Gate {
     /// What is known of the call: of one that waits now, or of the newest with this id that was held for a second or refused.
     #[must_use]
     pub fn explain(&self, call: &str) -> Option<Explanation> {
-        let waiting = self.entries.iter().position(|entry| entry.state == State::Waiting && &*entry.id == call);
+        let waits = |state| matches!(state, State::Waiting | State::BackingOff);
+        let waiting = self.entries.iter().position(|entry| waits(entry.state) && &*entry.id == call);
         if let Some(at) = waiting {
             let ticket = Ticket { index: at as u32, generation: self.entries[at].generation };
             let held = self.entries[at].held.clone()?;
@@ -103,6 +108,12 @@ impl Gate {
             let held = self.held_now(ticket, binding);
             self.entries[ticket.index()].held = Some(Box::new(held));
         }
+    }
+
+    /// A call is about to wait because of what the upstream answered.
+    pub(super) fn note_backing_off(&mut self, ticket: Ticket, after: &'static str) {
+        let held = self.held_now(ticket, None);
+        self.entries[ticket.index()].held = Some(Box::new(Held { after: Some(after), ..held }));
     }
 
     fn held_now(&self, ticket: Ticket, binding: Option<u32>) -> Held {
@@ -132,6 +143,7 @@ impl Gate {
             .collect();
         Held {
             at: self.clock,
+            after: None,
             breaker: target.breaker.state().name(),
             limits,
             ahead: self.queue.waiting,
@@ -148,7 +160,8 @@ impl Gate {
     ) -> Explanation {
         let entry = &self.entries[ticket.index()];
         let route = &self.routes[entry.route];
-        let waits = if entry.state == State::Waiting { self.clock.since(entry.waits_since) } else { Duration::ZERO };
+        let is_waiting = matches!(entry.state, State::Waiting | State::BackingOff);
+        let waits = if is_waiting { self.clock.since(entry.waits_since) } else { Duration::ZERO };
         Explanation {
             call: entry.id.clone(),
             outcome,
@@ -158,6 +171,7 @@ impl Gate {
             at: held.at,
             waited_ms: entry.waited.saturating_add(waits).as_secs_f64() * 1e3,
             retry_after_ms: retry_after.map(|after| after.as_secs_f64() * 1e3),
+            after: held.after,
             breaker: held.breaker,
             limits: held.limits.to_vec(),
             ahead: Priority::ALL.iter().map(|class| (class.name(), held.ahead[class.index()])).collect(),

@@ -13,6 +13,8 @@ use crate::time::Time;
 
 /// Replies in a row that tell limits and do not mention one of those learned, before that one is forgotten.
 const UNTOLD_REPLIES: u32 = 16;
+/// A limit that refusals told is kept for so long after the last of them, and a day's for a day.
+const UNREFUSED_MICROS: u64 = 3_600_000_000;
 /// Calls sent within so long of each other were counted by the server in any order …
 const TOGETHER_MICROS: u64 = 100_000;
 /// … and while nothing was known there were at most so many besides the first.
@@ -37,22 +39,25 @@ impl Gate {
         self.forget_untold(target, limits);
     }
 
-    /// A limit that reply after reply does not mention any more was a mistake, or is gone.
+    /// A limit that headers told, and do not mention any more in reply after reply, was a mistake, or is gone. One that only
+    /// refusals told may have risen since: after long it is tried without.
     fn forget_untold(&mut self, target: u32, limits: &ServerLimits) {
-        if limits.0.is_empty() {
-            return;
-        }
+        let now = self.clock;
         let mut gone = smallvec::SmallVec::<[u32; 2]>::new();
         self.targets[target].learned.retain(|learned| {
-            if limits.0.iter().any(|told| told.dimension == learned.dimension) {
+            let is_told = limits.0.iter().any(|told| told.dimension == learned.dimension);
+            if is_told {
                 learned.missed = 0;
-                return true;
+            } else if learned.by_headers && !limits.0.is_empty() {
+                learned.missed += 1;
             }
-            learned.missed += 1;
-            if learned.missed >= UNTOLD_REPLIES {
+            let kept_for = learned.dimension.period_micros().unwrap_or(0).max(UNREFUSED_MICROS);
+            let is_old = !learned.by_headers && now.micros_since(learned.told_at) > kept_for;
+            let is_gone = learned.missed >= UNTOLD_REPLIES || is_old;
+            if is_gone {
                 gone.push(learned.meter);
             }
-            learned.missed < UNTOLD_REPLIES
+            !is_gone
         });
         if !gone.is_empty() {
             self.targets[target].version = self.targets[target].version.wrapping_add(1);
@@ -107,6 +112,7 @@ impl Gate {
             Some(at) => {
                 let learned = &mut self.targets[target].learned[at];
                 learned.told_at = now;
+                learned.by_headers = true;
                 let id = learned.meter;
                 self.ledger.meters[id].told(now);
                 let note = notes.iter().find(|note| note.meter == id).copied();
@@ -192,6 +198,7 @@ impl Gate {
         entry.learned.push(Learned {
             dimension: told.dimension,
             meter,
+            by_headers: !is_refusal,
             told_at: now,
             missed: 0,
             moves: 0,

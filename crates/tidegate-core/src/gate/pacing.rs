@@ -109,6 +109,9 @@ impl Gate {
         for note in notes.iter().filter(|note| self.is_of(note, &numbers)).copied().collect::<Vec<_>>() {
             is_known = true;
             self.correct(note, sent_at, remaining, true);
+            if let Some(learned) = self.targets[target].learned.iter_mut().find(|learned| learned.meter == note.meter) {
+                learned.told_at = self.clock;
+            }
         }
         if is_known || !self.targets[target].learn_limits {
             return is_known;

@@ -283,9 +283,11 @@ impl Gate {
         }
         let not_before = now + delay;
         let entry = &mut self.entries[ticket.index()];
-        entry.state = State::BackingOff;
         entry.previous_delay = delay;
         entry.waits_since = now;
+        self.note_backing_off(ticket, fault.kind.error_class());
+        let entry = &mut self.entries[ticket.index()];
+        entry.state = State::BackingOff;
         let (call, attempt) = (entry.id.clone(), entry.attempts);
         self.set_timer(not_before, Timer::BackOff(ticket));
         self.emit(|| Event::RetryScheduled { call, attempt, delay });

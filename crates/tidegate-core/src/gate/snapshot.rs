@@ -85,6 +85,13 @@ struct KeptLimit {
     /// When, in microseconds of the driver's clock. Absent: when it was kept.
     #[serde(default)]
     told_at_micros: Option<u64>,
+    /// Whether headers told it. Absent: they did.
+    #[serde(default = "yes")]
+    by_headers: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// A pace that was found out.
@@ -164,7 +171,7 @@ impl Gate {
                     .filter_map(|learned| {
                         let told_at_micros = Some(learned.told_at.as_micros());
                         let meter = KeptMeter::whole(&self.ledger.meters[learned.meter])?;
-                        Some(KeptLimit { meter, told_at_micros })
+                        Some(KeptLimit { meter, told_at_micros, by_headers: learned.by_headers })
                     })
                     .collect(),
                 paces: target
@@ -276,7 +283,16 @@ impl Gate {
             let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.meter.limit), now);
             limit.meter.put_into(&mut self.ledger.meters[meter], kept_at, now);
             self.ledger.meters[meter].told(told_at);
-            self.targets[id].learned.push(Learned { dimension, meter, told_at, missed: 0, moves: 0, early: None });
+            let by_headers = limit.by_headers;
+            self.targets[id].learned.push(Learned {
+                dimension,
+                meter,
+                by_headers,
+                told_at,
+                missed: 0,
+                moves: 0,
+                early: None,
+            });
         }
         self.targets[id].cold_start = None;
     }
@@ -299,7 +315,7 @@ impl KeptTarget {
                 dimension: dimension.name(),
                 limit: kept.meter.limit,
                 remaining: i64::try_from(level.min(i128::from(kept.meter.limit))).unwrap_or(0),
-                source: "headers",
+                source: if kept.by_headers { "headers" } else { "refusals" },
                 age_seconds: now.since(told_at).as_secs_f64(),
             })
         });

@@ -116,7 +116,7 @@ pub struct LearnedLimit {
     pub limit: u64,
     /// Units left as far as we know.
     pub remaining: i64,
-    /// `headers`, or `measured` where nothing tells it.
+    /// `headers`, `refusals` where only 429s tell it, or `measured` where nothing does.
     pub source: &'static str,
     /// Seconds since a reply last told it; of a measured one, since it was last refused or raised.
     pub age_seconds: f64,
@@ -219,7 +219,7 @@ impl Gate {
                         dimension: learned.dimension.name(),
                         limit: meters[learned.meter].limit(),
                         remaining: meters[learned.meter].level(),
-                        source: "headers",
+                        source: if learned.by_headers { "headers" } else { "refusals" },
                         age_seconds: clock.since(learned.told_at).as_secs_f64(),
                     })
                     .chain(target.paces.iter().filter(|paced| paced.pace.is_active() && paced.pace.is_guess()).map(

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tidegate_core::call::{Call, Priority};
 use tidegate_core::event::{Event, Whose};
+use tidegate_core::fault::{Fault, FaultKind};
 use tidegate_core::gate::Output;
 use tidegate_core::limit::{Dimension, Mode, Scope};
+use tidegate_core::outcome::{Ending, Outcome};
 
 use crate::support::*;
 
@@ -64,6 +66,22 @@ fn a_wait_is_explained_by_who_was_ahead_while_it_lasts_and_after() {
     assert_eq!(after.outcome, "granted");
     assert!(after.waited_ms >= 1000.0, "{}", after.waited_ms);
     assert_eq!((after.ahead, after.limits), (waiting.ahead, waiting.limits));
+}
+
+#[test]
+fn a_wait_after_a_refusal_of_the_upstream_is_explained_by_it() {
+    let mut bench = Bench::with_limits(Vec::new());
+    let ticket = bench.admit(named("refused-there", call("ada", 10)));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.wait = Some(Duration::from_secs(3));
+    bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    bench.run_for(Duration::from_secs(2));
+    let now = bench.gate.explain("refused-there").unwrap();
+    assert_eq!((now.outcome, now.after), ("waiting", Some("rate_limit_exceeded")));
+    bench.run_for(Duration::from_secs(2));
+    let then = bench.gate.explain("refused-there").unwrap();
+    assert_eq!((then.outcome, then.after), ("granted", Some("rate_limit_exceeded")));
+    assert!((3000.0..=3100.0).contains(&then.waited_ms), "{}", then.waited_ms);
 }
 
 #[test]

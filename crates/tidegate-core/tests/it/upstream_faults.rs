@@ -374,6 +374,27 @@ fn a_limit_that_replies_no_longer_mention_binds_no_more() {
 }
 
 #[test]
+fn a_limit_that_only_refusals_tell_is_kept_for_an_hour_after_the_last_of_them() {
+    let mut bench = Bench::new(learning());
+    let refused = bench.admit(call("ada", 1));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.numbers = Some(LimitNumbers { dimension: Some(TPM), limit: 6000, used: Some(6000), requested: Some(1) });
+    bench.settle(refused, &Outcome::of(Ending::Failed(fault)));
+    let reply = |bench: &mut Bench| {
+        bench.run_for(Duration::from_secs(60));
+        let ticket = bench.admit(call("ada", 1));
+        let told = ServerLimit { dimension: RPM, limit: 1000, remaining: Some(999) };
+        bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+        bench.succeed(ticket, 1);
+        let learned = bench.gate.status(bench.now).learned[0].limits.clone();
+        learned.iter().map(|limit| (limit.dimension, limit.source)).collect::<Vec<_>>()
+    };
+    let both = [("tokens_per_minute", "refusals"), ("requests_per_minute", "headers")];
+    assert!((0..59).all(|_| reply(&mut bench) == both));
+    assert_eq!((reply(&mut bench), reply(&mut bench)).1, both[1..]);
+}
+
+#[test]
 fn a_strategy_for_rate_limits_is_obeyed_and_bounded() {
     let mut policy = policy(Vec::new());
     let strategy = tidegate_core::config::RetryStrategyConfig { max_attempts: Some(2), ..Default::default() };

@@ -2,6 +2,7 @@
 
 use tidegate_core::call::{Priority, WhenOpen};
 use tidegate_core::config::{Policy, QueueConfig, TokenCharge};
+use tidegate_core::limit::Dimension;
 use tidegate_core::time::Time;
 
 use super::upstream::{Charges, Rules, Tells, Waits};
@@ -95,6 +96,15 @@ fn a_limit_that_nobody_tells_is_measured() {
     let rules = Rules { quantum: Some(1.0), ..told(Tells::Nothing) };
     let report = run("no headers, 1 s quantum", Scenario { tokens: 200, ..with(rules) });
     assert!(report.utilisation() >= 0.95 && report.met_429s * 200 <= report.done);
+}
+
+#[test]
+fn a_limit_that_headers_leave_out_is_known_from_its_first_refusal() {
+    let hides = |dimension| Rules { hides: Some(dimension), ..Rules::default() };
+    holds("headers tell requests only", with(hides(Dimension::TokensPerMinute)), 0.99, 5);
+    let rules = Rules { rpd: Some((10_000.0, 500.0)), ..hides(Dimension::RequestsPerDay) };
+    let report = run("500 requests left of a day, not told", Scenario { seconds: 3600, ..with(rules) });
+    assert!(report.met_429s <= 10 && report.done >= 499, "{} of {}", report.met_429s, report.done);
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub(super) struct Rules {
     /// Until when.
     pub(super) quantum_until: f64,
     pub(super) tells: Tells,
+    /// Headers are silent of this dimension; a 429 is not.
+    pub(super) hides: Option<Dimension>,
     pub(super) waits: Waits,
     pub(super) charges: Charges,
     pub(super) refused_count: bool,
@@ -82,6 +84,7 @@ impl Default for Rules {
             quantum: None,
             quantum_until: f64::INFINITY,
             tells: Tells::Headers(1.0),
+            hides: None,
             waits: Waits::Told,
             charges: Charges::Input,
             refused_count: true,
@@ -282,6 +285,7 @@ impl Upstream {
             }),
             Tells::Nothing | Tells::In429s => None,
         };
-        ServerLimits(self.told.iter().filter_map(told).collect())
+        let is_shown = |bucket: &&Bucket| self.rules.hides != Some(bucket.dimension);
+        ServerLimits(self.told.iter().filter(is_shown).filter_map(told).collect())
     }
 }
