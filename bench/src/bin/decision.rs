@@ -87,7 +87,7 @@ fn gate(algorithm: Algorithm, count: u64) {
             request_type: RequestType::Chat,
             tenant: "acme".into(),
         },
-        cost: Cost { input_tokens: 250, max_output_tokens: Some(200), images: 0, declared_tokens: 0 },
+        cost: Cost { input_tokens: 250, max_output_tokens: Some(200), choices: 1, images: 0, declared_tokens: 0 },
         priority: Priority::Normal,
         start_by: Time::NEVER,
         end_by: Time::NEVER,

@@ -138,7 +138,7 @@ impl Gate {
         let mirror = target.charge_rule.charge(cost, capacity.unwrap_or(u64::MAX));
         let typical = match cost.max_output_tokens {
             Some(max) => max,
-            None => target.typical_output.expected(route.tenant_hash, route.subject.request_type),
+            None => cost.output_or(target.typical_output.expected(route.tenant_hash, route.subject.request_type)),
         };
         let mut amounts = Amounts::new(cost, typical, mirror);
         if own_request_charged {

@@ -83,10 +83,10 @@ impl Gate {
                 let request_type = self.request_type(route);
                 let entry = &self.entries[ticket.index()];
                 let (reserved, has_ceiling) = (entry.amounts.own_tokens, entry.cost.max_output_tokens.is_some());
-                let tenant = self.routes[route].tenant_hash;
+                let (tenant, choices) = (self.routes[route].tenant_hash, entry.cost.choices.max(1));
                 let target = &mut self.targets[target];
                 if !has_ceiling {
-                    target.typical_output.wrote(tenant, request_type, usage.output_tokens);
+                    target.typical_output.wrote(tenant, request_type, usage.output_tokens / choices);
                 }
                 target.reserved.tokens = target.reserved.tokens.saturating_add(reserved);
                 target.reserved.error = target.reserved.error.saturating_add(reserved.abs_diff(usage.total()));

@@ -188,7 +188,7 @@ impl TokenCharge {
 
 fn by_rule(rule: TokenCharge, cost: &Cost) -> u64 {
     let input = cost.input_tokens;
-    let max = cost.max_output_tokens.unwrap_or(DEFAULT_MAX_OUTPUT);
+    let max = cost.output_or(DEFAULT_MAX_OUTPUT);
     match rule {
         TokenCharge::InputPlusMax => input.saturating_add(max),
         TokenCharge::Max => input.max(max),
@@ -200,7 +200,8 @@ fn by_rule(rule: TokenCharge, cost: &Cost) -> u64 {
 mod tests {
     use super::*;
 
-    const COST: Cost = Cost { input_tokens: 100, max_output_tokens: Some(1000), images: 0, declared_tokens: 0 };
+    const COST: Cost =
+        Cost { input_tokens: 100, max_output_tokens: Some(1000), choices: 1, images: 0, declared_tokens: 0 };
 
     fn learn(upstream: impl Fn(&Cost) -> i64) -> ChargeRule {
         let mut rule = ChargeRule::new(TokenCharge::Learned);
@@ -235,5 +236,13 @@ mod tests {
     fn a_configured_rule_needs_no_confirmation() {
         assert_eq!(ChargeRule::new(TokenCharge::Max).charge(&COST, 10_000), (1000, 1000));
         assert_eq!(ChargeRule::new(TokenCharge::Input).charge(&COST, 10_000), (100, 100));
+    }
+
+    #[test]
+    fn a_ceiling_that_is_left_out_counts_for_each_answer_asked_for() {
+        let cost = |choices| Cost { max_output_tokens: None, choices, ..COST };
+        assert_eq!(by_rule(TokenCharge::InputPlusMax, &cost(3)), 100 + 3 * 16);
+        assert_eq!(by_rule(TokenCharge::Max, &cost(10)), 160);
+        assert_eq!(by_rule(TokenCharge::InputPlusMax, &cost(0)), 116);
     }
 }

@@ -146,6 +146,7 @@ pub fn estimate(request: &Request<'_>, calibration: &Calibration) -> Cost {
             Some(0)
         },
         images: request.images,
+        choices: request.choices,
         declared_tokens: 0,
     }
 }

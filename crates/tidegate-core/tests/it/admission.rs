@@ -216,6 +216,26 @@ fn shadow_mode_counts_what_it_would_have_held_and_holds_nothing() {
 }
 
 #[test]
+fn several_answers_at_once_are_expected_to_be_as_long_as_as_many_calls() {
+    let mut bench = Bench::with_limits(vec![limit("own", &[], &[(TPM, 100_000)])]);
+    let asking = |choices| {
+        let mut asking = call("ada", 100);
+        (asking.cost.max_output_tokens, asking.cost.choices) = (None, choices);
+        asking
+    };
+    for _ in 0..20 {
+        let ticket = bench.admit(asking(4));
+        let usage = Some(tidegate_core::cost::Usage { input_tokens: 100, output_tokens: 4 * 500 });
+        bench.settle(ticket, &Outcome { usage, ..success(0) });
+    }
+    bench.run_for(Duration::from_secs(120));
+    bench.admit(asking(3));
+    assert_eq!(bench.remaining("own", TPM), 100_000 - 100 - 3 * 500);
+    bench.admit(asking(0));
+    assert_eq!(bench.remaining("own", TPM), 100_000 - 100 - 3 * 500 - 600);
+}
+
+#[test]
 fn idle_levels_are_forgotten() {
     let mut bench = Bench::with_limits(vec![bucket("each", &[Scope::User], &[(RPM, 60)])]);
     for user in 0..5000 {

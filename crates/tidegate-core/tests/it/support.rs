@@ -26,7 +26,7 @@ pub(crate) fn call(user: &str, tokens: u64) -> Call {
             request_type: RequestType::Chat,
             tenant: user.into(),
         },
-        cost: Cost { input_tokens: tokens, max_output_tokens: Some(0), images: 0, declared_tokens: 0 },
+        cost: Cost { input_tokens: tokens, max_output_tokens: Some(0), choices: 1, images: 0, declared_tokens: 0 },
         priority: Priority::Normal,
         start_by: Time::NEVER,
         end_by: Time::NEVER,
