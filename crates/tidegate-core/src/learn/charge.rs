@@ -1,7 +1,8 @@
 //! Decides by which rule an upstream charges tokens when it admits.
 //!
-//! One shadow level per rule runs beside the real one. The rule whose shadow predicts the replies' `remaining` with the
-//! smallest error over 16 replies is in force, ties to the dearer. Until then the charge is cautious.
+//! One shadow level per rule runs beside the real one. The rule whose shadow is right about the replies' `remaining` on balance
+//! over 16 replies is in force, ties to the dearer. Until then the charge is cautious. Errors are summed with their signs: that
+//! calls overtake one another cancels out, while a wrong rule is wrong in one direction each time.
 
 use crate::config::TokenCharge;
 use crate::cost::{Cost, Usage};
@@ -11,6 +12,10 @@ use crate::time::Time;
 const REPLIES: u32 = 16;
 /// The rules, dearest first, so that a tie goes to the dearer.
 const RULES: [TokenCharge; 4] = [TokenCharge::InputPlusMax, TokenCharge::Max, TokenCharge::Usage, TokenCharge::Input];
+/// A rule in force gives way to one whose error is less than one part in so many of its own.
+const CLEARLY: u64 = 2;
+/// Of the errors so far, one part in so many is forgotten each time.
+const FORGETS_PART: i64 = 8;
 /// Output that OpenAI assumed where no ceiling is given (measured in 2024).
 const DEFAULT_MAX_OUTPUT: u64 = 16;
 
@@ -21,7 +26,8 @@ pub(crate) type Predictions = [(i64, i64); 4];
 struct Shadow {
     level: i64,
     fix: i64,
-    error: u64,
+    /// Sum of the errors, with their signs.
+    error: i64,
 }
 
 /// Finds out the rule of one account and model group.
@@ -132,19 +138,26 @@ impl ChargeRule {
         for (shadow, (seen, fix)) in self.shadows.iter_mut().zip(predictions) {
             let expect = seen.saturating_add(shadow.fix.saturating_sub(fix));
             let error = remaining.saturating_sub(expect);
-            shadow.error = shadow.error.saturating_add(error.unsigned_abs());
+            shadow.error = shadow.error.saturating_add(error);
             shadow.level = shadow.level.saturating_add(error);
             shadow.fix = shadow.fix.saturating_add(error);
         }
         self.replies += 1;
         if self.replies >= REPLIES {
             self.replies = 0;
-            let best = (0..RULES.len()).min_by_key(|at| self.shadows[*at].error);
-            self.confirmed = best.map(|at| RULES[at]);
+            self.confirmed = self.best();
             for shadow in &mut self.shadows {
-                shadow.error = 0;
+                shadow.error -= shadow.error / FORGETS_PART;
             }
         }
+    }
+
+    /// The rule with the smallest error; the one in force, unless another is clearly nearer.
+    fn best(&self) -> Option<TokenCharge> {
+        let error = |at: usize| self.shadows[at].error.unsigned_abs();
+        let best = (0..RULES.len()).min_by_key(|at| error(*at))?;
+        let in_force = RULES.iter().position(|rule| Some(*rule) == self.confirmed);
+        Some(RULES[in_force.filter(|at| error(*at) / CLEARLY <= error(best)).unwrap_or(best)])
     }
 
     /// A refusal says what the upstream counted for a call: a rule to go by until replies confirm one. It cannot tell `usage`
