@@ -21,6 +21,33 @@ async fn a_caller_that_leaves_a_stream_cancels_the_upstreams_work() {
 }
 
 #[tokio::test]
+async fn a_stream_that_breaks_off_is_charged_what_was_seen_and_counts_against_the_upstream() {
+    let (gateway, upstream) = scripted_with(|config| {
+        config.policy.limits.push(team_limit(1000));
+        config.policy.breaker.failure_threshold = 1;
+    })
+    .await;
+    let mut client = client(&gateway).await;
+    let asked = CHAT_STREAM.replace("}]}", "}],\"max_tokens\":400}");
+    client.post("/v1/chat/completions", "", &asked).await;
+    let (mut peer, _) = upstream.request().await;
+    let left = || gateway.driver().with(|gate, now| gate.status(now).limits[0].meters[0].remaining);
+    let reserved = 1000 - left();
+    assert!(reserved > 400, "{reserved}");
+    peer.begin_stream().await;
+    for _ in 0..10 {
+        peer.chunk(EVENT).await;
+    }
+    client.head().await;
+    drop(peer);
+    idle(&gateway).await;
+    let charged = 1000 - left();
+    assert!((5..60).contains(&charged), "the input and twenty letters, not {charged} of {reserved}");
+    let breakers = gateway.driver().with(|gate, now| gate.status(now)).breakers;
+    assert_eq!(breakers[0].state, "open");
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_before_the_reply_cancels_the_upstreams_work() {
     let (gateway, upstream) = scripted().await;
     let mut client = client(&gateway).await;
