@@ -297,6 +297,27 @@ async fn a_refusal_is_explained_by_the_id_that_the_caller_was_told() {
 }
 
 #[tokio::test]
+async fn a_wait_after_a_429_is_explained_while_it_lasts_and_after() {
+    let (gateway, upstream) = scripted().await;
+    let mut client = client(&gateway).await;
+    client.post("/v1/chat/completions", "x-tidegate-id: held\r\n", CHAT).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("429 Too Many Requests", "retry-after: 30\r\n", "{\"error\":{\"code\":\"rate_limit_exceeded\"}}").await;
+    let explained = async || {
+        let reply = call_admin(&gateway, &get("/admin/v1/explain/held", "authorization: Bearer operator\r\n")).await;
+        let told: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        (told["outcome"].as_str().map(str::to_owned), told["after"].as_str().map(str::to_owned))
+    };
+    let is = |outcome: &str| (Some(outcome.to_owned()), Some("rate_limit_exceeded".to_owned()));
+    within(async { while explained().await != is("waiting") {} }).await;
+    let_pass(Duration::from_secs(31)).await;
+    peer.message(false).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(client.message(false).await.status(), 200);
+    assert_eq!(explained().await, is("granted"));
+}
+
+#[tokio::test]
 async fn a_gateway_that_would_call_itself_does_not_start() {
     // Its port is known only once it listens: one is found first, and given back.
     let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -76,7 +76,7 @@ fn a_minute_that_is_enforced_by_the_second_is_found_out_and_paced() {
     let report = run("1 s quantum, calls of 1.3 to 4 s' worth", large());
     assert!(report.utilisation() >= 0.93 && report.met_429s <= 5, "{} at {:?}", report.utilisation(), report.met_at);
     let report = run("1 s quantum, others take 40 %", Scenario { others: 0.4, ..small(over(1.0)) });
-    assert!(report.utilisation() >= 0.99 && report.met_429s as f64 <= 0.025 * report.done as f64);
+    assert!(report.utilisation() >= 0.99 && report.met_429s as f64 <= 0.02 * report.done as f64);
 }
 
 #[test]
