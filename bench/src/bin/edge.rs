@@ -35,6 +35,8 @@ struct Row {
     name: &'static str,
     /// Keys of the scenario, above its tables.
     top: &'static str,
+    /// Where a 429 says how long to wait.
+    waits: &'static str,
     /// Keys of the model.
     model: &'static str,
     /// Tables after it; `{n}` stands for a fraction of the run in seconds, as `{0.5}`.
@@ -51,6 +53,7 @@ struct Row {
 const PLAIN: Row = Row {
     name: "limit told by headers",
     top: "",
+    waits: "both",
     model: "",
     tables: "",
     moves: &[],
@@ -65,17 +68,22 @@ fn rows() -> Vec<Row> {
     vec![
         PLAIN,
         Row { name: "halved after 1/3, back after 2/3", moves: &[(0.333, 0.5), (0.667, 1.0)], ..PLAIN },
+        Row { name: "doubled after 1/3, back after 2/3", moves: &[(0.333, 2.0), (0.667, 1.0)], ..PLAIN },
         Row { name: "unseen tenants take 40 %", tables: others, ..PLAIN },
         Row { name: "enforced by the second", model: "quantum = '1s'", ..PLAIN },
+        Row { name: "enforced by the second, wait in the message", model: "quantum = '1s'", waits: "none", ..PLAIN },
+        Row { name: "enforced by the second, others 40 %", model: "quantum = '1s'", tables: others, ..PLAIN },
         Row { name: "no headers", top: "headers = false", ..PLAIN },
         Row { name: "unreadable headers", tables: "[[fault]]\nkind = 'garbage_headers'\n", ..PLAIN },
         Row { name: "random headers", tables: "[[fault]]\nkind = 'random_headers'\n", ..PLAIN },
         Row { name: "headers tell twice the truth", top: "told_factor = 2.0", ..PLAIN },
         Row { name: "headers tell half the truth", top: "told_factor = 0.5", ..PLAIN },
         Row { name: "charges input + max", model: "charge = 'input_plus_max'", ..PLAIN },
+        Row { name: "charges the larger of input and max", model: "charge = 'max'", ..PLAIN },
         Row { name: "charges real use", model: "charge = 'usage'", ..PLAIN },
         Row { name: "refused calls not counted, others 40 %", top: "refused_count = false", tables: others, ..PLAIN },
         Row { name: "300 requests left of the day", model: "rpd = 300\nrpd_in_headers = true", ..PLAIN },
+        Row { name: "the same, headers silent of the day", model: "rpd = 300", ..PLAIN },
         Row { name: "all at once after an idle time", idle: (0.2, 0.5), ..PLAIN },
         Row { name: "50 interactive callers beside a batch job", interactive: 50, ..PLAIN },
         Row {
@@ -141,8 +149,9 @@ fn scenario(row: &Row, factor: f64, seconds: f64) -> Result<Scenario, Failure> {
         tables.replace_range(from..=to, &format!("{}ms", (share * seconds * 1e3) as u64));
     }
     let text = format!(
-        "keep_default_models = false\nretry_after = 'both'\n{}\n[latency]\nfirst_token = '150ms'\nsigma = 0.3\n\
+        "keep_default_models = false\nretry_after = '{}'\n{}\n[latency]\nfirst_token = '150ms'\nsigma = 0.3\n\
          tokens_per_second = 400.0\n[output]\nmedian = 20\nsigma = 0.3\nmax = 60\n[model.m]\nrpm = 100000\ntpm = {}\n{}\n{tables}",
+        row.waits,
         row.top,
         (TPM * factor) as u64,
         row.model
