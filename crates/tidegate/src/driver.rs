@@ -16,6 +16,7 @@ use tidegate_core::event::{Event, Interest};
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc};
 
 use crate::clock::Clock;
@@ -62,6 +63,8 @@ struct State {
     timer_at: Time,
     /// Taken out under the lock, woken outside of it.
     to_wake: Vec<Waker>,
+    /// False when the timer has ended with its runtime: whoever waits next starts another.
+    has_timer: bool,
 }
 
 /// Where the decision on one call is left for the task that awaits it.
@@ -74,6 +77,8 @@ enum Seat {
 
 impl Driver {
     /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
+    ///
+    /// Its timer runs on this runtime; when that ends, on that of the next call that waits.
     ///
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
@@ -93,17 +98,22 @@ impl Driver {
 
     /// The same, which tells what happens to the subscribers of `events`.
     pub(crate) fn telling(gate: Gate, events: broadcast::Sender<Arc<Event>>) -> Self {
-        let sooner = Arc::new(Notify::new());
         let inner = Arc::new(Inner {
-            state: Mutex::new(State { gate, seats: Vec::new(), timer_at: Time::NEVER, to_wake: Vec::new() }),
+            state: Mutex::new(State {
+                gate,
+                seats: Vec::new(),
+                timer_at: Time::NEVER,
+                to_wake: Vec::new(),
+                has_timer: true,
+            }),
             clock: Clock::start(),
-            sooner: sooner.clone(),
+            sooner: Arc::default(),
             events,
             notable: broadcast::channel(EVENTS_KEPT).0,
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
-        tokio::spawn(run_timer(Arc::downgrade(&inner), sooner, inner.clock));
+        tokio::spawn(run_timer(Timer::of(&inner)));
         Self(inner)
     }
 
@@ -278,8 +288,22 @@ impl Inner {
         Permit::new(self.clone(), ticket, attempt, queued_for)
     }
 
-    /// Takes the decision on a call, or leaves the waker for it.
-    fn take(
+    /// Takes the decision on a call, or leaves the waker for it. Who waits sees to it that there is a timer to wake him.
+    fn take(self: &Arc<Self>, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
+        let mut state = self.lock();
+        let decided = self.decided(&mut state, ticket, context);
+        let lacks_timer = decided.is_pending() && !std::mem::replace(&mut state.has_timer, true);
+        drop(state);
+        if lacks_timer {
+            match Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(run_timer(Timer::of(self)))),
+                Err(_) => self.lock().has_timer = false,
+            }
+        }
+        decided
+    }
+
+    fn decided(
         self: &Arc<Self>,
         state: &mut State,
         ticket: Ticket,
@@ -315,6 +339,15 @@ impl State {
         }
     }
 
+    /// Wakes everybody who waits, to look for himself.
+    fn wake_all(&mut self) {
+        for (_, seat) in self.seats.iter_mut().flatten() {
+            if let Seat::Waits(waker) = seat {
+                self.to_wake.extend(waker.take());
+            }
+        }
+    }
+
     /// Takes what was left for a call.
     fn leave_seat(&mut self, ticket: Ticket) -> Option<Seat> {
         let here = self.seats.get_mut(ticket.index())?;
@@ -323,12 +356,39 @@ impl State {
     }
 }
 
-async fn run_timer(inner: Weak<Inner>, sooner: Arc<Notify>, clock: Clock) {
+/// What the timer's task holds. A driver outlives the runtime that it was made on, as one in a `static` does that several
+/// tests use: the task then ends with that runtime, and those who wait on another must hear of it.
+struct Timer {
+    inner: Weak<Inner>,
+    sooner: Arc<Notify>,
+    clock: Clock,
+}
+
+impl Timer {
+    fn of(inner: &Arc<Inner>) -> Self {
+        Self { inner: Arc::downgrade(inner), sooner: inner.sooner.clone(), clock: inner.clock }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let mut state = inner.lock();
+        state.has_timer = false;
+        // After a panic of the core nobody is woken, lest it come again at once: the next call starts the timer.
+        if !std::thread::panicking() {
+            state.wake_all();
+        }
+        inner.finish(state);
+    }
+}
+
+async fn run_timer(timer: Timer) {
     loop {
         let due = {
-            let Some(inner) = inner.upgrade() else { return };
+            let Some(inner) = timer.inner.upgrade() else { return };
             let mut state = inner.lock();
-            let now = clock.now();
+            let now = timer.clock.now();
             state.gate.advance(now);
             // From here on the timer knows what is due; `finish` tells it only of what is due sooner.
             state.timer_at = state.gate.wake_at().unwrap_or(Time::NEVER);
@@ -336,13 +396,13 @@ async fn run_timer(inner: Weak<Inner>, sooner: Arc<Notify>, clock: Clock) {
             inner.finish(state);
             due
         };
-        let told = sooner.notified();
+        let told = timer.sooner.notified();
         if due == Time::NEVER {
             told.await;
         } else {
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep_until(clock.instant(due)) => {}
+                () = tokio::time::sleep_until(timer.clock.instant(due)) => {}
             }
         }
     }
