@@ -150,6 +150,7 @@ pub struct GuardedBody<B> {
 impl<B: Body<Data = Bytes>> GuardedBody<B> {
     pub(crate) fn new(body: HeldBody<B>, watch: Watch, guard: Guard, input_tokens: u64) -> Self {
         let mut guarded = Self { body, watch, guard, input_tokens };
+        guarded.settle_if_over();
         if guarded.body.rest.is_none() {
             guarded.ended();
         }
@@ -190,6 +191,10 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
 
     fn saw(&mut self, piece: &Bytes) {
         self.watch.see(piece);
+        self.settle_if_over();
+    }
+
+    fn settle_if_over(&mut self) {
         // Clients close after the last event without waiting for the connection's own end: that is no leaving.
         if let Watch::Stream(meter) = &self.watch
             && meter.has_ended()
