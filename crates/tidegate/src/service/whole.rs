@@ -147,15 +147,16 @@ where
         };
         let fault = if request.is_some() { fault } else { for_good(fault) };
         match (next(permit, &fault), failed) {
-            (Next::Wait(waiting), failed) => {
+            (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
                 drop(failed);
                 permit = waiting.await?;
             }
-            (Next::GiveUp(_), Ok(response)) => {
+            (_, Ok(response)) => {
                 return finish::<S::Response>(response, Watch::Nothing, Guard::default(), call);
             }
             (Next::GiveUp(reason), Err(failure)) => return Err(failure.into_error(number, reason)),
+            (Next::Wait(_), Err(failure)) => return Err(failure.into_upstream()),
         }
     }
 }

@@ -1,0 +1,61 @@
+//! Layers around requests that cannot be made again, and around what panics.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{BodyExt, Full};
+use tidegate::{AsCall, Call, Fault, Retry, RetryConfig, RetryLayer, RetryStrategy, Tidegate, TidegateLayer};
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+
+/// Its body is a stream: it can be sent but once.
+#[derive(Debug)]
+struct Once;
+
+impl AsCall for Once {
+    async fn call(&self) -> Result<Call, BoxError> {
+        Ok(Call::of_openai("POST", "/v1/chat/completions", br#"{"model": "gpt-4o"}"#).with_id("test"))
+    }
+
+    fn again(&self) -> Option<Self> {
+        None
+    }
+}
+
+#[derive(Debug)]
+struct Always;
+
+impl RetryStrategy for Always {
+    fn should_retry(&self, _: &Fault, _: u32) -> bool {
+        true
+    }
+
+    fn delay(&self, _: u32) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+async fn answer(status: u16, body: &'static str) -> Result<Response<Full<Bytes>>, BoxError> {
+    Ok(Response::builder().status(status).body(Full::from(body))?)
+}
+
+const QUOTA: &str = r#"{"error": {"code": "insufficient_quota", "type": "insufficient_quota", "message": "x"}}"#;
+
+#[tokio::test(start_paused = true)]
+async fn the_reply_to_what_cannot_be_made_again_is_the_callers_whatever_the_rules_say() {
+    let mut config = RetryConfig::default();
+    config.retryable_errors.push("insufficient_quota".into());
+    for (status, body) in [(500, "down"), (429, QUOTA)] {
+        let whole = Tidegate::builder().retry(config.clone()).strategy("temporary_error", Always).build();
+        let service = TidegateLayer::new(whole).layer(service_fn(move |_: Once| answer(status, body)));
+        let reply = service.oneshot(Once).await.unwrap();
+        assert_eq!(reply.status().as_u16(), status);
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), body);
+
+        let retry = Retry::new(config.clone()).with_strategy("temporary_error", Always);
+        let service = RetryLayer::new(retry).layer(service_fn(move |_: Once| answer(status, body)));
+        let reply = service.oneshot(Once).await.unwrap();
+        assert_eq!(reply.status().as_u16(), status);
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), body);
+    }
+}
