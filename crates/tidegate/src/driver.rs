@@ -12,15 +12,15 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
-use tidegate_core::event::{Event, Interest};
+use tidegate_core::event::Interest;
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
-use crate::events::EVENTS_KEPT;
+use crate::events::{Events, Teller};
 
 pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
 
@@ -46,8 +46,8 @@ struct Inner {
     clock: Clock,
     /// Wakes the timer when something is due sooner than it knew.
     sooner: Arc<Notify>,
-    events: broadcast::Sender<Arc<Event>>,
-    notable: broadcast::Sender<Arc<Event>>,
+    events: Teller,
+    notable: Teller,
     /// Who answers demands for credit.
     demands: Mutex<Option<mpsc::UnboundedSender<Demand>>>,
     /// Held while the state is saved; true once a clean one has been.
@@ -93,11 +93,11 @@ impl Driver {
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
-        Self::telling(gate, broadcast::channel(EVENTS_KEPT).0)
+        Self::telling(gate, Teller::default())
     }
 
     /// The same, which tells what happens to the subscribers of `events`.
-    pub(crate) fn telling(gate: Gate, events: broadcast::Sender<Arc<Event>>) -> Self {
+    pub(crate) fn telling(gate: Gate, events: Teller) -> Self {
         let inner = Arc::new(Inner {
             state: Mutex::new(State {
                 gate,
@@ -109,7 +109,7 @@ impl Driver {
             clock: Clock::start(),
             sooner: Arc::default(),
             events,
-            notable: broadcast::channel(EVENTS_KEPT).0,
+            notable: Teller::default(),
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
@@ -199,7 +199,7 @@ impl Driver {
 
     /// Everything that happens from now on. A subscriber that falls behind misses events and is told how many; it never slows a call.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub fn subscribe(&self) -> Events {
         let receiver = self.0.events.subscribe();
         self.0.lock().gate.listen(self.0.interest());
         receiver
@@ -207,7 +207,7 @@ impl Driver {
 
     /// The same of what is out of the ordinary ([`Event::is_notable`]): a call that goes well at once costs nothing for it.
     #[must_use]
-    pub fn subscribe_notable(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub fn subscribe_notable(&self) -> Events {
         let receiver = self.0.notable.subscribe();
         self.0.lock().gate.listen(self.0.interest());
         receiver
@@ -221,10 +221,10 @@ impl Inner {
     }
 
     fn interest(&self) -> Interest {
-        match (self.events.receiver_count(), self.notable.receiver_count()) {
-            (0, 0) => Interest::Nothing,
-            (0, _) => Interest::Notable,
-            _ => Interest::Everything,
+        match (self.events.is_heard(), self.notable.is_heard()) {
+            (true, _) => Interest::Everything,
+            (false, true) => Interest::Notable,
+            (false, false) => Interest::Nothing,
         }
     }
 
@@ -245,9 +245,9 @@ impl Inner {
                 }
                 Output::Event(event) => {
                     let event = Arc::new(*event);
-                    let is_missed = event.is_notable() && self.notable.send(event.clone()).is_err();
+                    let is_missed = event.is_notable() && !self.notable.send(event.clone());
                     // Nobody listening is no failure; the gate is told to make no more than is asked for.
-                    if self.events.send(event).is_err() || is_missed {
+                    if !self.events.send(event) || is_missed {
                         state.gate.listen(self.interest());
                     }
                 }
