@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
-use crate::events::{Events, Teller};
+use crate::events::{Events, Teller, contained};
 
 pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
 
@@ -174,6 +174,11 @@ impl Driver {
         let state = self.0.lock();
         let policy = state.gate.policy();
         (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        contained(&[&self.0.events, &self.0.notable], callback, call)
     }
 
     pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {

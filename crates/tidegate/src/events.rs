@@ -41,12 +41,19 @@ impl Teller {
 
     /// Calls a callback of the program's own. `None`: it panicked, which has been told and stays here.
     pub(crate) fn call<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
-        match catch_unwind(AssertUnwindSafe(call)) {
-            Ok(value) => Some(value),
-            Err(panic) => {
-                self.tell(|| Event::CallbackError { callback, message: words_of(panic.as_ref()).into() });
-                None
+        contained(&[self], callback, call)
+    }
+}
+
+/// The same, told by each of `tellers`.
+pub(crate) fn contained<T>(tellers: &[&Teller], callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            for teller in tellers {
+                teller.tell(|| Event::CallbackError { callback, message: words_of(panic.as_ref()).into() });
             }
+            None
         }
     }
 }

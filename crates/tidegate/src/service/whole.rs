@@ -46,7 +46,8 @@ impl TidegateLayer {
         Self { tidegate, map: None }
     }
 
-    /// Says more of calls than their requests do: for whom they are, how urgent, until when.
+    /// Says more of calls than their requests do: for whom they are, how urgent, until when. Where `map` panics,
+    /// that is contained and told, and the call goes as it was.
     #[must_use]
     pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
@@ -95,7 +96,7 @@ where
         Box::pin(async move {
             let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
             let call = match map {
-                Some(map) => map(call),
+                Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
                 None => call,
             };
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();

@@ -321,3 +321,18 @@ fn a_driver_outlives_the_runtime_that_it_was_made_on() {
     assert!(late.expect("refused at its deadline").is_err());
     drop(held);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_whoever_is_told_that_the_state_cannot_be_saved_is_contained_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = Driver::new(policy(Dimension::RequestsPerMinute, 10), 1);
+    let mut events = driver.subscribe_notable();
+    driver.keep_state(folder.path().join("missing"), |_| panic!("not told"));
+    let told = events.recv().await.unwrap();
+    assert!(matches!(&*told, Event::CallbackError { callback: "keep_state", .. }), "{told:?}");
+    // It goes on: the folder is there now.
+    std::fs::create_dir(folder.path().join("missing")).unwrap();
+    while !folder.path().join("missing").join("levels.json").exists() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Response;
 use http_body_util::{BodyExt, Full};
-use tidegate::{AsCall, Call, Fault, Retry, RetryConfig, RetryLayer, RetryStrategy, Tidegate, TidegateLayer};
+use tidegate::{AsCall, Call, Event, Fault, Retry, RetryConfig, RetryLayer, RetryStrategy, Tidegate, TidegateLayer};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 
 /// Its body is a stream: it can be sent but once.
@@ -58,4 +58,15 @@ async fn the_reply_to_what_cannot_be_made_again_is_the_callers_whatever_the_rule
         assert_eq!(reply.status().as_u16(), status);
         assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), body);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mapping_of_calls_that_panics_is_contained_and_told() {
+    let whole = Tidegate::builder().build();
+    let mut events = whole.driver().subscribe_notable();
+    let layer = TidegateLayer::new(whole).map_call(|_| panic!("mapped away"));
+    let reply = layer.layer(service_fn(|_: Once| answer(200, "{}"))).oneshot(Once).await.unwrap();
+    assert_eq!(reply.status().as_u16(), 200);
+    let told = events.recv().await.unwrap();
+    assert!(matches!(&*told, Event::CallbackError { callback: "map_call", message } if &**message == "mapped away"));
 }
