@@ -99,7 +99,8 @@ impl Retry {
     ///
     /// # Errors
     /// [`Error::Upstream`] if it failed in a way that is not retried, [`Error::Exhausted`] if it was tried as often, or as long,
-    /// as allowed, [`Error::Timeout`].
+    /// as allowed, with a [`Fault`] as its last error where the last attempt ran over its time; [`Error::Timeout`] if the call did,
+    /// or an attempt that is not retried.
     pub async fn execute<T, E, Fut>(&self, call: &Call, operation: impl FnMut() -> Fut) -> Result<T, Error>
     where
         Fut: Future<Output = Result<T, E>>,
@@ -296,9 +297,10 @@ impl Failure {
     pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
         let Self { fault, error } = self;
         match (error, reason) {
-            (Err(after), _) => Error::Timeout { after, attempts, may_be_billed: true },
+            (Err(after), GiveUpReason::NotRetryable) => Error::Timeout { after, attempts, may_be_billed: true },
             (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
-            (Ok(last), _) => {
+            (last, _) => {
+                let last = last.unwrap_or_else(|_| fault.clone());
                 let may_be_billed = fault.kind.may_be_billed();
                 Error::Exhausted { attempts, reason, fault, last, may_be_billed }
             }
@@ -326,7 +328,7 @@ pub(crate) async fn within_failing<T>(
     match tokio::time::timeout(after, operation).await {
         Ok(result) => result,
         Err(_) => {
-            let fault = Box::new(Fault::new(FaultKind::Timeout, "not done in time"));
+            let fault = Box::new(Fault::new(FaultKind::Timeout, format!("not done within {after:?}")));
             Err(Failure { fault, error: Err(after) })
         }
     }

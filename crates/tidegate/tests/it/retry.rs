@@ -316,3 +316,17 @@ async fn a_strategy_given_to_a_clone_leaves_the_others_alone() {
     retry.update_config(|config| config.max_attempts = 2);
     assert_eq!(strict.config().max_attempts, 2, "the rules are shared");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_last_attempt_over_its_time_is_the_last_error_of_what_is_exhausted() {
+    let retry = Retry::new(config().with_attempt_timeout(Duration::from_secs(1)));
+    let hang = || std::future::pending::<Result<(), Fault>>();
+    let error = retry.execute(&call(), hang).await.unwrap_err();
+    assert!(matches!(error, Error::Exhausted { attempts: 3, reason: GiveUpReason::AttemptsExhausted, .. }), "{error}");
+    assert_eq!(error.upstream::<Fault>().unwrap().kind, FaultKind::Timeout);
+    assert!(error.may_be_billed() && error.to_string().contains("not done within 1s"), "{error}");
+
+    retry.update_config(|config| config.retryable_errors.clear());
+    let error = retry.execute(&call(), hang).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { attempts: 1, .. }), "{error}");
+}
