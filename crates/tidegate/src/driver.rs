@@ -5,6 +5,8 @@
 
 mod permit;
 
+#[cfg(feature = "openai")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -48,6 +50,9 @@ struct Inner {
     sooner: Arc<Notify>,
     events: Teller,
     notable: Teller,
+    /// True while somebody writes what happens to the log.
+    #[cfg(feature = "openai")]
+    is_logged: AtomicBool,
     /// Who answers demands for credit.
     demands: Mutex<Option<mpsc::UnboundedSender<Demand>>>,
     /// Held while the state is saved; true once a clean one has been.
@@ -110,6 +115,8 @@ impl Driver {
             sooner: Arc::default(),
             events,
             notable: Teller::default(),
+            #[cfg(feature = "openai")]
+            is_logged: false.into(),
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
@@ -176,6 +183,13 @@ impl Driver {
         (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
     }
 
+    /// Leave to write to the log what happens, until the guard is dropped. `None`: somebody does already.
+    #[cfg(feature = "openai")]
+    pub(crate) fn log(&self) -> Option<LogGuard> {
+        let is_logged = self.0.is_logged.swap(true, Ordering::Relaxed);
+        (!is_logged).then(|| LogGuard(self.downgrade()))
+    }
+
     /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
     pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
         contained(&[&self.0.events, &self.0.notable], callback, call)
@@ -216,6 +230,20 @@ impl Driver {
         let receiver = self.0.notable.subscribe();
         self.0.lock().gate.listen(self.0.interest());
         receiver
+    }
+}
+
+/// Held by whoever writes to the log.
+#[cfg(feature = "openai")]
+#[derive(Debug)]
+pub(crate) struct LogGuard(WeakDriver);
+
+#[cfg(feature = "openai")]
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0.upgrade() {
+            driver.0.is_logged.store(false, Ordering::Relaxed);
+        }
     }
 }
 
