@@ -224,7 +224,7 @@ impl Driver {
         receiver
     }
 
-    /// The same of what is out of the ordinary ([`Event::is_notable`]): a call that goes well at once costs nothing for it.
+    /// The same of what is out of the ordinary ([`Event::is_notable`](crate::Event::is_notable)): a call that goes well at once costs nothing for it.
     #[must_use]
     pub fn subscribe_notable(&self) -> Events {
         let receiver = self.0.notable.subscribe();
