@@ -188,6 +188,7 @@ impl Tidegate {
     }
 
     /// Sets the state of the breaker of calls like `call`; [`BreakerState::Closed`] resets it. False: it has seen no call.
+    #[must_use = "false if there was no breaker to set"]
     pub fn force_breaker(&self, call: &Call, state: BreakerState) -> bool {
         self.driver.with(|gate, now| gate.force_breaker(&breaker_name(call), state, now))
     }

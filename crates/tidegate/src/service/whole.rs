@@ -21,6 +21,10 @@ use crate::tidegate::{Next, Tidegate, next};
 
 /// Limits, retries and the circuit breaker together, around a service.
 ///
+/// A bound of concurrency belongs outside of it, or is a limit ([`Dimension::MaxInFlight`](crate::Dimension::MaxInFlight)): the
+/// inner service is asked whether it is ready before a call has its turn, and a place that it gives out by that is held while
+/// the call waits.
+///
 /// ```
 /// # use tidegate::{RateLimitConfig, Tidegate};
 /// # fn stack<S>(service: S) -> tidegate::TidegateService<S> {
