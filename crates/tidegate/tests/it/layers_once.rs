@@ -1,9 +1,9 @@
-//! Layers around requests that cannot be made again, and around what panics.
+//! Layers around what is out of the ordinary: requests that cannot be made again, callbacks that panic, trailers.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::{BodyExt, Full};
 use tidegate::{AsCall, Call, Event, Fault, Retry, RetryConfig, RetryLayer, RetryStrategy, Tidegate, TidegateLayer};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
@@ -69,4 +69,17 @@ async fn a_mapping_of_calls_that_panics_is_contained_and_told() {
     assert_eq!(reply.status().as_u16(), 200);
     let told = events.recv().await.unwrap();
     assert!(matches!(&*told, Event::CallbackError { callback: "map_call", message } if &**message == "mapped away"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn trailers_of_a_reply_that_was_looked_into_come_after_it() {
+    let service = service_fn(|_: Once| async {
+        let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("1"))]);
+        let body = Full::from("{}").with_trailers(async { Some(Ok(trailers)) });
+        Ok::<_, BoxError>(Response::new(Box::pin(body)))
+    });
+    let reply = TidegateLayer::new(Tidegate::builder().build()).layer(service).oneshot(Once).await.unwrap();
+    let whole = reply.into_body().collect().await.unwrap();
+    assert_eq!(whole.trailers().unwrap()["x-sum"], "1");
+    assert_eq!(whole.to_bytes(), "{}");
 }
