@@ -1,5 +1,7 @@
 //! Layers around what is out of the ordinary: requests that cannot be made again, callbacks that panic, trailers.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -82,4 +84,24 @@ async fn trailers_of_a_reply_that_was_looked_into_come_after_it() {
     let whole = reply.into_body().collect().await.unwrap();
     assert_eq!(whole.trailers().unwrap()["x-sum"], "1");
     assert_eq!(whole.to_bytes(), "{}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_need_not_be_shared_between_threads() {
+    #[derive(Clone, Default)]
+    struct Unshared(Full<Bytes>, PhantomData<Cell<u8>>);
+    impl http_body::Body for Unshared {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+            std::pin::Pin::new(&mut self.0).poll_frame(context)
+        }
+    }
+    let service = service_fn(|_: http::Request<Unshared>| answer(200, "{}"));
+    let service = TidegateLayer::new(Tidegate::builder().build()).layer(service);
+    let reply = tokio::spawn(service.oneshot(http::Request::new(Unshared::default()))).await.unwrap();
+    assert_eq!(reply.unwrap().status().as_u16(), 200);
 }
