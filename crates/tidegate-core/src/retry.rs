@@ -63,7 +63,8 @@ impl RetryPolicy {
         Self { config, strategies: Vec::new() }
     }
 
-    /// Adds a rule of one's own for an error class or code; it comes before the configured ones.
+    /// Adds a rule of one's own for an error class or code; it comes before the configured ones, but is not asked about a
+    /// fault that says that it must not be retried.
     #[must_use]
     pub fn with_strategy(mut self, error: impl Into<String>, strategy: Arc<dyn RetryStrategy>) -> Self {
         self.strategies.push((error.into(), strategy));
@@ -138,7 +139,7 @@ impl RetryPolicy {
             return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
         }
         if let Some(strategy) = own {
-            if !strategy.should_retry(fault, attempt) {
+            if fault.should_retry == Some(false) || !strategy.should_retry(fault, attempt) {
                 return Decision::GiveUp(GiveUpReason::NotRetryable);
             }
             return Decision::Retry { delay: at_least(fault.wait, strategy.delay(attempt)) };
@@ -296,5 +297,11 @@ mod tests {
         let again = policy.decide(&fault, history(2), Priority::Normal, random);
         assert_eq!(again, Decision::Retry { delay: Duration::from_secs(2) });
         assert_eq!(policy.decide(&fault, history(3), Priority::Normal, random), NO);
+        let fault = Fault { should_retry: Some(false), ..fault };
+        assert_eq!(
+            policy.decide(&fault, history(1), Priority::Normal, random),
+            NO,
+            "nor does it ask for what cannot be"
+        );
     }
 }

@@ -125,6 +125,28 @@ impl Call {
         self
     }
 
+    /// The project, for limits that are per project.
+    #[must_use]
+    pub fn with_project(mut self, project: impl Into<Arc<str>>) -> Self {
+        self.subject.project = Some(project.into());
+        self
+    }
+
+    /// By which key of the program's own the caller is known, for limits that are per key.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.subject.key = Some(key.into());
+        self
+    }
+
+    /// The name of the account at OpenAI that it is made with; each has limits of its own there. Absent: the one there is, or of
+    /// an HTTP request that of its credential.
+    #[must_use]
+    pub fn with_account(mut self, account: &str) -> Self {
+        self.subject.account = format!("{}#{account}", *ACCOUNT).into();
+        self
+    }
+
     /// What kind of work it is. Absent: chat.
     #[must_use]
     pub fn with_request_type(mut self, request_type: RequestType) -> Self {
@@ -152,6 +174,13 @@ impl Call {
     pub fn with_input_tokens(mut self, input: u64) -> Self {
         self.cost.input_tokens = input;
         self.cost.max_output_tokens = None;
+        self
+    }
+
+    /// Images asked for.
+    #[must_use]
+    pub fn with_images(mut self, images: u32) -> Self {
+        self.cost.images = images;
         self
     }
 
@@ -187,6 +216,31 @@ impl Call {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The model, or the group of models with which it shares limits. Empty: not known.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.subject.model
+    }
+
+    /// The end user.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.subject.user.as_deref()
+    }
+
+    /// The organization.
+    #[must_use]
+    pub fn organization(&self) -> Option<&str> {
+        self.subject.organization.as_deref()
+    }
+
+    /// Tokens that it asks for: what goes in and the most that may come out, as far as that is bounded, or the estimate of both
+    /// together where that is more.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.cost.input_tokens.saturating_add(self.cost.output_or(0)).max(self.cost.declared_tokens)
     }
 
     /// The same in the core's words, from `now` on.

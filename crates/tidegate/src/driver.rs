@@ -5,6 +5,8 @@
 
 mod permit;
 
+#[cfg(feature = "openai")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -12,14 +14,15 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
-use tidegate_core::event::{Event, Interest};
+use tidegate_core::event::Interest;
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
-use crate::events::EVENTS_KEPT;
+use crate::events::{Events, Teller, contained};
 
 pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
 
@@ -45,8 +48,11 @@ struct Inner {
     clock: Clock,
     /// Wakes the timer when something is due sooner than it knew.
     sooner: Arc<Notify>,
-    events: broadcast::Sender<Arc<Event>>,
-    notable: broadcast::Sender<Arc<Event>>,
+    events: Teller,
+    notable: Teller,
+    /// True while somebody writes what happens to the log.
+    #[cfg(feature = "openai")]
+    is_logged: AtomicBool,
     /// Who answers demands for credit.
     demands: Mutex<Option<mpsc::UnboundedSender<Demand>>>,
     /// Held while the state is saved; true once a clean one has been.
@@ -62,6 +68,8 @@ struct State {
     timer_at: Time,
     /// Taken out under the lock, woken outside of it.
     to_wake: Vec<Waker>,
+    /// False when the timer has ended with its runtime: whoever waits next starts another.
+    has_timer: bool,
 }
 
 /// Where the decision on one call is left for the task that awaits it.
@@ -74,6 +82,8 @@ enum Seat {
 
 impl Driver {
     /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
+    ///
+    /// Its timer runs on this runtime; when that ends, on that of the next call that waits.
     ///
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
@@ -88,22 +98,29 @@ impl Driver {
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
-        Self::telling(gate, broadcast::channel(EVENTS_KEPT).0)
+        Self::telling(gate, Teller::default())
     }
 
     /// The same, which tells what happens to the subscribers of `events`.
-    pub(crate) fn telling(gate: Gate, events: broadcast::Sender<Arc<Event>>) -> Self {
-        let sooner = Arc::new(Notify::new());
+    pub(crate) fn telling(gate: Gate, events: Teller) -> Self {
         let inner = Arc::new(Inner {
-            state: Mutex::new(State { gate, seats: Vec::new(), timer_at: Time::NEVER, to_wake: Vec::new() }),
+            state: Mutex::new(State {
+                gate,
+                seats: Vec::new(),
+                timer_at: Time::NEVER,
+                to_wake: Vec::new(),
+                has_timer: true,
+            }),
             clock: Clock::start(),
-            sooner: sooner.clone(),
+            sooner: Arc::default(),
             events,
-            notable: broadcast::channel(EVENTS_KEPT).0,
+            notable: Teller::default(),
+            #[cfg(feature = "openai")]
+            is_logged: false.into(),
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
-        tokio::spawn(run_timer(Arc::downgrade(&inner), sooner, inner.clock));
+        tokio::spawn(run_timer(Timer::of(&inner)));
         Self(inner)
     }
 
@@ -166,6 +183,18 @@ impl Driver {
         (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
     }
 
+    /// Leave to write to the log what happens, until the guard is dropped. `None`: somebody does already.
+    #[cfg(feature = "openai")]
+    pub(crate) fn log(&self) -> Option<LogGuard> {
+        let is_logged = self.0.is_logged.swap(true, Ordering::Relaxed);
+        (!is_logged).then(|| LogGuard(self.downgrade()))
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        contained(&[&self.0.events, &self.0.notable], callback, call)
+    }
+
     pub(crate) fn state_closed(&self) -> MutexGuard<'_, bool> {
         self.0.state_closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -189,18 +218,32 @@ impl Driver {
 
     /// Everything that happens from now on. A subscriber that falls behind misses events and is told how many; it never slows a call.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub fn subscribe(&self) -> Events {
         let receiver = self.0.events.subscribe();
         self.0.lock().gate.listen(self.0.interest());
         receiver
     }
 
-    /// The same of what is out of the ordinary ([`Event::is_notable`]): a call that goes well at once costs nothing for it.
+    /// The same of what is out of the ordinary ([`Event::is_notable`](crate::Event::is_notable)): a call that goes well at once costs nothing for it.
     #[must_use]
-    pub fn subscribe_notable(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub fn subscribe_notable(&self) -> Events {
         let receiver = self.0.notable.subscribe();
         self.0.lock().gate.listen(self.0.interest());
         receiver
+    }
+}
+
+/// Held by whoever writes to the log.
+#[cfg(feature = "openai")]
+#[derive(Debug)]
+pub(crate) struct LogGuard(WeakDriver);
+
+#[cfg(feature = "openai")]
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0.upgrade() {
+            driver.0.is_logged.store(false, Ordering::Relaxed);
+        }
     }
 }
 
@@ -211,10 +254,10 @@ impl Inner {
     }
 
     fn interest(&self) -> Interest {
-        match (self.events.receiver_count(), self.notable.receiver_count()) {
-            (0, 0) => Interest::Nothing,
-            (0, _) => Interest::Notable,
-            _ => Interest::Everything,
+        match (self.events.is_heard(), self.notable.is_heard()) {
+            (true, _) => Interest::Everything,
+            (false, true) => Interest::Notable,
+            (false, false) => Interest::Nothing,
         }
     }
 
@@ -235,9 +278,9 @@ impl Inner {
                 }
                 Output::Event(event) => {
                     let event = Arc::new(*event);
-                    let is_missed = event.is_notable() && self.notable.send(event.clone()).is_err();
+                    let is_missed = event.is_notable() && !self.notable.send(event.clone());
                     // Nobody listening is no failure; the gate is told to make no more than is asked for.
-                    if self.events.send(event).is_err() || is_missed {
+                    if !self.events.send(event) || is_missed {
                         state.gate.listen(self.interest());
                     }
                 }
@@ -278,8 +321,22 @@ impl Inner {
         Permit::new(self.clone(), ticket, attempt, queued_for)
     }
 
-    /// Takes the decision on a call, or leaves the waker for it.
-    fn take(
+    /// Takes the decision on a call, or leaves the waker for it. Who waits sees to it that there is a timer to wake him.
+    fn take(self: &Arc<Self>, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
+        let mut state = self.lock();
+        let decided = self.decided(&mut state, ticket, context);
+        let lacks_timer = decided.is_pending() && !std::mem::replace(&mut state.has_timer, true);
+        drop(state);
+        if lacks_timer {
+            match Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(run_timer(Timer::of(self)))),
+                Err(_) => self.lock().has_timer = false,
+            }
+        }
+        decided
+    }
+
+    fn decided(
         self: &Arc<Self>,
         state: &mut State,
         ticket: Ticket,
@@ -315,6 +372,15 @@ impl State {
         }
     }
 
+    /// Wakes everybody who waits, to look for himself.
+    fn wake_all(&mut self) {
+        for (_, seat) in self.seats.iter_mut().flatten() {
+            if let Seat::Waits(waker) = seat {
+                self.to_wake.extend(waker.take());
+            }
+        }
+    }
+
     /// Takes what was left for a call.
     fn leave_seat(&mut self, ticket: Ticket) -> Option<Seat> {
         let here = self.seats.get_mut(ticket.index())?;
@@ -323,12 +389,39 @@ impl State {
     }
 }
 
-async fn run_timer(inner: Weak<Inner>, sooner: Arc<Notify>, clock: Clock) {
+/// What the timer's task holds. A driver outlives the runtime that it was made on, as one in a `static` does that several
+/// tests use: the task then ends with that runtime, and those who wait on another must hear of it.
+struct Timer {
+    inner: Weak<Inner>,
+    sooner: Arc<Notify>,
+    clock: Clock,
+}
+
+impl Timer {
+    fn of(inner: &Arc<Inner>) -> Self {
+        Self { inner: Arc::downgrade(inner), sooner: inner.sooner.clone(), clock: inner.clock }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner.upgrade() else { return };
+        let mut state = inner.lock();
+        state.has_timer = false;
+        // After a panic of the core nobody is woken, lest it come again at once: the next call starts the timer.
+        if !std::thread::panicking() {
+            state.wake_all();
+        }
+        inner.finish(state);
+    }
+}
+
+async fn run_timer(timer: Timer) {
     loop {
         let due = {
-            let Some(inner) = inner.upgrade() else { return };
+            let Some(inner) = timer.inner.upgrade() else { return };
             let mut state = inner.lock();
-            let now = clock.now();
+            let now = timer.clock.now();
             state.gate.advance(now);
             // From here on the timer knows what is due; `finish` tells it only of what is due sooner.
             state.timer_at = state.gate.wake_at().unwrap_or(Time::NEVER);
@@ -336,13 +429,13 @@ async fn run_timer(inner: Weak<Inner>, sooner: Arc<Notify>, clock: Clock) {
             inner.finish(state);
             due
         };
-        let told = sooner.notified();
+        let told = timer.sooner.notified();
         if due == Time::NEVER {
             told.await;
         } else {
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep_until(clock.instant(due)) => {}
+                () = tokio::time::sleep_until(timer.clock.instant(due)) => {}
             }
         }
     }

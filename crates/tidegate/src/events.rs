@@ -2,53 +2,58 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tidegate_core::event::Event;
 use tokio::sync::broadcast;
 
 /// Events kept for a subscriber that is slow; beyond that it misses the oldest and is told how many.
-pub(crate) const EVENTS_KEPT: usize = 4096;
+const EVENTS_KEPT: usize = 4096;
 
 /// Everything that happens from now on. Whoever falls behind misses the oldest events and is told how many.
 pub type Events = broadcast::Receiver<Arc<Event>>;
 
-/// Where one part tells what happens.
-#[derive(Clone, Debug)]
-pub(crate) struct Teller(broadcast::Sender<Arc<Event>>);
-
-impl Default for Teller {
-    fn default() -> Self {
-        Self(broadcast::channel(EVENTS_KEPT).0)
-    }
-}
+/// Where one part tells what happens; clones tell to the same subscribers. Nothing is kept ready before the first of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Teller(Arc<OnceLock<broadcast::Sender<Arc<Event>>>>);
 
 impl Teller {
-    /// One that tells to the subscribers of something else.
-    pub(crate) const fn of(sender: broadcast::Sender<Arc<Event>>) -> Self {
-        Self(sender)
+    pub(crate) fn subscribe(&self) -> Events {
+        self.0.get_or_init(|| broadcast::channel(EVENTS_KEPT).0).subscribe()
     }
 
-    pub(crate) fn subscribe(&self) -> Events {
-        self.0.subscribe()
+    pub(crate) fn is_heard(&self) -> bool {
+        self.0.get().is_some_and(|sender| sender.receiver_count() > 0)
+    }
+
+    /// True if anybody listens.
+    pub(crate) fn send(&self, event: Arc<Event>) -> bool {
+        self.0.get().is_some_and(|sender| sender.send(event).is_ok())
     }
 
     /// Tells it, if anybody listens: nobody pays for events that nobody reads.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
-        if self.0.receiver_count() > 0 {
+        if self.is_heard() {
             // The last listener may have left just now: that is no failure.
-            let _ = self.0.send(Arc::new(event()));
+            self.send(Arc::new(event()));
         }
     }
 
     /// Calls a callback of the program's own. `None`: it panicked, which has been told and stays here.
     pub(crate) fn call<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
-        match catch_unwind(AssertUnwindSafe(call)) {
-            Ok(value) => Some(value),
-            Err(panic) => {
-                self.tell(|| Event::CallbackError { callback, message: words_of(panic.as_ref()).into() });
-                None
+        contained(&[self], callback, call)
+    }
+}
+
+/// The same, told by each of `tellers`.
+pub(crate) fn contained<T>(tellers: &[&Teller], callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(value) => Some(value),
+        Err(panic) => {
+            for teller in tellers {
+                teller.tell(|| Event::CallbackError { callback, message: words_of(panic.as_ref()).into() });
             }
+            None
         }
     }
 }

@@ -116,6 +116,11 @@
 //! None by default: no HTTP is compiled. `tower`: the layers. `reqwest`: the same around its client. `openai`: the same within
 //! async-openai, and the provider. Needs tokio, and Rust 1.89.
 //!
+//! TLS is rustls'. With `openai`, ring encrypts unless the program has chosen otherwise before; that needs a C compiler. With
+//! `reqwest` alone the program chooses: `rustls::crypto::CryptoProvider::install_default`, before it makes a client.
+//!
+//! What is made on one runtime may be used on another, for example from a `static`, also when the first has ended.
+//!
 //! [tower]: https://docs.rs/tower
 
 #![deny(missing_docs)]

@@ -25,6 +25,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tower_layer::Layer;
 
 use crate::call::Call;
+use crate::driver::LogGuard;
 use crate::error::Error;
 use crate::events::Events;
 use crate::service::TidegateLayer;
@@ -193,7 +194,7 @@ impl Message {
 }
 
 impl Provider {
-    /// Sends with `config`, under `tidegate`.
+    /// Sends with `config`, under `tidegate`. What happens under that is logged once, whatever number of providers share it.
     ///
     /// # Panics
     /// If called outside of a tokio runtime.
@@ -201,7 +202,9 @@ impl Provider {
     pub fn new(config: OpenAIConfig, tidegate: Tidegate) -> Self {
         choose_crypto();
         let http = reqwest::Client::new();
-        tokio::spawn(log(tidegate.subscribe()));
+        if let Some(guard) = tidegate.driver().log() {
+            tokio::spawn(log(tidegate.subscribe(), guard));
+        }
         Self { client: Client::build(http.clone(), config), http, tidegate }
     }
 
@@ -286,7 +289,7 @@ fn chunk(mut chunk: CreateChatCompletionStreamResponse) -> MessageChunk {
 }
 
 /// Tells of uses, failures and changes of state as long as there is anybody whom they can happen to.
-async fn log(mut events: Events) {
+async fn log(mut events: Events, _guard: LogGuard) {
     loop {
         match events.recv().await {
             Ok(event) => say(&event),

@@ -27,7 +27,7 @@ use crate::fault::ToFault;
 /// The delay where a strategy of the program's own panicked when asked for one.
 const DELAY_WITHOUT_WORD: Duration = Duration::from_secs(1);
 
-/// Retries operations; clones share the rules and the budget.
+/// Retries operations; clones share the rules and the budget, but not the strategies that one of them is given later.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -46,7 +46,12 @@ const DELAY_WITHOUT_WORD: Duration = Duration::from_secs(1);
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Retry(Arc<Inner>);
+pub struct Retry {
+    inner: Arc<Inner>,
+    strategies: Vec<Strategy>,
+}
+
+type Strategy = (Arc<str>, Arc<dyn RetryStrategy>);
 
 struct Inner {
     rules: Mutex<Rules>,
@@ -73,19 +78,17 @@ impl Retry {
         let clock = Clock::start();
         let budget = RetryBudget::new(config.budget, clock.now());
         let rules = Rules { policy: RetryPolicy::new(Arc::new(config)), budget, random: random() };
-        Self(Arc::new(Inner { rules: Mutex::new(rules), clock, teller: Teller::default() }))
+        let inner = Arc::new(Inner { rules: Mutex::new(rules), clock, teller: Teller::default() });
+        Self { inner, strategies: Vec::new() }
     }
 
     /// Judges errors of the class or code `error` by a rule of one's own, which comes before the configured ones.
     ///
     /// One that panics is contained and told ([`Event::CallbackError`]); the error is then not retried.
     #[must_use]
-    pub fn with_strategy(self, error: impl Into<String>, strategy: impl RetryStrategy + 'static) -> Self {
-        {
-            let mut rules = self.0.lock();
-            let strategy = Contained { strategy, teller: self.0.teller.clone() };
-            rules.policy = rules.policy.clone().with_strategy(error, Arc::new(strategy));
-        }
+    pub fn with_strategy(mut self, error: impl Into<String>, strategy: impl RetryStrategy + 'static) -> Self {
+        let contained = Contained { strategy, teller: self.inner.teller.clone() };
+        self.strategies.push((error.into().into(), Arc::new(contained)));
         self
     }
 
@@ -96,7 +99,8 @@ impl Retry {
     ///
     /// # Errors
     /// [`Error::Upstream`] if it failed in a way that is not retried, [`Error::Exhausted`] if it was tried as often, or as long,
-    /// as allowed, [`Error::Timeout`].
+    /// as allowed, with a [`Fault`] as its last error where the last attempt ran over its time; [`Error::Timeout`] if the call did,
+    /// or an attempt that is not retried.
     pub async fn execute<T, E, Fut>(&self, call: &Call, operation: impl FnMut() -> Fut) -> Result<T, Error>
     where
         Fut: Future<Output = Result<T, E>>,
@@ -118,20 +122,20 @@ impl Retry {
         call: &'r Call,
         begun: &'r AtomicU32,
     ) -> (Run<'r>, Option<Duration>, Option<Duration>) {
-        let now = self.0.clock.now();
-        let mut rules = self.0.lock();
+        let now = self.inner.clock.now();
+        let mut rules = self.inner.lock();
         rules.budget.deposit();
         let config = rules.policy.config();
         let total_timeout = [call.timeout, config.total_timeout].into_iter().flatten().min();
         let bounds = [call.max_wait, total_timeout];
         let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
-        let run = Run { inner: &self.0, call, begun, history: History::default(), began_at: now, deadline };
+        let run = Run { retry: self, call, begun, history: History::default(), began_at: now, deadline };
         (run, config.attempt_timeout, total_timeout)
     }
 
     /// The call's time was up.
     pub(crate) fn ran_out(&self, call: &Call, attempts: u32, after: Duration) -> Error {
-        self.0.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
+        self.inner.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
         Error::Timeout { after, attempts, may_be_billed: attempts > 0 }
     }
 
@@ -145,7 +149,7 @@ impl Retry {
     #[must_use]
     pub fn delay(&self, call: &Call, error: &impl ToFault, attempt: u32) -> Option<Duration> {
         let history = History { attempts: attempt, rate_limits: attempt, previous_delay: Duration::ZERO };
-        let (policy, mut random) = self.0.judge();
+        let (policy, mut random) = self.judge();
         match policy.decide(&error.to_fault(), history, call.priority, &mut random) {
             Decision::Retry { delay } => Some(delay),
             Decision::GiveUp(_) => None,
@@ -157,57 +161,60 @@ impl Retry {
         // Not under the lock: what `change` does is the program's own.
         let mut config = self.config();
         change(&mut config);
-        let now = self.0.clock.now();
-        let mut rules = self.0.lock();
+        let now = self.inner.clock.now();
+        let mut rules = self.inner.lock();
         rules.budget.reconfigure(config.budget, now);
         rules.policy.reconfigure(Arc::new(config));
         drop(rules);
-        self.0.teller.tell(|| Event::ConfigUpdated);
+        self.inner.teller.tell(|| Event::ConfigUpdated);
     }
 
     /// The rules in force.
     #[must_use]
     pub fn config(&self) -> RetryConfig {
-        self.0.lock().policy.config().clone()
+        self.inner.lock().policy.config().clone()
     }
 
     /// Everything that happens from now on; it never slows a call.
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        self.0.teller.subscribe()
-    }
-}
-
-impl fmt::Debug for Retry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retry").field("policy", &self.0.lock().policy).finish_non_exhaustive()
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Rules> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.teller.subscribe()
     }
 
     /// The rules and a sequence of random numbers of one's own, to be asked without the lock: a strategy may be the program's.
     fn judge(&self) -> (RetryPolicy, fastrand::Rng) {
-        let mut rules = self.lock();
-        (rules.policy.clone(), rules.random.fork())
+        let mut rules = self.inner.lock();
+        let (policy, random) = (rules.policy.clone(), rules.random.fork());
+        drop(rules);
+        let with = |policy: RetryPolicy, (error, strategy): &Strategy| policy.with_strategy(&**error, strategy.clone());
+        (self.strategies.iter().fold(policy, with), random)
     }
 
     fn decide(&self, call: &Call, fault: &Fault, history: History, deadline: Time) -> Decision {
         let (policy, mut random) = self.judge();
         let decision = policy.decide(fault, history, call.priority, &mut random);
         let Decision::Retry { delay } = decision else { return decision };
-        let now = self.clock.now();
+        let now = self.inner.clock.now();
         if now + delay >= deadline {
             return Decision::GiveUp(GiveUpReason::DeadlineExceeded);
         }
-        if fault.kind != FaultKind::RateLimited && !self.lock().budget.withdraw(now) {
-            self.teller.tell(|| Event::RetryBudgetExhausted);
+        if fault.kind != FaultKind::RateLimited && !self.inner.lock().budget.withdraw(now) {
+            self.inner.teller.tell(|| Event::RetryBudgetExhausted);
             return Decision::GiveUp(GiveUpReason::BudgetExhausted);
         }
         decision
+    }
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("policy", &self.inner.lock().policy).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gave_up(&self, call: &Call, attempts: u32, reason: GiveUpReason, kind: FaultKind) {
@@ -217,7 +224,7 @@ impl Inner {
 
 /// What decides on the attempts of one call, whoever makes them.
 pub(crate) struct Run<'r> {
-    inner: &'r Inner,
+    retry: &'r Retry,
     call: &'r Call,
     begun: &'r AtomicU32,
     history: History,
@@ -233,30 +240,30 @@ impl Run<'_> {
 
     pub(crate) fn starts(&mut self) {
         let attempt = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        self.began_at = self.inner.clock.now();
-        self.inner.teller.tell(|| Event::AttemptStart { call: self.call.id.clone(), attempt });
+        self.began_at = self.retry.inner.clock.now();
+        self.retry.inner.teller.tell(|| Event::AttemptStart { call: self.call.id.clone(), attempt });
     }
 
     pub(crate) fn succeeded(&self) {
-        let (attempt, duration) = (self.attempt(), self.inner.clock.now().since(self.began_at));
-        self.inner.teller.tell(|| Event::AttemptSuccess { call: self.call.id.clone(), attempt, duration });
+        let (attempt, duration) = (self.attempt(), self.retry.inner.clock.now().since(self.began_at));
+        self.retry.inner.teller.tell(|| Event::AttemptSuccess { call: self.call.id.clone(), attempt, duration });
     }
 
     pub(crate) fn failed(&mut self, fault: &Fault) -> Decision {
         let (attempt, kind, id) = (self.attempt(), fault.kind, || self.call.id.clone());
-        self.inner.teller.tell(|| Event::AttemptFailed { call: id(), whose: None, attempt, kind });
+        self.retry.inner.teller.tell(|| Event::AttemptFailed { call: id(), whose: None, attempt, kind });
         if kind == FaultKind::RateLimited {
             self.history.rate_limits += 1;
         } else {
             self.history.attempts += 1;
         }
-        let decision = self.inner.decide(self.call, fault, self.history, self.deadline);
+        let decision = self.retry.decide(self.call, fault, self.history, self.deadline);
         match decision {
             Decision::Retry { delay } => {
-                self.inner.teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
+                self.retry.inner.teller.tell(|| Event::RetryScheduled { call: id(), attempt, delay });
                 self.history.previous_delay = delay;
             }
-            Decision::GiveUp(reason) => self.inner.gave_up(self.call, attempt, reason, kind),
+            Decision::GiveUp(reason) => self.retry.inner.gave_up(self.call, attempt, reason, kind),
         }
         decision
     }
@@ -290,9 +297,10 @@ impl Failure {
     pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
         let Self { fault, error } = self;
         match (error, reason) {
-            (Err(after), _) => Error::Timeout { after, attempts, may_be_billed: true },
+            (Err(after), GiveUpReason::NotRetryable) => Error::Timeout { after, attempts, may_be_billed: true },
             (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
-            (Ok(last), _) => {
+            (last, _) => {
+                let last = last.unwrap_or_else(|_| fault.clone());
                 let may_be_billed = fault.kind.may_be_billed();
                 Error::Exhausted { attempts, reason, fault, last, may_be_billed }
             }
@@ -320,7 +328,7 @@ pub(crate) async fn within_failing<T>(
     match tokio::time::timeout(after, operation).await {
         Ok(result) => result,
         Err(_) => {
-            let fault = Box::new(Fault::new(FaultKind::Timeout, "not done in time"));
+            let fault = Box::new(Fault::new(FaultKind::Timeout, format!("not done within {after:?}")));
             Err(Failure { fault, error: Err(after) })
         }
     }

@@ -93,7 +93,7 @@ impl Driver {
     }
 
     /// Saves the state every second while there are calls, until the driver is dropped or has saved a clean one. `failed` is
-    /// told of the first of a row of failures; saving goes on.
+    /// told of the first of a row of failures; saving goes on. So it does where `failed` panics, which subscribers are told.
     pub fn keep_state(&self, folder: PathBuf, failed: impl Fn(&StateError) + Send + 'static) {
         let driver = self.downgrade();
         tokio::spawn(async move {
@@ -106,15 +106,15 @@ impl Driver {
                 if saved_calls == Some(calls) {
                     continue;
                 }
-                let folder = folder.clone();
+                let (folder, saving) = (folder.clone(), driver.clone());
                 // Syncing a file takes milliseconds: not on a thread that serves calls.
-                match tokio::task::spawn_blocking(move || driver.save_state(&folder, false)).await {
+                match tokio::task::spawn_blocking(move || saving.save_state(&folder, false)).await {
                     Ok(Ok(())) => {
                         saved_calls = Some(calls);
                         failing = false;
                     }
                     Ok(Err(error)) if !failing => {
-                        failed(&error);
+                        driver.contained("keep_state", || failed(&error));
                         failing = true;
                     }
                     Ok(Err(_)) => {}

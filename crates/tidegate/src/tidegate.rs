@@ -17,12 +17,11 @@ use tidegate_core::gate::Gate;
 use tidegate_core::openai::models;
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::retry::{RetryPolicy, RetryStrategy};
-use tokio::sync::broadcast;
 
 use crate::call::Call;
 use crate::driver::{Attempt, Driver, Permit, Settled};
 use crate::error::{BoxError, Error};
-use crate::events::{EVENTS_KEPT, Events, Teller};
+use crate::events::{Events, Teller};
 use crate::fault::ToFault;
 use crate::limiter::RateLimiter;
 use crate::retry::{Contained, seed, within};
@@ -60,7 +59,7 @@ pub struct Tidegate {
 pub struct TidegateBuilder {
     policy: Policy,
     strategies: Vec<(String, Arc<dyn RetryStrategy>)>,
-    events: broadcast::Sender<Arc<tidegate_core::event::Event>>,
+    teller: Teller,
 }
 
 impl TidegateBuilder {
@@ -78,7 +77,7 @@ impl TidegateBuilder {
 
     /// Judges errors of the class or code `error` by a rule of one's own. One that panics is contained and told.
     pub fn strategy(mut self, error: impl Into<String>, strategy: impl RetryStrategy + 'static) -> Self {
-        let contained = Contained { strategy, teller: Teller::of(self.events.clone()) };
+        let contained = Contained { strategy, teller: self.teller.clone() };
         self.strategies.push((error.into(), Arc::new(contained)));
         self
     }
@@ -112,7 +111,7 @@ impl TidegateBuilder {
             retry = retry.with_strategy(error, strategy);
         }
         let gate = Gate::new(self.policy, seed()).with_retry(retry);
-        Tidegate { driver: Driver::telling(gate, self.events) }
+        Tidegate { driver: Driver::telling(gate, self.teller) }
     }
 }
 
@@ -120,7 +119,7 @@ impl Default for TidegateBuilder {
     fn default() -> Self {
         let upstream = UpstreamPolicy { name: "openai".into(), learn_limits: true, token_charge: TokenCharge::Learned };
         let policy = Policy { upstreams: vec![upstream], ..Policy::default() };
-        Self { policy, strategies: Vec::new(), events: broadcast::channel(EVENTS_KEPT).0 }
+        Self { policy, strategies: Vec::new(), teller: Teller::default() }
     }
 }
 
@@ -189,6 +188,7 @@ impl Tidegate {
     }
 
     /// Sets the state of the breaker of calls like `call`; [`BreakerState::Closed`] resets it. False: it has seen no call.
+    #[must_use = "false if there was no breaker to set"]
     pub fn force_breaker(&self, call: &Call, state: BreakerState) -> bool {
         self.driver.with(|gate, now| gate.force_breaker(&breaker_name(call), state, now))
     }

@@ -43,7 +43,7 @@ impl Future for Admission {
             self.ticket = Some(ticket);
         }
         let Some(ticket) = self.ticket else { return Poll::Pending };
-        let decided = inner.take(&mut inner.lock(), ticket, context);
+        let decided = inner.take(ticket, context);
         if decided.is_ready() {
             self.ticket = None;
         }
@@ -217,7 +217,7 @@ impl Future for Waiting {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(ticket) = self.ticket else { return Poll::Pending };
-        let decided = self.inner.take(&mut self.inner.lock(), ticket, context);
+        let decided = self.inner.take(ticket, context);
         if decided.is_ready() {
             self.ticket = None;
         }

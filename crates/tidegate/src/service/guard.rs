@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tidegate_core::cost::Usage;
 use tidegate_core::fault::{Fault, FaultKind};
@@ -26,6 +27,8 @@ const TAIL_BYTES: usize = 4 << 10;
 pub(crate) struct HeldBody<B> {
     pub(crate) held: VecDeque<Bytes>,
     pub(crate) held_bytes: usize,
+    /// What comes after all that is held.
+    trailers: Option<HeaderMap>,
     /// `None`: all of it is held.
     pub(crate) rest: Option<Pin<Box<B>>>,
 }
@@ -33,7 +36,7 @@ pub(crate) struct HeldBody<B> {
 impl<B: Body<Data = Bytes>> HeldBody<B> {
     pub(crate) fn new(body: B) -> Self {
         let rest = (!body.is_end_stream()).then(|| Box::pin(body));
-        Self { held: VecDeque::new(), held_bytes: 0, rest }
+        Self { held: VecDeque::new(), held_bytes: 0, trailers: None, rest }
     }
 
     /// Reads one more frame and holds its data. False: there is none.
@@ -41,11 +44,19 @@ impl<B: Body<Data = Bytes>> HeldBody<B> {
         let Some(rest) = &mut self.rest else { return Ok(false) };
         match std::future::poll_fn(|context| rest.as_mut().poll_frame(context)).await {
             Some(Ok(frame)) => {
-                if let Ok(piece) = frame.into_data() {
-                    self.held_bytes += piece.len();
-                    self.held.push_back(piece);
+                let is_more = frame.is_data();
+                match frame.into_data() {
+                    Ok(piece) => {
+                        self.held_bytes += piece.len();
+                        self.held.push_back(piece);
+                    }
+                    // Nothing comes after them.
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.rest = None;
+                    }
                 }
-                Ok(true)
+                Ok(is_more)
             }
             Some(Err(error)) => Err(error),
             None => {
@@ -150,6 +161,7 @@ pub struct GuardedBody<B> {
 impl<B: Body<Data = Bytes>> GuardedBody<B> {
     pub(crate) fn new(body: HeldBody<B>, watch: Watch, guard: Guard, input_tokens: u64) -> Self {
         let mut guarded = Self { body, watch, guard, input_tokens };
+        guarded.settle_if_over();
         if guarded.body.rest.is_none() {
             guarded.ended();
         }
@@ -190,6 +202,10 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
 
     fn saw(&mut self, piece: &Bytes) {
         self.watch.see(piece);
+        self.settle_if_over();
+    }
+
+    fn settle_if_over(&mut self) {
         // Clients close after the last event without waiting for the connection's own end: that is no leaving.
         if let Watch::Stream(meter) = &self.watch
             && meter.has_ended()
@@ -212,6 +228,9 @@ impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
         if let Some(piece) = this.body.held.pop_front() {
             this.body.held_bytes -= piece.len();
             return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        if let Some(trailers) = this.body.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         let Some(rest) = &mut this.body.rest else { return Poll::Ready(None) };
         match std::task::ready!(rest.as_mut().poll_frame(context)) {
@@ -240,7 +259,7 @@ impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.held.is_empty() && self.body.rest.is_none()
+        self.body.held.is_empty() && self.body.trailers.is_none() && self.body.rest.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -62,14 +62,16 @@ pub trait AsCall: Send + Sized + 'static {
 
 /// Without a [`Call`] in its extensions it is one of a model that is not known, with a token for each four bytes of its body
 /// if that goes to an endpoint that takes tokens.
-impl<B: Body + Clone + Send + Sync + 'static> AsCall for http::Request<B> {
-    async fn call(&self) -> Result<Call, BoxError> {
+impl<B: Body + Clone + Send + 'static> AsCall for http::Request<B> {
+    // Not an async function: that would hold the body by reference, and ask it to be `Sync`.
+    fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send {
         if let Some(call) = self.extensions().get::<Call>() {
-            return Ok(call.clone());
+            return std::future::ready(Ok(call.clone()));
         }
         let call = Call::of_openai(self.method().as_str(), self.uri().path(), b"").of_account(self.headers());
         let bytes = self.body().size_hint().lower();
-        Ok(if call.endpoint.is_some() { call.with_input_tokens(bytes.div_ceil(4)) } else { call })
+        let call = if call.endpoint.is_some() { call.with_input_tokens(bytes.div_ceil(4)) } else { call };
+        std::future::ready(Ok(call))
     }
 
     fn again(&self) -> Option<Self> {

@@ -105,15 +105,16 @@ where
         };
         let fault = if request.is_some() { fault } else { for_good(fault) };
         match (run.failed(&fault), failed) {
-            (Decision::Retry { delay }, failed) => {
+            (Decision::Retry { delay }, failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
                 drop(failed);
                 tokio::time::sleep(delay).await;
             }
-            (Decision::GiveUp(_), Ok(response)) => {
+            (_, Ok(response)) => {
                 return finish::<S::Response>(response, Watch::Nothing, Guard::default(), call);
             }
             (Decision::GiveUp(reason), Err(failure)) => return Err(failure.into_error(run.attempt(), reason)),
+            (Decision::Retry { .. }, Err(failure)) => return Err(failure.into_upstream()),
         }
     }
 }

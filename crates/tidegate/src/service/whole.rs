@@ -21,6 +21,10 @@ use crate::tidegate::{Next, Tidegate, next};
 
 /// Limits, retries and the circuit breaker together, around a service.
 ///
+/// A bound of concurrency belongs outside of it, or is a limit ([`Dimension::MaxInFlight`](crate::Dimension::MaxInFlight)): the
+/// inner service is asked whether it is ready before a call has its turn, and a place that it gives out by that is held while
+/// the call waits.
+///
 /// ```
 /// # use tidegate::{RateLimitConfig, Tidegate};
 /// # fn stack<S>(service: S) -> tidegate::TidegateService<S> {
@@ -46,7 +50,8 @@ impl TidegateLayer {
         Self { tidegate, map: None }
     }
 
-    /// Says more of calls than their requests do: for whom they are, how urgent, until when.
+    /// Says more of calls than their requests do: for whom they are, how urgent, until when. Where `map` panics,
+    /// that is contained and told, and the call goes as it was.
     #[must_use]
     pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
@@ -95,7 +100,7 @@ where
         Box::pin(async move {
             let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
             let call = match map {
-                Some(map) => map(call),
+                Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
                 None => call,
             };
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();
@@ -147,15 +152,16 @@ where
         };
         let fault = if request.is_some() { fault } else { for_good(fault) };
         match (next(permit, &fault), failed) {
-            (Next::Wait(waiting), failed) => {
+            (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
                 drop(failed);
                 permit = waiting.await?;
             }
-            (Next::GiveUp(_), Ok(response)) => {
+            (_, Ok(response)) => {
                 return finish::<S::Response>(response, Watch::Nothing, Guard::default(), call);
             }
             (Next::GiveUp(reason), Err(failure)) => return Err(failure.into_error(number, reason)),
+            (Next::Wait(_), Err(failure)) => return Err(failure.into_upstream()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What an uncontended call costs in memory: nothing.
 
 use futures_util::FutureExt;
-use tidegate::{Call, Fault, RateLimitConfig, RateLimiter, Tidegate, Usage};
+use tidegate::{BreakerConfig, Call, CircuitBreaker, Fault, RateLimitConfig, RateLimiter, Tidegate, Usage};
 
 const CALLS: u64 = 1000;
 
@@ -41,4 +41,16 @@ async fn limits_retry_and_breaker_around_an_operation_that_succeeds_allocate_not
         done.now_or_never().unwrap().unwrap();
     });
     assert_eq!(allocated, 0, "in {CALLS} calls");
+}
+
+#[tokio::test]
+async fn a_part_to_which_nobody_listens_is_small() {
+    let breaker = allocation_counter::measure(|| {
+        drop(CircuitBreaker::new(BreakerConfig::default()));
+    });
+    let limiter = allocation_counter::measure(|| {
+        drop(RateLimiter::new(limits()));
+    });
+    let most = 16 << 10;
+    assert!(breaker.bytes_max < most && limiter.bytes_max < most, "{breaker:?}, {limiter:?}");
 }

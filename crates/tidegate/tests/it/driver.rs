@@ -287,3 +287,52 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     })
     .await
 }
+
+#[test]
+fn a_driver_outlives_the_runtime_that_it_was_made_on() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let first = runtime();
+    let (driver, held) = first.block_on(async {
+        let driver = Driver::new(policy(Dimension::MaxInFlight, 1), 1);
+        let held = driver.admit(call()).await.unwrap();
+        (driver, held)
+    });
+    let second = runtime();
+    let waiting = second.spawn({
+        let driver = driver.clone();
+        async move {
+            let start_by = driver.now() + Duration::from_secs(5);
+            driver.admit(Call { start_by, ..call() }).await.map(drop)
+        }
+    });
+    // It waits already when the runtime with the timer ends.
+    second.block_on(tokio::task::yield_now());
+    drop(first);
+    let refusal = second.block_on(waiting).unwrap().unwrap_err();
+    assert_eq!(refusal.waited, Duration::from_secs(5));
+    drop((second, held));
+
+    let third = runtime();
+    let held = third.block_on(driver.admit(call())).unwrap();
+    let late = third.block_on(async {
+        let start_by = driver.now() + Duration::from_secs(5);
+        tokio::time::timeout(Duration::from_secs(60), driver.admit(Call { start_by, ..call() })).await
+    });
+    assert!(late.expect("refused at its deadline").is_err());
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_whoever_is_told_that_the_state_cannot_be_saved_is_contained_and_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let driver = Driver::new(policy(Dimension::RequestsPerMinute, 10), 1);
+    let mut events = driver.subscribe_notable();
+    driver.keep_state(folder.path().join("missing"), |_| panic!("not told"));
+    let told = events.recv().await.unwrap();
+    assert!(matches!(&*told, Event::CallbackError { callback: "keep_state", .. }), "{told:?}");
+    // It goes on: the folder is there now.
+    std::fs::create_dir(folder.path().join("missing")).unwrap();
+    while !folder.path().join("missing").join("levels.json").exists() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -347,6 +347,19 @@ async fn a_stream_is_settled_when_its_last_event_has_come() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_came_whole_at_once_has_ended_well_though_its_reader_leaves() {
+    const WHOLE: &[&str] = &["data: {\"choices\":[{\"delta\":{\"content\":\"12345678\"}}]}\n\ndata: [DONE]\n\n"];
+    let breaker = CircuitBreaker::new(BreakerConfig::default().with_half_open_max_calls(1));
+    breaker.force_half_open();
+    let strict = Strict::new(&[Answers::Pieces(WHOLE, "text/event-stream")]);
+    let layer = CircuitBreakerLayer::new(breaker.clone());
+    let mut response = layer.layer(strict).oneshot(request()).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    drop(response);
+    assert_eq!(breaker.state(), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_is_dropped_is_charged_with_what_went_by() {
     let tidegate = whole();
     let strict = Strict::new(&[Answers::Pieces(&STREAM, "text/event-stream")]);

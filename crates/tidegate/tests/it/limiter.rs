@@ -341,3 +341,30 @@ async fn levels_of_users_that_are_gone_are_forgotten_and_that_is_told() {
     }
     assert_eq!(removed, 1000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whatever_a_limit_can_be_per_a_call_can_say() {
+    type Say = fn(Call, &str) -> Call;
+    let scopes: [(&str, Say); 5] = [
+        ("account", |call, name| call.with_account(name)),
+        ("key", |call, name| call.with_key(name)),
+        ("organization", |call, name| call.with_organization(name)),
+        ("project", |call, name| call.with_project(name)),
+        ("user", |call, name| call.with_user(name)),
+    ];
+    for (scope, say) in scopes {
+        let limit = serde_json::json!({ "per": [scope], "images_per_minute": 2 });
+        let limiter = RateLimiter::new(serde_json::from_value(limit).unwrap());
+        let call = |name| say(Call::new("gpt-image-1").with_images(2), name);
+        limiter.try_reserve(&call("a")).unwrap().settle(Usage::new(0, 0));
+        assert!(limiter.try_reserve(&call("a")).is_err(), "{scope}");
+        assert!(limiter.try_reserve(&call("b")).is_ok(), "{scope}");
+    }
+}
+
+#[test]
+fn a_call_tells_what_it_was_told() {
+    let call = Call::new("gpt-4o-2024-08-06").with_user("anna").with_organization("acme").with_tokens(1200, 300);
+    assert_eq!((call.model(), call.user(), call.organization()), ("gpt-4o", Some("anna"), Some("acme")));
+    assert_eq!((call.tokens(), call.with_estimated_tokens(2000).tokens()), (1500, 2000));
+}

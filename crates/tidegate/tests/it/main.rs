@@ -7,6 +7,8 @@ mod breaker;
 mod driver;
 #[cfg(feature = "tower")]
 mod layers;
+#[cfg(feature = "tower")]
+mod layers_once;
 mod limiter;
 #[cfg(feature = "openai")]
 mod openai;

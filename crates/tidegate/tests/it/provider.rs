@@ -1,12 +1,14 @@
 //! Messages and their answers, against the simulator on a real socket.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_openai::config::OpenAIConfig;
 use futures_util::StreamExt;
 use serde_json::json;
 use tidegate::{
-    BreakerConfig, Content, Error, Event, Message, MessageRequest, Priority, Provider, RateLimitConfig, RetryConfig,
-    Tidegate,
+    BreakerConfig, Call, Content, Error, Event, Fault, Message, MessageRequest, Priority, Provider, RateLimitConfig,
+    RetryConfig, Tidegate,
 };
 
 use crate::openai::{config, simulator, tidegate};
@@ -123,4 +125,39 @@ async fn dropping_the_answer_cancels_the_call() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+}
+
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_happens_is_logged_once_however_many_providers_share_it() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let _logs = tracing::subscriber::set_default(subscriber);
+    let tidegate = Tidegate::builder().build();
+    let _providers = [(); 3].map(|()| Provider::new(OpenAIConfig::default(), tidegate.clone()));
+    let call = Call::new("gpt-4o").with_id("test");
+    tidegate.execute(&call, |_| async { Err::<(), _>(Fault::of_status(400)) }).await.unwrap_err();
+    let count = || String::from_utf8_lossy(&lines.0.lock().unwrap()).matches("attempt failed").count();
+    while count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Whoever else was told has had its turn by then.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(count(), 1);
 }

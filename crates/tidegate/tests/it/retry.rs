@@ -296,3 +296,37 @@ async fn no_two_callers_share_their_jitter() {
     distinct.dedup();
     assert!(distinct.len() > 15, "{delays:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_strategy_given_to_a_clone_leaves_the_others_alone() {
+    #[derive(Debug)]
+    struct Never;
+    impl RetryStrategy for Never {
+        fn should_retry(&self, _: &Fault, _: u32) -> bool {
+            false
+        }
+        fn delay(&self, _: u32) -> Duration {
+            Duration::ZERO
+        }
+    }
+    let retry = Retry::new(config());
+    let strict = retry.clone().with_strategy("temporary_error", Never);
+    assert_eq!(run(&strict, &call(), &[500; 9]).await.1, 1);
+    assert_eq!(run(&retry, &call(), &[500; 9]).await.1, 3);
+    retry.update_config(|config| config.max_attempts = 2);
+    assert_eq!(strict.config().max_attempts, 2, "the rules are shared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_attempt_over_its_time_is_the_last_error_of_what_is_exhausted() {
+    let retry = Retry::new(config().with_attempt_timeout(Duration::from_secs(1)));
+    let hang = || std::future::pending::<Result<(), Fault>>();
+    let error = retry.execute(&call(), hang).await.unwrap_err();
+    assert!(matches!(error, Error::Exhausted { attempts: 3, reason: GiveUpReason::AttemptsExhausted, .. }), "{error}");
+    assert_eq!(error.upstream::<Fault>().unwrap().kind, FaultKind::Timeout);
+    assert!(error.may_be_billed() && error.to_string().contains("not done within 1s"), "{error}");
+
+    retry.update_config(|config| config.retryable_errors.clear());
+    let error = retry.execute(&call(), hang).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { attempts: 1, .. }), "{error}");
+}
