@@ -18,7 +18,7 @@ use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
 use crate::watching::Watching;
-use crate::{admin, connection, listener, pages, state, token};
+use crate::{admin, connection, kept_models, listener, pages, state, token};
 
 /// What a gateway is started with.
 #[derive(Clone, Debug)]
@@ -88,6 +88,9 @@ impl Gateway {
             admin_token: token::secret_digest(admin_token.as_bytes()),
             first_addr,
         });
+        if let Some(dir) = &state_dir {
+            kept_models::restore(&shared, dir);
+        }
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {
@@ -97,6 +100,7 @@ impl Gateway {
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
+            kept_models::keep_saving(&shared, dir.clone());
         }
         Ok(Self {
             shared,
@@ -171,6 +175,13 @@ impl Gateway {
             tracing::warn!("addresses to listen on change with a restart only");
         }
         self.shared.audit.reloaded(&before.config, &settings.config);
+        for upstream in &settings.upstreams {
+            let name = &upstream.config.name;
+            let was = before.upstreams.iter().find(|was| was.config.name == *name && !Arc::ptr_eq(was, upstream));
+            if let Some(was) = was {
+                upstream.models.restore(&was.models.kept(), name, &self.shared.metrics);
+            }
+        }
         let policy = settings.config.policy.clone();
         self.shared.driver.with(|gate, now| gate.reload(policy, now));
         self.shared.settings.store(Arc::new(settings));
@@ -200,10 +211,13 @@ impl Gateway {
             self.shared.phase.send_replace(Phase::Cut);
             self.shared.phase.closed().await;
         }
-        if let Some(dir) = &self.state_dir
-            && let Err(error) = self.shared.driver.save_state(dir, true)
-        {
-            tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
+        if let Some(dir) = &self.state_dir {
+            if let Err(error) = self.shared.driver.save_state(dir, true) {
+                tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
+            }
+            if let Err(error) = kept_models::save(&self.shared, dir) {
+                tracing::warn!("what was learned of models cannot be saved in {}: {error}", dir.display());
+            }
         }
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
