@@ -233,6 +233,11 @@ pub enum Event {
         /// Its version.
         version: u64,
     },
+    /// What an operator had raised for a while is as it was before.
+    BoostEnded {
+        /// The limit.
+        limit: Arc<str>,
+    },
     /// Levels were set back to full.
     LimitsReset,
     /// A new configuration is in force.

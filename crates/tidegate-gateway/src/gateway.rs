@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tidegate::Driver;
 use tidegate_core::config::Config;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::admin::Ends;
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
@@ -255,9 +256,11 @@ async fn accept_api(listener: TcpListener, shared: Arc<Shared>, cores: Arc<Cores
 }
 
 async fn accept_admin(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
-    let serve = |stream, phase| {
+    let serve = |stream: TcpStream, phase| {
         let shared = shared.clone();
-        let answer = move |local, request| admin::serve(shared.clone(), local, request);
+        // Who has left already is answered nothing.
+        let Ok(peer) = stream.peer_addr().as_ref().map(SocketAddr::ip) else { return };
+        let answer = move |local, request| admin::serve(shared.clone(), Ends { local, peer }, request);
         tokio::spawn(connection::serve(stream, None, phase, answer));
     };
     listener::accept(listener, phase, Phase::Cut, serve).await;
