@@ -272,7 +272,8 @@ async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     }
     let used = tokens.charged as f64 / (available - tokens.tenants as f64);
     callers.shutdown().await;
-    if std::env::var("DBG").is_ok() { println!("{:?}", gateway.driver().with(|g,n| g.status(n)).breakers); }
+        println!("{:?}", gateway.driver().with(|g, n| g.status(n)).breakers);
+    }
     drop(gateway);
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let interactive = (count(&seen.interactive), count(&seen.interactive_waited));
