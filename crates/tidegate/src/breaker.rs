@@ -114,7 +114,7 @@ impl CircuitBreaker {
                 Ok(result) => result,
                 Err(_) => {
                     attempt.failed(&Fault::new(FaultKind::Timeout, "not done in time"));
-                    return Err(Error::Timeout { after, attempts: 1, may_be_billed: true });
+                    return Err(Error::Timeout { after, attempts: 1, last: None, may_be_billed: true });
                 }
             },
         };

@@ -134,6 +134,7 @@ mod error;
 mod events;
 mod fault;
 mod limiter;
+mod progress;
 #[cfg(feature = "openai")]
 mod provider;
 mod retry;

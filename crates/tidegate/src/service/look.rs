@@ -151,6 +151,11 @@ pub(super) fn failure(error: impl Into<BoxError>) -> Failure {
 }
 
 impl Failure {
+    /// The one there is, or that of a reply that says what `fault` does.
+    pub(super) fn of(fault: Fault, failure: Option<Self>) -> Self {
+        failure.unwrap_or_else(|| Self { error: Ok(fault.clone().into()), fault: Box::new(fault) })
+    }
+
     /// As an error that was not, or cannot be, retried.
     pub(super) fn into_upstream(self) -> Error {
         self.into_error(1, tidegate_core::refusal::GiveUpReason::NotRetryable)

@@ -1,6 +1,5 @@
 //! The layer that only retries.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,7 +12,8 @@ use super::look::{self, Looked};
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::call::Call;
 use crate::error::{BoxError, Error};
-use crate::retry::{Retry, Run, within_failing};
+use crate::progress::Progress;
+use crate::retry::{Failure, Retry, Run, within_failing};
 
 /// Retries a service's calls.
 #[derive(Clone, Debug)]
@@ -63,13 +63,13 @@ where
         let retry = self.retry.clone();
         Box::pin(async move {
             let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
-            let begun = AtomicU32::new(0);
-            let (run, attempt_timeout, total_timeout) = retry.begin(&call, &begun);
+            let progress = Progress::default();
+            let (run, attempt_timeout, total_timeout) = retry.begin(&call, &progress);
             let work = attempts(ready, request, &call, run, attempt_timeout);
             let Some(after) = total_timeout else { return work.await };
             match tokio::time::timeout(after, work).await {
                 Ok(result) => result,
-                Err(_) => Err(retry.ran_out(&call, begun.load(Ordering::Relaxed), after)),
+                Err(_) => Err(retry.ran_out(&call, &progress, after)),
             }
         })
     }
@@ -107,7 +107,7 @@ where
         match (run.failed(&fault), failed) {
             (Decision::Retry { delay }, failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
-                drop(failed);
+                run.goes_on(Failure::of(fault, failed.err()));
                 tokio::time::sleep(delay).await;
             }
             (_, Ok(response)) => {

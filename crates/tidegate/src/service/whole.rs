@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,8 @@ use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready}
 use crate::call::Call;
 use crate::driver::Admission;
 use crate::error::{BoxError, Error};
-use crate::retry::within_failing;
+use crate::progress::Progress;
+use crate::retry::{Failure, within_failing};
 use crate::tidegate::{Next, Tidegate, next};
 
 /// Limits, retries and the circuit breaker together, around a service.
@@ -106,13 +106,10 @@ where
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();
             let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
             let admitted = driver.admit(call.at(driver.now(), max_wait, total_timeout));
-            let begun = AtomicU32::new(0);
-            let work = attempts(ready, request, &call, admitted, attempt_timeout, &begun);
+            let progress = Progress::default();
+            let work = attempts(ready, request, &call, admitted, attempt_timeout, &progress);
             let Some(after) = total_timeout else { return work.await };
-            tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
-                let attempts = begun.load(Ordering::Relaxed);
-                Err(Error::Timeout { after, attempts, may_be_billed: attempts > 0 })
-            })
+            tokio::time::timeout(after, work).await.unwrap_or_else(|_| Err(progress.timed_out(after)))
         })
     }
 }
@@ -123,7 +120,7 @@ async fn attempts<R, S>(
     call: &Call,
     admitted: Admission,
     attempt_timeout: Option<Duration>,
-    begun: &AtomicU32,
+    progress: &Progress,
 ) -> Result<<S::Response as Reply>::Guarded, Error>
 where
     R: Repeatable,
@@ -139,7 +136,7 @@ where
         request = now.again();
         permit.sent();
         let number = permit.attempt();
-        begun.store(number, Ordering::Relaxed);
+        progress.begins(number);
         let sent_at = Instant::now();
         let attempt = ready.attempt(now, call, |headers| permit.observe(&look::limits(headers)));
         let (fault, failed) = match within_failing(attempt_timeout, attempt).await {
@@ -154,7 +151,7 @@ where
         match (next(permit, &fault), failed) {
             (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
-                drop(failed);
+                progress.failed(Failure::of(fault, failed.err()));
                 permit = waiting.await?;
             }
             (_, Ok(response)) => {

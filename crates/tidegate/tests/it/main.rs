@@ -5,6 +5,7 @@
 mod allocations;
 mod breaker;
 mod driver;
+mod errors;
 #[cfg(feature = "tower")]
 mod layers;
 #[cfg(feature = "tower")]

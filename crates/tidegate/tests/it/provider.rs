@@ -88,7 +88,8 @@ async fn parts_and_further_options_go_through_and_unknown_ones_are_told() {
     answer(&provider, parts.clone()).await.unwrap();
     parts.options.insert("sede".to_owned(), json!(7));
     let error = answer(&provider, parts).await.unwrap_err();
-    assert!(error.to_string().contains("unknown option \"sede\""), "{error}");
+    let said = std::error::Error::source(&error).unwrap().to_string();
+    assert!(said.contains("unknown option \"sede\""), "{said}");
     assert_eq!(simulator.log().len(), 1);
 }
 
