@@ -193,6 +193,12 @@ impl CircuitBreaker {
     pub fn subscribe(&self) -> Events {
         self.0.teller.subscribe()
     }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.0.teller.call(callback, call)
+    }
 }
 
 impl fmt::Debug for CircuitBreaker {

@@ -181,6 +181,12 @@ impl Retry {
         self.inner.teller.subscribe()
     }
 
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.inner.teller.call(callback, call)
+    }
+
     /// The rules and a sequence of random numbers of one's own, to be asked without the lock: a strategy may be the program's.
     fn judge(&self) -> (RetryPolicy, fastrand::Rng) {
         let mut rules = self.inner.lock();

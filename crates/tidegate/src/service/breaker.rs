@@ -2,11 +2,13 @@
 
 use std::task::{Context, Poll};
 
+use tidegate_core::fault::Fault;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
-use super::look::{self, Looked};
+use super::judge::Judge;
+use super::look::Looked;
 use super::{AsCall, Ready, Reply, ReplyFuture, finish, poll_ready};
 use crate::breaker::CircuitBreaker;
 use crate::error::{BoxError, Error};
@@ -15,13 +17,23 @@ use crate::error::{BoxError, Error};
 #[derive(Clone, Debug)]
 pub struct CircuitBreakerLayer {
     breaker: CircuitBreaker,
+    judge: Judge,
 }
 
 impl CircuitBreakerLayer {
     /// Shares `breaker` with whatever else uses it.
     #[must_use]
     pub const fn new(breaker: CircuitBreaker) -> Self {
-        Self { breaker }
+        Self { breaker, judge: Judge::NONE }
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let breaker = self.breaker.clone();
+        self.judge = Judge::new(move |error| breaker.contained("classify", || classify(error)).flatten());
+        self
     }
 }
 
@@ -29,14 +41,14 @@ impl<S> Layer<S> for CircuitBreakerLayer {
     type Service = CircuitBreakerService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CircuitBreakerService { breaker: self.breaker.clone(), inner }
+        CircuitBreakerService { layer: self.clone(), inner }
     }
 }
 
 /// The service of a [`CircuitBreakerLayer`]; clones share all but the inner service.
 #[derive(Clone, Debug)]
 pub struct CircuitBreakerService<S> {
-    breaker: CircuitBreaker,
+    layer: CircuitBreakerLayer,
     inner: S,
 }
 
@@ -55,10 +67,10 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let mut ready = Ready::take::<R>(&mut self.inner);
-        let breaker = self.breaker.clone();
+        let mut ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
+        let breaker = self.layer.breaker.clone();
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let attempt = breaker.try_begin(&call)?;
             match ready.attempt(request, &call, |_| {}).await {
                 Ok(Looked { response, watch, fault: None }) => {

@@ -2,11 +2,13 @@
 
 use std::task::{Context, Poll};
 
+use tidegate_core::fault::Fault;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
-use super::look::{self, Looked};
+use super::judge::Judge;
+use super::look::Looked;
 use super::{AsCall, Ready, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::error::{BoxError, Error};
 use crate::limiter::RateLimiter;
@@ -16,13 +18,23 @@ use crate::tidegate::next;
 #[derive(Clone, Debug)]
 pub struct RateLimitLayer {
     limiter: RateLimiter,
+    judge: Judge,
 }
 
 impl RateLimitLayer {
     /// Shares `limiter` with whatever else uses it.
     #[must_use]
     pub const fn new(limiter: RateLimiter) -> Self {
-        Self { limiter }
+        Self { limiter, judge: Judge::NONE }
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let limiter = self.limiter.clone();
+        self.judge = Judge::new(move |error| limiter.contained("classify", || classify(error)).flatten());
+        self
     }
 }
 
@@ -30,14 +42,14 @@ impl<S> Layer<S> for RateLimitLayer {
     type Service = RateLimitService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RateLimitService { limiter: self.limiter.clone(), inner }
+        RateLimitService { layer: self.clone(), inner }
     }
 }
 
 /// The service of a [`RateLimitLayer`]; clones share all but the inner service.
 #[derive(Clone, Debug)]
 pub struct RateLimitService<S> {
-    limiter: RateLimiter,
+    layer: RateLimitLayer,
     inner: S,
 }
 
@@ -56,10 +68,10 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let mut ready = Ready::take::<R>(&mut self.inner);
-        let limiter = self.limiter.clone();
+        let mut ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
+        let limiter = self.layer.limiter.clone();
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let mut permit = limiter.reserve(&call).await?.into_permit();
             permit.sent();
             match ready.attempt(request, &call, |_| {}).await {

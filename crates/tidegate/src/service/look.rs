@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::guard::{HeldBody, Watch};
 use crate::error::{BoxError, Error};
-use crate::fault::ToFault;
 use crate::retry::Failure;
 
 /// A status is passed on so long after the reply began, whatever has come by then.
@@ -142,12 +141,6 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 
 fn broken(error: impl Into<BoxError>) -> Failure {
     Failure { fault: Box::new(Fault::new(FaultKind::Broken, "the reply broke off")), error: Ok(error.into()) }
-}
-
-/// A service's own error.
-pub(super) fn failure(error: impl Into<BoxError>) -> Failure {
-    let error = error.into();
-    Failure { fault: Box::new(error.to_fault()), error: Ok(error) }
 }
 
 impl Failure {

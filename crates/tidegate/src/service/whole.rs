@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tidegate_core::fault::Fault;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
+use super::judge::Judge;
 use super::look::{self, Looked};
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::call::Call;
@@ -39,6 +41,7 @@ use crate::tidegate::{Next, Tidegate, next};
 pub struct TidegateLayer {
     tidegate: Tidegate,
     map: Option<MapCall>,
+    judge: Judge,
 }
 
 type MapCall = Arc<dyn Fn(Call) -> Call + Send + Sync>;
@@ -47,7 +50,7 @@ impl TidegateLayer {
     /// Shares `tidegate` with whatever else uses it.
     #[must_use]
     pub const fn new(tidegate: Tidegate) -> Self {
-        Self { tidegate, map: None }
+        Self { tidegate, map: None, judge: Judge::NONE }
     }
 
     /// Says more of calls than their requests do: for whom they are, how urgent, until when. Where `map` panics,
@@ -55,6 +58,15 @@ impl TidegateLayer {
     #[must_use]
     pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
+        self
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let driver = self.tidegate.driver().clone();
+        self.judge = Judge::new(move |error| driver.contained("classify", || classify(error)).flatten());
         self
     }
 }
@@ -95,10 +107,10 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let ready = Ready::take::<R>(&mut self.inner);
+        let ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
         let (driver, map) = (self.layer.tidegate.driver().clone(), self.layer.map.clone());
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let call = match map {
                 Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
                 None => call,
