@@ -1,12 +1,14 @@
 //! The layer that only keeps to limits.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tidegate_core::fault::Fault;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
+use super::idle::IDLE_TIMEOUT;
 use super::judge::Judge;
 use super::look::Looked;
 use super::{AsCall, Ready, Reply, ReplyFuture, finish, for_good, poll_ready};
@@ -19,13 +21,21 @@ use crate::tidegate::next;
 pub struct RateLimitLayer {
     limiter: RateLimiter,
     judge: Judge,
+    idle_timeout: Option<Duration>,
 }
 
 impl RateLimitLayer {
     /// Shares `limiter` with whatever else uses it.
     #[must_use]
     pub const fn new(limiter: RateLimiter) -> Self {
-        Self { limiter, judge: Judge::NONE }
+        Self { limiter, judge: Judge::NONE, idle_timeout: Some(IDLE_TIMEOUT) }
+    }
+
+    /// How long a reply may be silent while it is read before it counts as broken off. Absent: 300 s. `None`: for ever.
+    #[must_use]
+    pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
+        self
     }
 
     /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
@@ -69,15 +79,18 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let mut ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
-        let limiter = self.layer.limiter.clone();
+        let (limiter, idle_timeout) = (self.layer.limiter.clone(), self.layer.idle_timeout);
         Box::pin(async move {
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let mut permit = limiter.reserve(&call).await?.into_permit();
             permit.sent();
             match ready.attempt(request, &call, |_| {}).await {
-                Ok(Looked { response, watch, fault: None }) => {
-                    finish::<S::Response>(response, watch, Guard { permit: Some(permit), ..Guard::default() }, &call)
-                }
+                Ok(Looked { response, watch, fault: None }) => finish::<S::Response>(
+                    response,
+                    watch,
+                    Guard { permit: Some(permit), idle_timeout, ..Guard::default() },
+                    &call,
+                ),
                 Ok(Looked { response, fault: Some(fault), .. }) => {
                     // Settled by what the fault means for limits; whatever the core's rules of retry: nothing is tried again.
                     let _settled = next(permit, &for_good(fault));

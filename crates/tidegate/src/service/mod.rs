@@ -9,6 +9,7 @@
 
 mod breaker;
 mod guard;
+mod idle;
 mod judge;
 mod limit;
 mod look;

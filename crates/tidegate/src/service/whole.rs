@@ -11,6 +11,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
+use super::idle::IDLE_TIMEOUT;
 use super::judge::Judge;
 use super::look::{self, Looked};
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
@@ -42,6 +43,7 @@ pub struct TidegateLayer {
     tidegate: Tidegate,
     map: Option<MapCall>,
     judge: Judge,
+    idle_timeout: Option<Duration>,
 }
 
 type MapCall = Arc<dyn Fn(Call) -> Call + Send + Sync>;
@@ -50,7 +52,7 @@ impl TidegateLayer {
     /// Shares `tidegate` with whatever else uses it.
     #[must_use]
     pub const fn new(tidegate: Tidegate) -> Self {
-        Self { tidegate, map: None, judge: Judge::NONE }
+        Self { tidegate, map: None, judge: Judge::NONE, idle_timeout: Some(IDLE_TIMEOUT) }
     }
 
     /// Says more of calls than their requests do: for whom they are, how urgent, until when. Where `map` panics,
@@ -58,6 +60,13 @@ impl TidegateLayer {
     #[must_use]
     pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
+        self
+    }
+
+    /// How long a reply may be silent while it is read before it counts as broken off. Absent: 300 s. `None`: for ever.
+    #[must_use]
+    pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
         self
     }
 
@@ -108,7 +117,8 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
-        let (driver, map) = (self.layer.tidegate.driver().clone(), self.layer.map.clone());
+        let TidegateLayer { tidegate, map, idle_timeout, .. } = self.layer.clone();
+        let driver = tidegate.driver().clone();
         Box::pin(async move {
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let call = match map {
@@ -119,7 +129,7 @@ where
             let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
             let admitted = driver.admit(call.at(driver.now(), max_wait, total_timeout));
             let progress = Progress::default();
-            let work = attempts(ready, request, &call, admitted, attempt_timeout, &progress);
+            let work = attempts(ready, request, &call, admitted, (attempt_timeout, idle_timeout), &progress);
             let Some(after) = total_timeout else { return work.await };
             tokio::time::timeout(after, work).await.unwrap_or_else(|_| Err(progress.timed_out(after)))
         })
@@ -131,7 +141,7 @@ async fn attempts<R, S>(
     request: R,
     call: &Call,
     admitted: Admission,
-    attempt_timeout: Option<Duration>,
+    (attempt_timeout, idle_timeout): (Option<Duration>, Option<Duration>),
     progress: &Progress,
 ) -> Result<<S::Response as Reply>::Guarded, Error>
 where
@@ -153,7 +163,8 @@ where
         let attempt = ready.attempt(now, call, |headers| permit.observe(&look::limits(headers)));
         let (fault, failed) = match within_failing(attempt_timeout, attempt).await {
             Ok(Looked { response, watch, fault: None }) => {
-                let guard = Guard { permit: Some(permit), attempt: None, first_byte_after: Some(sent_at.elapsed()) };
+                let first_byte_after = Some(sent_at.elapsed());
+                let guard = Guard { permit: Some(permit), attempt: None, first_byte_after, idle_timeout };
                 return finish::<S::Response>(response, watch, guard, call);
             }
             Ok(Looked { response, fault: Some(fault), .. }) => (fault, Ok(response)),

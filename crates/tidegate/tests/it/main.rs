@@ -9,6 +9,8 @@ mod errors;
 #[cfg(feature = "tower")]
 mod layers;
 #[cfg(feature = "tower")]
+mod layers_idle;
+#[cfg(feature = "tower")]
 mod layers_judging;
 #[cfg(feature = "tower")]
 mod layers_once;
