@@ -127,6 +127,8 @@
 #![cfg_attr(not(feature = "openai"), allow(rustdoc::broken_intra_doc_links))]
 
 mod breaker;
+#[cfg(feature = "tower")]
+mod calibrations;
 mod call;
 mod clock;
 pub mod driver;

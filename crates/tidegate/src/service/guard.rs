@@ -16,6 +16,7 @@ use tidegate_core::outcome::{Ending, Outcome};
 
 use super::idle::Idle;
 use crate::breaker::BreakerAttempt;
+use crate::calibrations::Lesson;
 use crate::driver::Permit;
 use crate::error::BoxError;
 
@@ -120,12 +121,20 @@ pub(crate) struct Guard {
     pub(crate) permit: Option<Permit>,
     pub(crate) attempt: Option<BreakerAttempt>,
     pub(crate) first_byte_after: Option<Duration>,
+    /// What is learned from the use that it tells.
+    pub(crate) lesson: Option<Lesson>,
     /// How long the reply may be silent. `None`: for ever.
     pub(crate) idle_timeout: Option<Duration>,
 }
 
 impl Guard {
-    pub(crate) fn succeeded(&mut self, usage: Option<Usage>) {
+    /// `told`: as the reply says, which `usage` may only estimate.
+    pub(crate) fn succeeded(&mut self, usage: Option<Usage>, told: Option<Usage>) {
+        if let (Some(permit), Some(told)) = (&self.permit, told)
+            && let Some(lesson) = self.lesson.take()
+        {
+            permit.learn(lesson, told.input_tokens);
+        }
         self.end(Ending::Success, usage);
         if let Some(attempt) = self.attempt.take() {
             attempt.succeeded();
@@ -190,15 +199,18 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
             return;
         }
         match &mut self.watch {
-            Watch::Nothing => self.guard.succeeded(None),
-            Watch::Read(usage) => self.guard.succeeded(*usage),
-            Watch::Json(kept, _) => self.guard.succeeded(usage::from_json(&join(kept))),
+            Watch::Nothing => self.guard.succeeded(None, None),
+            Watch::Read(usage) => self.guard.succeeded(*usage, *usage),
+            Watch::Json(kept, _) => {
+                let usage = usage::from_json(&join(kept));
+                self.guard.succeeded(usage, usage);
+            }
             Watch::Stream(meter) => {
                 meter.finish();
                 let used = Some(meter.used(self.input_tokens));
                 match meter.fault() {
                     Some(fault) => self.guard.cut_short(fault, used),
-                    None if meter.is_complete() => self.guard.succeeded(used),
+                    None if meter.is_complete() => self.guard.succeeded(used, meter.reported()),
                     None => {
                         let fault = Fault::new(FaultKind::Broken, "the stream closed before its last event");
                         self.guard.cut_short(&fault, used);
@@ -226,7 +238,7 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
             && meter.has_ended()
         {
             let used = meter.used(self.input_tokens);
-            self.guard.succeeded(Some(used));
+            self.guard.succeeded(Some(used), meter.reported());
         }
     }
 }

@@ -12,6 +12,7 @@ use super::idle::IDLE_TIMEOUT;
 use super::judge::Judge;
 use super::look::Looked;
 use super::{AsCall, Ready, Reply, ReplyFuture, finish, for_good, poll_ready};
+use crate::calibrations::Lesson;
 use crate::error::{BoxError, Error};
 use crate::limiter::RateLimiter;
 use crate::tidegate::next;
@@ -82,13 +83,14 @@ where
         let (limiter, idle_timeout) = (self.layer.limiter.clone(), self.layer.idle_timeout);
         Box::pin(async move {
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
+            let call = limiter.calibrations().applied(call);
             let mut permit = limiter.reserve(&call).await?.into_permit();
             permit.sent();
             match ready.attempt(request, &call, |_| {}).await {
                 Ok(Looked { response, watch, fault: None }) => finish::<S::Response>(
                     response,
                     watch,
-                    Guard { permit: Some(permit), idle_timeout, ..Guard::default() },
+                    Guard { permit: Some(permit), lesson: Lesson::of(&call), idle_timeout, ..Guard::default() },
                     &call,
                 ),
                 Ok(Looked { response, fault: Some(fault), .. }) => {

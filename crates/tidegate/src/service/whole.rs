@@ -15,6 +15,7 @@ use super::idle::IDLE_TIMEOUT;
 use super::judge::Judge;
 use super::look::{self, Looked};
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
+use crate::calibrations::Lesson;
 use crate::call::Call;
 use crate::driver::Admission;
 use crate::error::{BoxError, Error};
@@ -121,6 +122,7 @@ where
         let driver = tidegate.driver().clone();
         Box::pin(async move {
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
+            let call = driver.calibrations().applied(call);
             let call = match map {
                 Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
                 None => call,
@@ -164,7 +166,13 @@ where
         let (fault, failed) = match within_failing(attempt_timeout, attempt).await {
             Ok(Looked { response, watch, fault: None }) => {
                 let first_byte_after = Some(sent_at.elapsed());
-                let guard = Guard { permit: Some(permit), attempt: None, first_byte_after, idle_timeout };
+                let guard = Guard {
+                    permit: Some(permit),
+                    lesson: Lesson::of(call),
+                    first_byte_after,
+                    idle_timeout,
+                    ..Guard::default()
+                };
                 return finish::<S::Response>(response, watch, guard, call);
             }
             Ok(Looked { response, fault: Some(fault), .. }) => (fault, Ok(response)),

@@ -13,6 +13,8 @@ mod layers_idle;
 #[cfg(feature = "tower")]
 mod layers_judging;
 #[cfg(feature = "tower")]
+mod layers_learning;
+#[cfg(feature = "tower")]
 mod layers_once;
 mod limiter;
 #[cfg(feature = "openai")]
