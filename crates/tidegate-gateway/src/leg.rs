@@ -347,7 +347,8 @@ const fn is_the_upstreams(fault: &Fault) -> bool {
         | FaultKind::Connect
         | FaultKind::Dns
         | FaultKind::Timeout
-        | FaultKind::Broken => true,
+        | FaultKind::Broken
+        | FaultKind::Unknown => true,
         FaultKind::Conflict | FaultKind::Unauthorized | FaultKind::NotFound | FaultKind::Invalid => false,
     }
 }

@@ -21,6 +21,8 @@ use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{Notify, mpsc};
 
+#[cfg(feature = "tower")]
+use crate::calibrations::Calibrations;
 use crate::clock::Clock;
 use crate::events::{Events, Teller, contained};
 
@@ -52,6 +54,8 @@ struct Inner {
     sooner: Arc<Notify>,
     events: Teller,
     notable: Teller,
+    #[cfg(feature = "tower")]
+    calibrations: Calibrations,
     /// True while somebody writes what happens to the log.
     #[cfg(feature = "openai")]
     is_logged: AtomicBool,
@@ -117,6 +121,8 @@ impl Driver {
             sooner: Arc::default(),
             events,
             notable: Teller::default(),
+            #[cfg(feature = "tower")]
+            calibrations: Calibrations::default(),
             #[cfg(feature = "openai")]
             is_logged: false.into(),
             demands: Mutex::default(),
@@ -183,6 +189,12 @@ impl Driver {
         let state = self.0.lock();
         let policy = state.gate.policy();
         (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
+    }
+
+    /// How far estimates of the calls that it drives are off.
+    #[cfg(feature = "tower")]
+    pub(crate) fn calibrations(&self) -> &Calibrations {
+        &self.0.calibrations
     }
 
     /// Leave to write to the log what happens, until the guard is dropped. `None`: somebody does already.

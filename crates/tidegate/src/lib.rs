@@ -127,6 +127,8 @@
 #![cfg_attr(not(feature = "openai"), allow(rustdoc::broken_intra_doc_links))]
 
 mod breaker;
+#[cfg(feature = "tower")]
+mod calibrations;
 mod call;
 mod clock;
 pub mod driver;
@@ -134,6 +136,7 @@ mod error;
 mod events;
 mod fault;
 mod limiter;
+mod progress;
 #[cfg(feature = "openai")]
 mod provider;
 mod retry;

@@ -240,6 +240,18 @@ impl RateLimiter {
         self.driver.subscribe()
     }
 
+    /// How far estimates of the calls that it limits are off.
+    #[cfg(feature = "tower")]
+    pub(crate) fn calibrations(&self) -> &crate::calibrations::Calibrations {
+        self.driver.calibrations()
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.driver.contained(callback, call)
+    }
+
     fn timed(&self, call: &Call) -> core::Call {
         call.at(self.driver.now(), self.driver.max_wait(), None)
     }

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tidegate_core::breaker::BreakerState;
@@ -24,6 +23,7 @@ use crate::error::{BoxError, Error};
 use crate::events::{Events, Teller};
 use crate::fault::ToFault;
 use crate::limiter::RateLimiter;
+use crate::progress::Progress;
 use crate::retry::{Contained, seed, within};
 
 /// All of it; clones share it.
@@ -151,14 +151,11 @@ impl Tidegate {
     {
         let (max_wait, attempt_timeout, total_timeout) = self.driver.bounds();
         let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
-        let begun = AtomicU32::new(0);
+        let progress = Progress::default();
         let admitted = self.driver.admit(call.at(self.driver.now(), max_wait, total_timeout));
-        let work = attempts(admitted, operation, attempt_timeout, &begun);
+        let work = attempts(admitted, operation, attempt_timeout, &progress);
         let Some(after) = total_timeout else { return work.await };
-        tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
-            let attempts = begun.load(Ordering::Relaxed);
-            Err(Error::Timeout { after, attempts, may_be_billed: attempts > 0 })
-        })
+        tokio::time::timeout(after, work).await.unwrap_or_else(|_| Err(progress.timed_out(after)))
     }
 
     /// Waits for the call's turn, for whoever makes and settles the attempts without [`Tidegate::execute`].
@@ -220,7 +217,7 @@ async fn attempts<T, E, Fut>(
     admitted: crate::driver::Admission,
     mut operation: impl FnMut(Attempt) -> Fut,
     attempt_timeout: Option<Duration>,
-    begun: &AtomicU32,
+    progress: &Progress,
 ) -> Result<T, Error>
 where
     Fut: Future<Output = Result<T, E>>,
@@ -230,7 +227,7 @@ where
     loop {
         permit.sent();
         let number = permit.attempt();
-        begun.store(number, Ordering::Relaxed);
+        progress.begins(number);
         let sent_at = tokio::time::Instant::now();
         let failure = match within(attempt_timeout, operation(permit.handle())).await {
             Ok(value) => {
@@ -242,7 +239,10 @@ where
             Err(failure) => failure,
         };
         permit = match next(permit, &failure.fault) {
-            Next::Wait(waiting) => waiting.await?,
+            Next::Wait(waiting) => {
+                progress.failed(failure);
+                waiting.await?
+            }
             Next::GiveUp(reason) => return Err(failure.into_error(number, reason)),
         };
     }
