@@ -219,6 +219,7 @@ async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, F
         state_dir: None,
         admin_token: Some("edge".to_owned()),
         own_threads: false,
+        source: None,
     };
     Ok(Gateway::start(options).await?)
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tidegate::Driver;
@@ -15,6 +15,7 @@ use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
+use crate::reload::{ConfigSource, Reloading};
 use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
@@ -35,6 +36,8 @@ pub struct GatewayOptions {
     /// Serves calls on threads of its own, one for each core, which takes the least of the machine. Else on the runtime that starts
     /// the gateway, with whatever clock that has.
     pub own_threads: bool,
+    /// Where the configuration is read again. `None`: it is not.
+    pub source: Option<ConfigSource>,
 }
 
 /// A running gateway. Dropping it cuts everything off; [`Gateway::drain`] does not.
@@ -43,12 +46,9 @@ pub struct Gateway {
     shared: Arc<Shared>,
     api_addrs: Vec<SocketAddr>,
     admin_addr: SocketAddr,
-    allow_anonymous: bool,
     state_dir: Option<PathBuf>,
     /// The admin listener outlives the API's: `/readyz` and `/metrics` answer to the last.
     admin_phase: watch::Sender<Phase>,
-    /// One reload at a time.
-    reloading: Mutex<()>,
     /// Serve until the last call has ended.
     _cores: Arc<Cores>,
 }
@@ -59,7 +59,7 @@ impl Gateway {
     /// # Errors
     /// No thread to serve on, an address that cannot be listened on, a configuration that does not hold together, a secret or file that is not there.
     pub async fn start(options: GatewayOptions) -> Result<Self, StartError> {
-        let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads } = options;
+        let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads, source } = options;
         let settings = Settings::new(config, None, allow_anonymous)?;
         let listeners = listener::bind_all(&settings.config.server.listen)?;
         let admin_listener = listener::bind(settings.config.server.admin_listen, true)?;
@@ -87,6 +87,12 @@ impl Gateway {
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
             admin_token: token::secret_digest(admin_token.as_bytes()),
+            reloading: Reloading {
+                api_addrs: api_addrs.clone(),
+                allow_anonymous,
+                source,
+                one_at_a_time: Mutex::default(),
+            },
             first_addr,
         });
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
@@ -99,16 +105,7 @@ impl Gateway {
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
         }
-        Ok(Self {
-            shared,
-            api_addrs,
-            admin_addr,
-            allow_anonymous,
-            state_dir,
-            admin_phase,
-            reloading: Mutex::default(),
-            _cores: cores,
-        })
+        Ok(Self { shared, api_addrs, admin_addr, state_dir, admin_phase, _cores: cores })
     }
 
     /// Where the API is served; never empty. For `localhost` the IPv4 address first.
@@ -143,46 +140,15 @@ impl Gateway {
     /// # Errors
     /// What does not hold together; then nothing has changed.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.shared.settings.load_full();
-        let settings = match Settings::new(config, Some(&before), self.allow_anonymous) {
-            Ok(settings) => settings,
-            Err(error) => {
-                self.shared.metrics.reload_successful.set(0);
-                return Err(error);
-            }
-        };
-        if let Err(error) = settings.check_listeners(&self.api_addrs) {
-            self.shared.metrics.reload_successful.set(0);
-            return Err(error);
-        }
-        // The sockets stay as they are: what may be spent through them must stay guarded as it was.
-        if let Some(addr) = self.api_addrs.iter().find(|addr| !addr.ip().is_loopback())
-            && settings.is_open_to_all()
-            && !self.allow_anonymous
-        {
-            self.shared.metrics.reload_successful.set(0);
-            return Err(StartError::Config(format!(
-                "this process still listens on {addr}: without any [[key]] anybody who reaches it could spend the upstream's \
-                 api_key; restart it to listen elsewhere"
-            )));
-        }
-        let (old, new) = (&before.config.server, &settings.config.server);
-        if old.listen != new.listen || old.admin_listen != new.admin_listen {
-            tracing::warn!("addresses to listen on change with a restart only");
-        }
-        self.shared.audit.reloaded(&before.config, &settings.config);
-        let policy = settings.config.policy.clone();
-        self.shared.driver.with(|gate, now| gate.reload(policy, now));
-        self.shared.settings.store(Arc::new(settings));
-        self.shared.metrics.reload_successful.set(1);
-        Ok(())
+        self.shared.take_over(config)
     }
 
-    /// Notes that a configuration was to be taken over and could not be, or could not even be read; the one in force stays.
-    pub fn reload_failed(&self, why: &str) {
-        self.shared.metrics.reload_successful.set(0);
-        self.shared.audit.not_reloaded(why);
+    /// Reads the configuration again, from [`GatewayOptions::source`], and takes it over. Blocks for as long as reading takes.
+    ///
+    /// # Errors
+    /// Why not; then nothing has changed but that the audit trail tells of it.
+    pub fn reread(&self) -> Result<(), String> {
+        self.shared.reread()
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to

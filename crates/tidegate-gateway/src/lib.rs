@@ -31,6 +31,7 @@ mod pages;
 mod proxy;
 mod quota;
 mod refusal;
+mod reload;
 mod reply;
 mod room;
 mod say;
@@ -48,4 +49,5 @@ mod wishes;
 
 pub use gateway::{Gateway, GatewayOptions};
 pub use listener::ListenError;
+pub use reload::ConfigSource;
 pub use shared::StartError;

@@ -20,6 +20,7 @@ use crate::identity::Callers;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
+use crate::reload::Reloading;
 use crate::room::Room;
 use crate::sticky::Made;
 use crate::upstream::Upstream;
@@ -86,6 +87,7 @@ pub(crate) struct Shared {
     pub(crate) made: Made,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
+    pub(crate) reloading: Reloading,
     /// `127.0.0.1:8080`: what a client that names no host is told to use.
     pub(crate) first_addr: String,
 }

@@ -226,6 +226,7 @@ async fn levels_survive_a_restart() {
             state_dir: Some(dir.path().to_owned()),
             admin_token: None,
             own_threads: false,
+            source: None,
         };
         tidegate_gateway::Gateway::start(options).await.unwrap()
     };
