@@ -14,6 +14,7 @@ use crate::admin::Ends;
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
+use crate::operating::Operating;
 use crate::quota::OutOfQuota;
 use crate::reload::{ConfigSource, Reloading};
 use crate::room::Room;
@@ -46,7 +47,6 @@ pub struct Gateway {
     shared: Arc<Shared>,
     api_addrs: Vec<SocketAddr>,
     admin_addr: SocketAddr,
-    state_dir: Option<PathBuf>,
     /// The admin listener outlives the API's: `/readyz` and `/metrics` answer to the last.
     admin_phase: watch::Sender<Phase>,
     /// Serve until the last call has ended.
@@ -73,9 +73,11 @@ impl Gateway {
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let metrics = Metrics::new(&driver, audit.series());
+        let operating = Operating::load(state_dir.as_deref());
         let (feed, trail) = audit.feed();
         let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone());
         audit.started(&settings.config);
+        driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
             metrics,
             audit,
@@ -93,6 +95,8 @@ impl Gateway {
                 source,
                 one_at_a_time: Mutex::default(),
             },
+            operating,
+            state_dir: state_dir.clone(),
             first_addr,
         });
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
@@ -105,7 +109,7 @@ impl Gateway {
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
         }
-        Ok(Self { shared, api_addrs, admin_addr, state_dir, admin_phase, _cores: cores })
+        Ok(Self { shared, api_addrs, admin_addr, admin_phase, _cores: cores })
     }
 
     /// Where the API is served; never empty. For `localhost` the IPv4 address first.
@@ -167,7 +171,7 @@ impl Gateway {
             self.shared.phase.send_replace(Phase::Cut);
             self.shared.phase.closed().await;
         }
-        if let Some(dir) = &self.state_dir
+        if let Some(dir) = &self.shared.state_dir
             && let Err(error) = self.shared.driver.save_state(dir, true)
         {
             tracing::warn!("levels cannot be saved in {}: {error}", dir.display());

@@ -26,6 +26,7 @@ mod leg;
 mod listener;
 mod metrics;
 mod model;
+mod operating;
 mod order;
 mod pages;
 mod proxy;

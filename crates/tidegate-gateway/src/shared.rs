@@ -1,6 +1,7 @@
 //! Holds what every call needs: the core's driver, the configuration in force, the series, and whether the process is ending.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +20,7 @@ use crate::guard::Guard;
 use crate::identity::Callers;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
+use crate::operating::Operating;
 use crate::quota::OutOfQuota;
 use crate::reload::Reloading;
 use crate::room::Room;
@@ -88,6 +90,9 @@ pub(crate) struct Shared {
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
     pub(crate) reloading: Reloading,
+    pub(crate) operating: Operating,
+    /// Where state is kept. `None`: nowhere.
+    pub(crate) state_dir: Option<PathBuf>,
     /// `127.0.0.1:8080`: what a client that names no host is told to use.
     pub(crate) first_addr: String,
 }

@@ -40,6 +40,21 @@ pub(crate) fn keep_saving(driver: &Driver, dir: &Path) {
     });
 }
 
+/// Puts `text` in the place of the file at `path`, for its owner alone: a crash at any instant leaves the old one or the new one, whole.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = private(&aside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    // The name is on disk once the directory is.
+    #[cfg(unix)]
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
 fn private(path: &Path) -> io::Result<fs::File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);

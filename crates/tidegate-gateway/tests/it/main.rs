@@ -7,6 +7,7 @@ mod auditing;
 mod bad_input;
 mod ending;
 mod learning;
+mod operating;
 mod passing;
 mod refusing;
 mod retrying;
