@@ -6,6 +6,7 @@
 mod answer;
 mod body;
 mod endpoints;
+mod keys;
 mod limits;
 mod open;
 mod overriding;
@@ -80,6 +81,9 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Pause => overriding::pause(ask).await,
         Endpoint::Resume => overriding::resume(ask).await,
         Endpoint::Reload => overriding::reload(ask).await,
+        Endpoint::Keys => keys::list(&ask),
+        Endpoint::MakeKey => keys::make(ask).await,
+        Endpoint::RevokeKey => keys::revoke(ask).await,
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::admin::Ends;
 use crate::audit::Audit;
 use crate::cores::Cores;
+use crate::keys::MadeKeys;
 use crate::metrics::Metrics;
 use crate::operating::Operating;
 use crate::quota::OutOfQuota;
@@ -60,7 +61,11 @@ impl Gateway {
     /// No thread to serve on, an address that cannot be listened on, a configuration that does not hold together, a secret or file that is not there.
     pub async fn start(options: GatewayOptions) -> Result<Self, StartError> {
         let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads, source } = options;
-        let settings = Settings::new(config, None, allow_anonymous)?;
+        let made_keys = match state_dir.as_deref().map(MadeKeys::load) {
+            None => MadeKeys::default(),
+            Some(loaded) => loaded.map_err(|fault| StartError::Config(fault.to_string()))?,
+        };
+        let settings = Settings::new(config, &made_keys, None, allow_anonymous)?;
         let listeners = listener::bind_all(&settings.config.server.listen)?;
         let admin_listener = listener::bind(settings.config.server.admin_listen, true)?;
         let api_addrs = listeners.iter().map(local_addr).collect::<Result<Vec<_>, _>>()?;
@@ -96,6 +101,7 @@ impl Gateway {
                 one_at_a_time: Mutex::default(),
             },
             operating,
+            made_keys: ArcSwap::from_pointee(made_keys),
             state_dir: state_dir.clone(),
             first_addr,
         });
@@ -128,7 +134,7 @@ impl Gateway {
     #[must_use]
     pub fn auth(&self) -> &'static str {
         let settings = self.shared.settings.load();
-        if !settings.config.keys.is_empty() {
+        if settings.needs_key {
             "keys"
         } else if settings.upstreams.first().is_some_and(|upstream| upstream.shares_credential()) {
             "upstream"

@@ -22,6 +22,7 @@ mod gateway;
 mod guard;
 mod headers;
 mod identity;
+mod keys;
 mod leg;
 mod listener;
 mod metrics;
@@ -49,6 +50,7 @@ mod websocket;
 mod wishes;
 
 pub use gateway::{Gateway, GatewayOptions};
+pub use keys::{KeyFault, MadeKey, MadeKeys, NewKey};
 pub use listener::ListenError;
 pub use reload::ConfigSource;
 pub use shared::StartError;

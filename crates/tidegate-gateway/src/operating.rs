@@ -14,7 +14,7 @@ use tidegate_core::breaker::BreakerState;
 use tidegate_core::gate::{Boost, Gate, Overrides};
 use tidegate_core::limit::Scope;
 use tidegate_core::time::Time;
-use tidegate_watch::audit::Record;
+use tidegate_watch::audit::{Kind, Record};
 
 use crate::refusal::OwnReply;
 use crate::shared::{Shared, unix_now};
@@ -85,8 +85,16 @@ pub(crate) struct Operating {
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
-/// What is done to the core.
-type Act = Box<dyn FnOnce(&mut Gate, Time) + Send>;
+/// What is done; it may block. An error says why it could not be.
+pub(crate) type Act = Box<dyn FnOnce(&Shared) -> Result<(), String> + Send>;
+
+/// Something that is done to the core.
+pub(crate) fn to_gate(act: impl FnOnce(&mut Gate, Time) + Send + 'static) -> Option<Act> {
+    Some(Box::new(move |shared| {
+        shared.driver.with(|gate, now| act(gate, now));
+        Ok(())
+    }))
+}
 
 /// One change that an operator wants.
 pub(crate) struct Change {
@@ -242,22 +250,36 @@ where
             done.recorded = false;
             done.warnings.push(unrecorded);
         }
-        if standing == *before {
-            shared.driver.with(|gate, now| act.map(|act| act(gate, now)));
-            return Ok(done);
+        if let Some(act) = act {
+            carry_out(&shared, act, &done).await?;
         }
-        standing.version += 1;
-        let overrides = standing.overrides();
-        done.warnings.extend(shared.operating.keep(standing).await.err());
-        shared.driver.with(|gate, now| {
-            if let Some(act) = act {
-                act(gate, now);
-            }
-            gate.override_with(overrides, now)
-        });
+        if standing != *before {
+            standing.version += 1;
+            let overrides = standing.overrides();
+            done.warnings.extend(shared.operating.keep(standing).await.err());
+            shared.driver.with(|gate, now| gate.override_with(overrides, now));
+        }
         Ok(done)
     });
     changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))
+}
+
+/// Does what is recorded already; where it cannot be done, that is recorded too.
+async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Box<OwnReply>> {
+    let acting = shared.clone();
+    let acted = tokio::task::spawn_blocking(move || act(&acting)).await;
+    let why = match acted {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(why)) => why,
+        Err(_) => "this process is about to end".to_owned(),
+    };
+    let what = format!("{} failed", done.what);
+    shared.audit.note(Record {
+        why: Some(why.as_str().into()),
+        after: done.after.clone(),
+        ..Record::new(Kind::Override, what)
+    });
+    Err(Box::new(OwnReply::unchanged(&why)))
 }
 
 fn read(path: &Path) -> Standing {

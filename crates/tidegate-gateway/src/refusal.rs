@@ -140,6 +140,11 @@ impl OwnReply {
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
     }
 
+    /// 409: it does not go together with how things are.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID, "conflict", "bad_request", message.into())
+    }
+
     /// 409: the configuration cannot be taken over.
     pub(crate) fn not_reloaded(why: &str) -> Self {
         let message = format!("the configuration was not reloaded, the one before stays in force: {why}");

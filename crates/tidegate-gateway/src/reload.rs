@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tidegate_core::config::Config;
 
+use crate::keys::MadeKeys;
 use crate::shared::{Settings, Shared, StartError};
 
 /// Reads the configuration again; an error says what is wrong with it.
@@ -60,10 +61,23 @@ impl Shared {
         taken
     }
 
+    /// Has other keys than before: for the calls that come.
+    ///
+    /// # Errors
+    /// What they do not go together with; then nothing has changed.
+    pub(crate) fn take_over_keys(&self, made: MadeKeys) -> Result<(), StartError> {
+        let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.settings.load_full();
+        let settings = Settings::new(before.config.clone(), &made, Some(&before), self.reloading.allow_anonymous)?;
+        self.made_keys.store(Arc::new(made));
+        self.settings.store(Arc::new(settings));
+        Ok(())
+    }
+
     fn try_take_over(&self, config: Config) -> Result<(), StartError> {
         let Reloading { api_addrs, allow_anonymous, .. } = &self.reloading;
         let before = self.settings.load_full();
-        let settings = Settings::new(config, Some(&before), *allow_anonymous)?;
+        let settings = Settings::new(config, &self.made_keys.load(), Some(&before), *allow_anonymous)?;
         settings.check_listeners(api_addrs)?;
         // The sockets stay as they are: what may be spent through them must stay guarded as it was.
         if let Some(addr) = api_addrs.iter().find(|addr| !addr.ip().is_loopback())

@@ -19,6 +19,9 @@ pub(super) enum Endpoint {
     Pause,
     Resume,
     Reload,
+    Keys,
+    MakeKey,
+    RevokeKey,
 }
 
 /// How an endpoint is asked, and who may.
@@ -56,6 +59,9 @@ static TABLE: &[Row] = &[
     row(Method::POST, "/admin/v1/pause", OPERATOR, Endpoint::Pause),
     row(Method::POST, "/admin/v1/resume", OPERATOR, Endpoint::Resume),
     row(Method::POST, "/admin/v1/reload", OPERATOR, Endpoint::Reload),
+    row(Method::GET, "/admin/v1/keys", VIEWER, Endpoint::Keys),
+    row(Method::POST, "/admin/v1/keys", OPERATOR, Endpoint::MakeKey),
+    row(Method::DELETE, "/admin/v1/keys/{}", OPERATOR, Endpoint::RevokeKey),
 ];
 
 /// What a request asks for.

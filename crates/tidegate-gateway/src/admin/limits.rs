@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tidegate_core::gate::Gate;
 use tidegate_core::limit::{Limit, Scope};
 use tidegate_watch::audit::{Kind, Record};
 
@@ -13,7 +12,7 @@ use super::Ask;
 use super::answer::{Answer, json};
 use super::body;
 use super::overriding::reason_of;
-use crate::operating::{self, Change, Raised, Said, Standing};
+use crate::operating::{self, Change, Raised, Said, Standing, to_gate};
 use crate::refusal::OwnReply;
 
 const BOOST: &str = r#"{"factor":1.5,"for":"10m","match":{"user":"ada"},"reason":"…"}; match and reason may be left out, and factor 1 ends a boost"#;
@@ -40,7 +39,7 @@ pub(super) async fn reset_all(mut ask: Ask) -> Answer {
     let by = ask.by.clone();
     let done = operating::change(&ask.shared, move |_, _| {
         let record = Record { who: Some(by), why: reason, ..Record::new(Kind::Override, "reset of all limits") };
-        Ok(Change { record, act: Some(Box::new(|gate: &mut Gate, now| gate.reset_limits(now))) })
+        Ok(Change { record, act: to_gate(|gate, now| gate.reset_limits(now)) })
     });
     let mut done = done.await?;
     done.warnings.extend(saved(&ask).await);
@@ -59,10 +58,10 @@ pub(super) async fn reset(mut ask: Ask) -> Answer {
             why: reason,
             ..Record::new(Kind::Override, "reset of a limit")
         };
-        let act = move |gate: &mut Gate, now| {
+        let act = to_gate(move |gate, now| {
             gate.reset_limit(&name, now);
-        };
-        Ok(Change { record, act: Some(Box::new(act)) })
+        });
+        Ok(Change { record, act })
     });
     let mut done = done.await?;
     done.warnings.extend(saved(&ask).await);

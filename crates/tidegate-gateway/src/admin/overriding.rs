@@ -9,7 +9,7 @@ use tidegate_watch::audit::{Kind, Record};
 use super::Ask;
 use super::answer::{Answer, json};
 use super::body;
-use crate::operating::{self, Change, Done, Held, Said};
+use crate::operating::{self, Change, Done, Held, Said, to_gate};
 use crate::refusal::OwnReply;
 use crate::shared::Shared;
 
@@ -84,10 +84,10 @@ pub(super) async fn breaker(mut ask: Ask, to: ToBreaker) -> Answer {
             let said = Said::now(by, reason);
             standing.breakers.push(Held { name: name.clone(), state: to.state().name().to_owned(), said });
         }
-        let act = move |gate: &mut tidegate_core::gate::Gate, now| {
+        let act = to_gate(move |gate, now| {
             gate.force_breaker(&name, to.state(), now);
-        };
-        Ok(Change { record, act: Some(Box::new(act)) })
+        });
+        Ok(Change { record, act })
     });
     json(&done.await?)
 }

@@ -6,6 +6,7 @@ mod admin;
 mod auditing;
 mod bad_input;
 mod ending;
+mod keys;
 mod learning;
 mod operating;
 mod passing;
