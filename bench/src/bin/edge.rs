@@ -272,8 +272,6 @@ async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     }
     let used = tokens.charged as f64 / (available - tokens.tenants as f64);
     callers.shutdown().await;
-        println!("{:?}", gateway.driver().with(|g, n| g.status(n)).breakers);
-    }
     drop(gateway);
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let interactive = (count(&seen.interactive), count(&seen.interactive_waited));
@@ -304,6 +302,7 @@ async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, F
         state_dir: None,
         admin_token: Some("edge".to_owned()),
         own_threads: false,
+        source: None,
     };
     Ok(Gateway::start(options).await?)
 }

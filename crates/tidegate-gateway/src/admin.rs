@@ -4,8 +4,12 @@
 //! from [`Ask`] to [`Answer`](answer::Answer) in the file of its group. Who asks has been let past by then: an endpoint checks no token.
 
 mod answer;
+mod body;
 mod endpoints;
+mod keys;
+mod limits;
 mod open;
+mod overriding;
 mod standing;
 mod who;
 
@@ -37,6 +41,8 @@ pub(crate) struct Ends {
 #[derive(Debug)]
 pub(super) struct Ask {
     shared: Arc<Shared>,
+    /// Who asks, as in `[[admin]]`; empty where anybody may.
+    by: Arc<str>,
     /// What stands for `{}` in the endpoint's path.
     name: String,
     request: Request<Incoming>,
@@ -68,6 +74,16 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Audit => {
             page::answer(&ask.shared, ask.request.uri().query().unwrap_or("")).await.map(answer::written)
         }
+        Endpoint::Breaker(to) => overriding::breaker(ask, to).await,
+        Endpoint::ResetLimits => limits::reset_all(ask).await,
+        Endpoint::ResetLimit => limits::reset(ask).await,
+        Endpoint::BoostLimit => limits::boost(ask).await,
+        Endpoint::Pause => overriding::pause(ask).await,
+        Endpoint::Resume => overriding::resume(ask).await,
+        Endpoint::Reload => overriding::reload(ask).await,
+        Endpoint::Keys => keys::list(&ask),
+        Endpoint::MakeKey => keys::make(ask).await,
+        Endpoint::RevokeKey => keys::revoke(ask).await,
     }
 }
 
@@ -76,11 +92,13 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let path = request.uri().path();
     let found = find(request.method(), path);
     let wants = if let Found::Endpoint(row, _) = found { row.wants } else { Some(Default::default()) };
+    let mut by = Arc::default();
     if let Some(role) = wants {
         shared.settings.load().guard.check(request.uri(), request.headers(), ends.local)?;
         let who = who::authenticated(&shared, request.headers(), ends.peer)?;
         who.check(role)?;
         tracing::debug!("{} at {} asks for {} {path}", who.name, who.peer, request.method());
+        by = who.name;
     }
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
@@ -89,5 +107,5 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     };
     let name = percent_decode_str(name).decode_utf8();
     let name = name.map_err(|_| Box::new(OwnReply::bad_request("the name in the path is no UTF-8")))?.into_owned();
-    Ok((row.endpoint, Ask { shared, name, request }))
+    Ok((row.endpoint, Ask { shared, by, name, request }))
 }

@@ -17,6 +17,7 @@ use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
 use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
+use crate::refusal::OwnReply;
 use crate::shared::StartError;
 
 /// The trail of one gateway; without a place for it, nothing is kept.
@@ -85,6 +86,34 @@ impl Audit {
     pub(crate) fn note(&self, record: Record) {
         if let Some(kept) = &self.kept {
             kept.trail.append(record);
+        }
+    }
+
+    /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse.
+    ///
+    /// # Errors
+    /// It is not there, and `on_failure` wants nothing done without it.
+    pub(crate) async fn note_durably(
+        &self,
+        record: Record,
+        on_failure: OnAuditFailure,
+    ) -> Result<Option<String>, Box<OwnReply>> {
+        let Some(kept) = &self.kept else {
+            return Ok(Some("it is not recorded: there is no audit trail".to_owned()));
+        };
+        let trail = kept.trail.clone();
+        let written = tokio::task::spawn_blocking(move || trail.append_durable(record)).await;
+        let why = match written {
+            Ok(Ok(())) => return Ok(None),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the audit trail cannot be written: this process is about to end".to_owned(),
+        };
+        match on_failure {
+            OnAuditFailure::Refuse => Err(Box::new(OwnReply::unchanged(&why))),
+            OnAuditFailure::Continue => {
+                tracing::warn!("an override takes effect that is not recorded: {why}");
+                Ok(Some(why))
+            }
         }
     }
 

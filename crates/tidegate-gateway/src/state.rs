@@ -10,6 +10,8 @@ use tidegate::Driver;
 use tidegate_core::config::Policy;
 use tidegate_core::gate::Gate;
 
+use crate::token;
+
 /// The file with the admin listener's token.
 const ADMIN_TOKEN: &str = "admin-token";
 
@@ -38,6 +40,21 @@ pub(crate) fn keep_saving(driver: &Driver, dir: &Path) {
     driver.keep_state(dir.to_owned(), move |error| {
         tracing::warn!("levels cannot be saved in {shown}: {error}; trying on");
     });
+}
+
+/// Puts `text` in the place of the file at `path`, for its owner alone: a crash at any instant leaves the old one or the new one, whole.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = private(&aside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    // The name is on disk once the directory is.
+    #[cfg(unix)]
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn private(path: &Path) -> io::Result<fs::File> {
@@ -73,14 +90,11 @@ pub(crate) fn admin_token(dir: Option<&Path>) -> String {
 
 /// 32 bytes that nobody can guess, as hexadecimal digits.
 fn made_token() -> String {
-    let mut bytes = [0; 32];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    if random.fill(&mut bytes).is_err() {
+    token::random_digits(32).unwrap_or_else(|| {
         // No token at all is safer than one that can be guessed: nothing has this hash's text.
         tracing::warn!("the system has no randomness: the admin listener cannot be used without TIDEGATE_ADMIN_TOKEN");
-        return String::new();
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        String::new()
+    })
 }
 
 #[cfg(test)]

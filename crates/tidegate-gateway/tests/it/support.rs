@@ -42,7 +42,14 @@ pub(crate) fn config(addr: SocketAddr) -> Config {
 /// Starts a gateway.
 pub(crate) async fn start(config: Config) -> Gateway {
     let admin_token = Some("operator".to_owned());
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token, own_threads: false };
+    let options = GatewayOptions {
+        config,
+        allow_anonymous: false,
+        state_dir: None,
+        admin_token,
+        own_threads: false,
+        source: None,
+    };
     Gateway::start(options).await.unwrap()
 }
 
