@@ -8,6 +8,7 @@ use crate::limit::Dimension;
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FaultKind {
     /// 429: a rate of requests or tokens is used up for now. Waits its turn again; uses up no attempt.
     RateLimited,

@@ -336,19 +336,5 @@ impl Leg {
 
 /// Whether another upstream might serve what failed so: not where the call itself is wrong, as a 4xx says.
 const fn is_the_upstreams(fault: &Fault) -> bool {
-    match fault.kind {
-        FaultKind::RateLimited
-        | FaultKind::TooLarge
-        | FaultKind::QuotaExhausted
-        | FaultKind::SlowDown
-        | FaultKind::Overloaded
-        | FaultKind::Server
-        | FaultKind::RequestTimeout
-        | FaultKind::Connect
-        | FaultKind::Dns
-        | FaultKind::Timeout
-        | FaultKind::Broken
-        | FaultKind::Unknown => true,
-        FaultKind::Conflict | FaultKind::Unauthorized | FaultKind::NotFound | FaultKind::Invalid => false,
-    }
+    !matches!(fault.kind, FaultKind::Conflict | FaultKind::Unauthorized | FaultKind::NotFound | FaultKind::Invalid)
 }

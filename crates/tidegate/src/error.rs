@@ -206,7 +206,7 @@ impl fmt::Display for Error {
                 let why = match reason {
                     GiveUpReason::BudgetExhausted => ", as retries have used up their share of calls",
                     GiveUpReason::DeadlineExceeded => ", as another could not start in time",
-                    GiveUpReason::NotRetryable | GiveUpReason::AttemptsExhausted => "",
+                    _ => "",
                 };
                 write!(f, "gave up after {attempts} attempts{why}; last: {}", in_a_word(fault))?;
             }

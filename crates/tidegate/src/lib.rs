@@ -163,6 +163,7 @@ pub use service::{
     AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Repeatable,
     Reply, ReplyFuture, RetryLayer, RetryService, SentOnce, TidegateLayer, TidegateService,
 };
+/// What decides: for what has no method here. Of the same version always, and as much of this crate's interface as the rest.
 pub use tidegate_core as core;
 pub use tidegate_core::breaker::BreakerState;
 pub use tidegate_core::call::{Priority, RequestType};

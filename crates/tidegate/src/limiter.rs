@@ -61,6 +61,7 @@ pub enum LimitType {
 
 /// How limits stand for one call. A look reserves nothing: whoever comes next may take what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Check {
     /// It could go now.
     pub allowed: bool,
@@ -80,6 +81,7 @@ pub struct Check {
 
 /// What is limited, and how much of it is in use by all calls together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LimitInfo {
     /// Where no override says otherwise; of several limits the lowest. `None`: not limited.
     pub requests_per_minute: Option<u64>,

@@ -399,7 +399,7 @@ fn a_limit_that_only_refusals_tell_is_kept_for_an_hour_after_the_last_of_them() 
 #[test]
 fn a_strategy_for_rate_limits_is_obeyed_and_bounded() {
     let mut policy = policy(Vec::new());
-    let strategy = tidegate_core::config::RetryStrategyConfig { max_attempts: Some(2), ..Default::default() };
+    let strategy = tidegate_core::config::RetryStrategyConfig::default().with_max_attempts(2);
     policy.retry.strategies.insert("rate_limit_exceeded".into(), strategy);
     let mut bench = Bench::new(policy);
     let ticket = bench.admit(call("ada", 1));

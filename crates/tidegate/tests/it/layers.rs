@@ -289,7 +289,7 @@ async fn what_failed_is_sent_again_over_a_service_that_is_ready_again() {
     let answers = [Answers::Status(503), Answers::Fails, Answers::Status(429), OK];
     for retries in [true, false] {
         let strict = Strict::new(&answers);
-        let config = RetryConfig { strategies: Default::default(), ..retry() };
+        let config = retry().without_strategies();
         let response = if retries {
             RetryLayer::new(Retry::new(config)).layer(strict.clone()).oneshot(request()).await.unwrap()
         } else {
@@ -438,7 +438,7 @@ async fn parts_stacked_by_hand_work_too() {
     let strict = Strict::new(&[Answers::Status(503), OK]);
     let limiter = RateLimiter::new(limits());
     let service = ServiceBuilder::new()
-        .layer(RetryLayer::new(Retry::new(RetryConfig { strategies: Default::default(), ..retry() })))
+        .layer(RetryLayer::new(Retry::new(retry().without_strategies())))
         .layer(RateLimitLayer::new(limiter.clone()))
         .layer(CircuitBreakerLayer::new(CircuitBreaker::new(BreakerConfig::default())))
         .service(strict.clone());

@@ -102,8 +102,7 @@ async fn what_nobody_can_judge_neither_opens_a_breaker_nor_is_retried() {
 
 #[tokio::test(start_paused = true)]
 async fn unknown_errors_are_retried_where_they_are_listed() {
-    let mut config = RetryConfig::default();
-    config.retryable_errors.push("unknown_error".into());
+    let config = RetryConfig::default().with_retryable_error("unknown_error");
     assert_eq!(sheds(RetryLayer::new(Retry::new(config))).await, 15);
 }
 
@@ -112,7 +111,7 @@ async fn a_program_can_say_what_its_errors_are() {
     let breaker = breaker();
     assert_eq!(sheds(CircuitBreakerLayer::new(breaker.clone()).classify(overloaded)).await, 1);
     assert_eq!(breaker.state(), BreakerState::Open);
-    let retry = RetryConfig { strategies: Default::default(), ..RetryConfig::default() };
+    let retry = RetryConfig::default().without_strategies();
     assert_eq!(sheds(RetryLayer::new(Retry::new(retry)).classify(overloaded)).await, 15);
     let whole = Tidegate::builder().breaker(BreakerConfig::default().with_failure_threshold(1)).build();
     assert_eq!(sheds(TidegateLayer::new(whole).classify(overloaded)).await, 1);

@@ -85,7 +85,7 @@ async fn no_delay_is_cut_short_of_what_the_server_asked_for() {
     let mut fault = Fault::of_status(503);
     fault.wait = Some(Duration::from_secs(20));
     let started = Instant::now();
-    let retry = Retry::new(RetryConfig { strategies: Default::default(), ..config() });
+    let retry = Retry::new(config().without_strategies());
     let (result, _) = run_faults(&retry, &call(), vec![fault]).await;
     result.unwrap();
     let waited = started.elapsed();
@@ -216,7 +216,7 @@ async fn delays_grow_with_the_attempt_shrink_with_the_priority_and_are_bounded()
 
 #[tokio::test(start_paused = true)]
 async fn a_configured_strategy_is_for_its_class_alone() {
-    let strategy = RetryStrategyConfig { max_attempts: Some(5), ..RetryStrategyConfig::default() };
+    let strategy = RetryStrategyConfig::default().with_max_attempts(5);
     let retry = Retry::new(config().with_strategy("temporary_error", strategy));
     assert_eq!(run(&retry, &call(), &[500; 9]).await.1, 5);
     assert_eq!(run_faults(&retry, &call(), vec![Fault::new(FaultKind::Connect, ""); 9]).await.1, 3);
@@ -238,7 +238,9 @@ impl RetryStrategy for Patient {
 
 #[tokio::test(start_paused = true)]
 async fn a_strategy_of_ones_own_decides_for_its_class() {
-    let retry = Retry::new(RetryConfig { total_timeout: None, ..config() }).with_strategy("temporary_error", Patient);
+    let mut unbounded = config();
+    unbounded.total_timeout = None;
+    let retry = Retry::new(unbounded).with_strategy("temporary_error", Patient);
     let started = Instant::now();
     let (result, asked) = run(&retry, &call(), &[500; 5]).await;
     assert_eq!((result.unwrap(), asked), ("success", 6));
