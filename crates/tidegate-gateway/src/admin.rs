@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use tidegate_core::gate::{Explanation, Status};
 
+use crate::alerting;
 use crate::audit::page;
 use crate::exposition::Format;
 use crate::refusal::OwnReply;
@@ -56,6 +57,7 @@ pub(crate) async fn serve(
         },
         (method, path) => authorized(&shared, local, &request).and_then(|()| match (method, path) {
             (&Method::GET, "/admin/v1/status") => status(&shared),
+            (&Method::GET, "/admin/v1/alerts") => alerting::answer(&shared).map(json),
             (&Method::GET, path) if path.starts_with(EXPLAIN) => explain(&shared, &path[EXPLAIN.len()..]),
             _ => Err(Box::new(OwnReply::no_such_admin_path(path))),
         }),

@@ -10,6 +10,7 @@ use tidegate_core::config::Config;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
@@ -71,14 +72,16 @@ impl Gateway {
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
-        let metrics = Metrics::new(&driver, audit.series());
+        let alerting = Alerting::new(&settings.alerts);
+        let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
         let (feed, trail) = audit.feed();
-        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone());
+        let watching = Watching::start(&driver, feed, trail, &metrics);
         audit.started(&settings.config);
         let shared = Arc::new(Shared {
             metrics,
             audit,
             watching,
+            alerting,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -88,6 +91,7 @@ impl Gateway {
             admin_token: token::secret_digest(admin_token.as_bytes()),
             first_addr,
         });
+        Alerting::keep_judging(&shared);
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {
@@ -173,6 +177,7 @@ impl Gateway {
         self.shared.audit.reloaded(&before.config, &settings.config);
         let policy = settings.config.policy.clone();
         self.shared.driver.with(|gate, now| gate.reload(policy, now));
+        self.shared.alerting.reconfigure(&settings.alerts);
         self.shared.settings.store(Arc::new(settings));
         self.shared.metrics.reload_successful.set(1);
         Ok(())

@@ -21,14 +21,11 @@ use crate::body::Passage;
 use crate::candidates::Candidates;
 use crate::identity::Identity;
 use crate::leg::{Cannot, Ended, Leg};
-use crate::metrics::CallEnd;
+use crate::metrics::{CallEnd, FELL_BACK};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Settings, Shared};
 use crate::wishes::Wishes;
-
-/// What became of a call that another upstream was asked for, as the series have it.
-const FELL_BACK: &str = "fell_back";
 
 /// What a caller gets.
 pub(crate) type Answer = Result<Response<ReplyBody>, Box<OwnReply>>;
@@ -223,6 +220,9 @@ impl Order<'_> {
             self.shared.metrics.retry(cannot.reason, result);
         }
         self.count_limit(leg, &cannot, "refused");
+        if cannot.end == CallEnd::Refused {
+            self.shared.metrics.refused(cannot.reason);
+        }
         if stamp.attempts > 0 {
             self.measure(so_far.outside, stamp);
         }

@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::event_log::EventLog;
-use crate::metrics::Transitions;
+use crate::metrics::{Held, Metrics, Transitions};
 
 /// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
@@ -24,10 +24,11 @@ pub(crate) struct Watching(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>)
 
 impl Watching {
     /// Takes the driver's events from now on.
-    pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, transitions: Transitions) -> Self {
+    pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, metrics: &Metrics) -> Self {
         let (end, ended) = oneshot::channel();
         let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
-        let watcher = Watcher { events, trail, feed, transitions, log: EventLog::default() };
+        let (transitions, held) = (metrics.transitions.clone(), metrics.held.clone());
+        let watcher = Watcher { events, trail, feed, transitions, held, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 
@@ -47,6 +48,7 @@ struct Watcher {
     trail: Option<Trail>,
     feed: Feed,
     transitions: Transitions,
+    held: Held,
     log: EventLog,
 }
 
@@ -76,6 +78,7 @@ impl Watcher {
         if let Event::StateChanged { breaker, from, to, .. } = event {
             self.transitions.count(breaker, from.name(), to.name());
         }
+        self.held.take(event);
         let Some(record) = self.feed.record(event) else { return };
         self.log.tell(&record, Instant::now());
         if let Some(trail) = &self.trail {
@@ -123,6 +126,7 @@ mod tests {
             trail: Some(trail.clone()),
             feed: Feed::new(false, None),
             transitions: Transitions::default(),
+            held: Held::default(),
             log: EventLog::default(),
         };
         let (end, ended) = oneshot::channel();

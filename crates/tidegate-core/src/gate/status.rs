@@ -1,10 +1,12 @@
 //! How everything stands at one instant, for people and metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::{Gate, State};
+use crate::breaker::BreakerState;
 use crate::call::Priority;
 use crate::ledger::{LEARNED, Source};
 use crate::time::Time;
@@ -170,6 +172,14 @@ impl Gate {
             retry_budget_remaining: self.budget.remaining(),
             paused: self.paused.as_deref().map(str::to_owned),
         }
+    }
+
+    /// Names of the breakers that let nothing through, or probes alone: open, half open, or forced open.
+    #[must_use]
+    pub fn open_breakers(&self) -> BTreeSet<Arc<str>> {
+        let lets_through = |state| matches!(state, BreakerState::Closed | BreakerState::ForcedClosed);
+        let open = self.targets.iter().filter(|(_, target)| !lets_through(target.breaker.state()));
+        open.map(|(_, target)| target.name.clone()).collect()
     }
 
     fn level_statuses(&self) -> Vec<LevelStatus> {

@@ -33,6 +33,8 @@ pub enum Kind {
     Key,
     /// Something works worse than it should: a store out of reach, a retry budget used up.
     Degradation,
+    /// An alert fired, or is over.
+    Alert,
     /// Records could not be written; how many.
     Gap,
     /// Records had their time and were removed.
@@ -43,7 +45,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Throttle,
         Self::Retry,
         Self::Breaker,
@@ -51,6 +53,7 @@ impl Kind {
         Self::Config,
         Self::Key,
         Self::Degradation,
+        Self::Alert,
         Self::Gap,
         Self::Retention,
         Self::Call,
@@ -67,6 +70,7 @@ impl Kind {
             Self::Config => "config",
             Self::Key => "key",
             Self::Degradation => "degradation",
+            Self::Alert => "alert",
             Self::Gap => "gap",
             Self::Retention => "retention",
             Self::Call => "call",
