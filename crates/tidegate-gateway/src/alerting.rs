@@ -82,12 +82,16 @@ async fn judge(shared: Weak<Shared>) {
     loop {
         looks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
+        let now = shared.driver.now();
+        for suspicion in shared.anomalies.judge(now) {
+            shared.driver.tell(suspicion.event());
+        }
         let mut state = shared.alerting.lock();
         if state.alerts.is_empty() {
             continue;
         }
         let State { alerts, posts } = &mut *state;
-        for notice in alerts.judge(shared.driver.now(), sample(&shared)) {
+        for notice in alerts.judge(now, sample(&shared)) {
             tell(&notice);
             if notice.turn != Turn::Lasts {
                 shared.audit.note(record(&notice));
@@ -104,6 +108,7 @@ fn sample(shared: &Shared) -> Sample {
     Sample {
         audit_lost,
         audit_is_down,
+        suspected: shared.anomalies.suspected(),
         breakers_open: open.iter().map(|name| name.to_string()).collect(),
         ..shared.metrics.sample()
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tidegate::Driver;
 use tidegate_core::config::Config;
+use tidegate_watch::anomaly::Anomalies;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -75,13 +76,15 @@ impl Gateway {
         let alerting = Alerting::new(&settings.alerts);
         let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
         let (feed, trail) = audit.feed();
-        let watching = Watching::start(&driver, feed, trail, &metrics);
+        let anomalies = Anomalies::default();
+        let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone());
         audit.started(&settings.config);
         let shared = Arc::new(Shared {
             metrics,
             audit,
             watching,
             alerting,
+            anomalies,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),

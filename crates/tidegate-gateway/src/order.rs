@@ -184,10 +184,19 @@ impl Order<'_> {
                 continue;
             }
             so_far.goes_to(&leg, candidates);
+            self.note_user(&leg);
             return Ok(leg);
         }
         so_far.others_left = 0;
         passed_over.ok_or_else(|| Box::new(OwnReply::unserved_model(self.named.unwrap_or(""))))
+    }
+
+    /// Where users have limits of their own, it is looked out for who names ever new ones.
+    fn note_user(&self, leg: &Leg) {
+        if let (true, Some(user)) = (self.settings.has_user_limits, &leg.subject.user) {
+            let caller = &self.identity.caller;
+            self.shared.anomalies.named(caller.key.as_ref().unwrap_or(&caller.tenant), user);
+        }
     }
 
     /// The call at the next upstream that is worth asking.

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate::Driver;
+use tidegate::{Driver, WeakDriver};
 use tidegate_core::event::Event;
+use tidegate_watch::anomaly::Anomalies;
 use tidegate_watch::audit::{Feed, Trail};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot};
@@ -24,11 +25,18 @@ pub(crate) struct Watching(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>)
 
 impl Watching {
     /// Takes the driver's events from now on.
-    pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, metrics: &Metrics) -> Self {
+    pub(crate) fn start(
+        driver: &Driver,
+        feed: Feed,
+        trail: Option<Trail>,
+        metrics: &Metrics,
+        anomalies: Anomalies,
+    ) -> Self {
         let (end, ended) = oneshot::channel();
         let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
         let (transitions, held) = (metrics.transitions.clone(), metrics.held.clone());
-        let watcher = Watcher { events, trail, feed, transitions, held, log: EventLog::default() };
+        let driver = driver.downgrade();
+        let watcher = Watcher { driver, events, trail, feed, transitions, held, anomalies, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 
@@ -44,11 +52,13 @@ impl Watching {
 }
 
 struct Watcher {
+    driver: WeakDriver,
     events: broadcast::Receiver<Arc<Event>>,
     trail: Option<Trail>,
     feed: Feed,
     transitions: Transitions,
     held: Held,
+    anomalies: Anomalies,
     log: EventLog,
 }
 
@@ -79,6 +89,9 @@ impl Watcher {
             self.transitions.count(breaker, from.name(), to.name());
         }
         self.held.take(event);
+        if let Some(driver) = self.driver.upgrade() {
+            self.anomalies.take(event, driver.now());
+        }
         let Some(record) = self.feed.record(event) else { return };
         self.log.tell(&record, Instant::now());
         if let Some(trail) = &self.trail {
@@ -109,6 +122,7 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::config::Policy;
     use tidegate_watch::audit::TrailOptions;
 
     use super::*;
@@ -122,11 +136,13 @@ mod tests {
             sender.send(Arc::new(Event::LimitsReset)).unwrap();
         }
         let watcher = Watcher {
+            driver: Driver::new(Policy::default(), 1).downgrade(),
             events,
             trail: Some(trail.clone()),
             feed: Feed::new(false, None),
             transitions: Transitions::default(),
             held: Held::default(),
+            anomalies: Anomalies::default(),
             log: EventLog::default(),
         };
         let (end, ended) = oneshot::channel();

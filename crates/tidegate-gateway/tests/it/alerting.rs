@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::config::{AlertConfig, AlertSignal, Config, SecretSource, SecretUrl, Webhook, WebhookFormat};
-use tidegate_core::limit::{Dimension, Limit, Rates};
+use tidegate_core::limit::{Dimension, Limit, Rates, Scope};
 use tidegate_gateway::{Gateway, GatewayOptions};
 
 use crate::support::*;
@@ -232,4 +232,62 @@ async fn a_reload_keeps_what_fires_and_changes_where_it_is_posted() {
     let (_receiver, request) = webhook.request().await;
     let body: Value = serde_json::from_slice(&request.body).unwrap();
     assert_eq!((&body["reminder"], &body["since"]), (&true.into(), &before["since"]));
+}
+
+#[tokio::test]
+async fn a_key_that_brings_ever_new_users_is_suspected_told_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (gateway, upstream) = scripted_with(|config| {
+        config.policy.limits.push(Limit { per: vec![Scope::User], ..team_limit(1) });
+        config.audit.path = dir.path().join("audit.db");
+        config.alerts = vec![alert(AlertSignal::BypassSuspected)];
+    })
+    .await;
+    let mut caller = client(&gateway).await;
+    // The limit is too small for any call, which a way round it would not know yet.
+    let call = async |caller: &mut Peer, user: &str| {
+        caller.post("/v1/chat/completions", &format!("x-tidegate-user: {user}\r\n"), CHAT).await;
+        caller.message(false).await.status()
+    };
+    assert_eq!(call(&mut caller, "ada").await, 429);
+    // Once it has been looked at the first stretch begins, from which is learned what is usual.
+    for seconds in [2, 601] {
+        let_pass(Duration::from_secs(seconds)).await;
+        told(&gateway, |alert| alert["value"] == 0.0 && alert["state"] == "quiet").await;
+    }
+    let mut caller = client(&gateway).await;
+    for number in 0..60 {
+        call(&mut caller, &format!("invented-{number}")).await;
+    }
+    let fired = told(&gateway, |alert| alert["state"] == "firing").await;
+    assert_eq!(fired["value"], 1.0);
+    let head = "host: localhost\r\nconnection: close\r\nauthorization: Bearer operator";
+    let request = format!("GET /admin/v1/audit?kind=anomaly HTTP/1.1\r\n{head}\r\n\r\n");
+    let record = within(async {
+        loop {
+            let records: Value = serde_json::from_slice(&call_admin(&gateway, &request).await.body).unwrap();
+            if let Some(entry) = records["records"].as_array().unwrap().first() {
+                return entry["record"].clone();
+            }
+        }
+    })
+    .await;
+    assert_eq!((&record["tenant"], &record["why"]), (&"anonymous".into(), &"new_users".into()), "{record}");
+    drop(upstream);
+}
+
+#[tokio::test]
+async fn a_caller_that_comes_back_before_its_time_is_suspected() {
+    let (gateway, _upstream) = scripted_with(|config| {
+        config.policy.limits.push(team_limit(1));
+        config.alerts = vec![alert(AlertSignal::BypassSuspected)];
+    })
+    .await;
+    let mut caller = client(&gateway).await;
+    for _ in 0..40 {
+        caller.post("/v1/chat/completions", "", CHAT).await;
+        assert_eq!(caller.message(false).await.status(), 429);
+    }
+    let fired = told(&gateway, |alert| alert["state"] == "firing").await;
+    assert_eq!(fired["value"], 1.0);
 }
