@@ -263,6 +263,11 @@ impl Metrics {
             "The version that runs",
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
+        // What a run before learned has its name from the first scrape on, not from its first call.
+        for target in driver.with(|gate, now| gate.status(now)).learned {
+            let (_, model) = target.name.split_once('/').unwrap_or(("", &target.name));
+            metrics.models.bounded(&Arc::from(model));
+        }
         registry.register_collector(Box::new(Standing::new(driver.clone(), metrics.models.clone())));
         others.into_iter().for_each(|series| registry.register_collector(series));
         Self { registry, ..metrics }

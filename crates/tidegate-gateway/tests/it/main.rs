@@ -10,6 +10,7 @@ mod learning;
 mod passing;
 mod refusing;
 mod retrying;
+mod series;
 mod simulated;
 mod support;
 mod tls;
