@@ -9,6 +9,12 @@ use crate::support::*;
 
 const DOCUMENTED: &str = include_str!("../../../../docs/watching.md");
 
+/// What is shipped for Prometheus and Grafana.
+const DEPLOYED: [(&str, &str); 2] = [
+    ("the dashboard", include_str!("../../../../deploy/grafana/tidegate.json")),
+    ("the rules", include_str!("../../../../deploy/prometheus/tidegate.rules.yml")),
+];
+
 /// What dashboards and alert rules elsewhere go by: name and labels.
 const PROMISED: &[(&str, &[&str])] = &[
     ("tidegate_calls_total", &["upstream", "model", "priority", "outcome"]),
@@ -119,6 +125,43 @@ async fn every_series_that_is_promised_is_there_with_its_labels_and_every_one_th
     for (name, labels) in &families {
         assert!(!labels.contains("user") && !labels.contains("call") && !labels.contains("key"), "{name}: unbounded");
     }
+}
+
+/// What dashboard and rules ask for: names of series, and of the labels in the braces behind them.
+fn asked(text: &str) -> Vec<(String, Vec<String>)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let found = text.match_indices("tidegate_").filter(|(at, _)| !text[..*at].ends_with(is_name));
+    found
+        .map(|(at, _)| {
+            let name: String = text[at..].chars().take_while(|c| is_name(*c)).collect();
+            let rest = &text[at + name.len()..];
+            let braces = rest.strip_prefix('{').and_then(|rest| rest.split_once('}')).map_or("", |(inside, _)| inside);
+            let label = |part: &str| part.chars().take_while(|c| is_name(*c)).collect::<String>();
+            (name, braces.replace('\\', "").split(',').map(label).filter(|label| !label.is_empty()).collect())
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn dashboard_and_alert_rules_ask_for_nothing_that_is_not_there() {
+    let (gateway, _dir) = seasoned().await;
+    let text = metrics(&gateway).await;
+    let families = families(&text);
+    let mut shown = BTreeSet::new();
+    for (file, text) in DEPLOYED {
+        for (name, labels) in asked(text) {
+            let parts = ["_bucket", "_sum", "_count"];
+            let family = parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(&name);
+            let known = families.get(family).unwrap_or_else(|| panic!("{file} asks for {name}"));
+            for label in &labels {
+                let is_prometheus = ["job", "instance", "le"].contains(&label.as_str());
+                assert!(is_prometheus || known.contains(label.as_str()), "{file} asks for {name}{{{label}}}");
+            }
+            shown.insert(family.to_owned());
+        }
+    }
+    let missing: Vec<&&str> = families.keys().filter(|name| !shown.contains(**name)).collect();
+    assert!(missing.is_empty(), "nobody shows {missing:?}");
 }
 
 #[tokio::test]
