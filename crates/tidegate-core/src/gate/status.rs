@@ -182,6 +182,12 @@ impl Gate {
         open.map(|(_, target)| target.name.clone()).collect()
     }
 
+    /// How many calls each limit in shadow mode would have held back.
+    #[must_use]
+    pub fn shadow_held(&self) -> BTreeMap<Arc<str>, u64> {
+        self.ledger.shadow_held()
+    }
+
     fn level_statuses(&self) -> Vec<LevelStatus> {
         self.ledger
             .levels
