@@ -121,7 +121,8 @@ fn on_a_full_disk_the_gateway_follows_on_failure_raises_the_alert_and_goes_on_on
     place.file(
         "tidegate.toml",
         "[audit]\non_failure = \"refuse\"\n[limit.each]\nper = [\"user\"]\ntokens_per_minute = 1\n\
-         [[alert]]\nname = \"audit\"\nwhen = \"audit_failed\"\n",
+         [[alert]]\nname = \"audit\"\nwhen = \"audit_failed\"\n\
+         webhook = \"http://127.0.0.1:1/hooks/T0P-SECRET\"\n",
     );
     // No file may grow beyond so many KiB; without the trap the signal would end the process instead of failing the write.
     let script = "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\"";
@@ -146,7 +147,10 @@ fn on_a_full_disk_the_gateway_follows_on_failure_raises_the_alert_and_goes_on_on
     assert!(room.success());
     while refused() == "audit" {}
     gateway.signal("TERM");
-    assert_eq!(gateway.end().code, Some(0));
+    let ended = gateway.end();
+    assert_eq!(ended.code, Some(0));
+    let dead = "an alert could not be delivered: connection refused; trying on";
+    assert!(ended.stderr.contains(dead) && !ended.stderr.contains("T0P-SECRET"), "{}", ended.stderr);
     let alerts = place.run(&audit(&["query", "--kind", "alert"])).stdout;
     assert!(alerts.contains("alert fired why=\"audit: 1 audit record not written; alert above 0\""), "{alerts}");
     assert_eq!(place.run(&audit(&["verify"])).code, Some(0));
