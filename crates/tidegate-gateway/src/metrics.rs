@@ -35,6 +35,8 @@ const TENANTS_MAX: usize = 256;
 const OTHER: &str = "other";
 /// What became of a call that is tried again.
 pub(crate) const RETRIED: &str = "retried";
+/// What became of a call that a limit let not go.
+pub(crate) const REFUSED: &str = "refused";
 /// What became of a call that another upstream was asked for.
 pub(crate) const FELL_BACK: &str = "fell_back";
 
@@ -363,7 +365,7 @@ impl Metrics {
         self.refused.get(&RefusalLabels { reason }).map_or(0, |count| count.get())
     }
 
-    /// A limit let a call not go: `refused`, or where another upstream was asked then, [`FELL_BACK`].
+    /// A limit let a call not go: [`REFUSED`], or where another upstream was asked then, [`FELL_BACK`].
     pub(crate) fn limited(
         &self,
         target: &TargetMetrics,
@@ -371,6 +373,9 @@ impl Metrics {
         dimension: &'static str,
         action: &'static str,
     ) {
+        if action == REFUSED {
+            self.held.hit(limit);
+        }
         let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action };
         self.limited.get_or_create(&labels).inc();
     }

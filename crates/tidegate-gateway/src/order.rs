@@ -21,7 +21,7 @@ use crate::body::Passage;
 use crate::candidates::Candidates;
 use crate::identity::Identity;
 use crate::leg::{Cannot, Ended, Leg};
-use crate::metrics::{CallEnd, FELL_BACK};
+use crate::metrics::{CallEnd, FELL_BACK, REFUSED};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Settings, Shared};
@@ -228,7 +228,7 @@ impl Order<'_> {
         if let Some(result) = cannot.given_up {
             self.shared.metrics.retry(cannot.reason, result);
         }
-        self.count_limit(leg, &cannot, "refused");
+        self.count_limit(leg, &cannot, REFUSED);
         if cannot.end == CallEnd::Refused {
             self.shared.metrics.refused(cannot.reason);
         }

@@ -165,3 +165,49 @@ const fn turn(notice: &Notice) -> &'static str {
 fn instance() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidegate_core::config::{AlertSignal, SecretUrl, Webhook, WebhookFormat};
+    use tidegate_core::time::Time;
+
+    use super::*;
+
+    fn notice(turn: Turn) -> Notice {
+        Notice {
+            alert: "a".into(),
+            turn,
+            when: AlertSignal::BreakerOpen,
+            above: 0.0,
+            value: Some(1.0),
+            about: Vec::new(),
+            at: Time::ZERO,
+            since: Time::ZERO,
+            number: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_webhook_that_never_answers_is_bounded_and_reminders_do_not_wait() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let alert = AlertConfig {
+            name: "a".into(),
+            when: AlertSignal::BreakerOpen,
+            above: 0.0,
+            lasting: Duration::ZERO,
+            every: Duration::from_secs(600),
+            webhook: Some(Webhook::Url(SecretUrl::new(format!("http://{}/", silent.local_addr().unwrap())))),
+            format: WebhookFormat::Generic,
+        };
+        let post = Post::start("a".into(), Destination::of(&alert).unwrap().unwrap());
+        for _ in 0..WAITING_MAX {
+            post.send(notice(Turn::Fires));
+            post.send(notice(Turn::Lasts));
+        }
+        assert_eq!((post.told().waiting, post.failures()), (WAITING_MAX, 0));
+        post.send(notice(Turn::Over));
+        assert_eq!((post.told().waiting, post.failures()), (WAITING_MAX, 1));
+    }
+}

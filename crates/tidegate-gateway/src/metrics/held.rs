@@ -1,13 +1,14 @@
-//! Calls that a limit held: known once they are let go, from the core's events, since the counters of the way itself see only that
-//! they waited.
+//! Calls that a limit held or refused. That one was held is known once it is let go, from the core's events: the counters of the way
+//! itself see only that it waited.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tidegate_core::event::Event;
 use tidegate_core::limit::Dimension;
+use tidegate_watch::alert::Counts;
 
 use super::Shown;
 use super::labels::LimitedLabels;
@@ -21,14 +22,26 @@ pub(crate) struct Held {
     limited: Family<LimitedLabels, Counter>,
     models: Shown,
     calls: Counter,
+    by_limit: Arc<Mutex<Counts>>,
 }
 
 impl Held {
     pub(super) fn new(limited: Family<LimitedLabels, Counter>, models: Shown) -> Self {
-        Self { limited, models, calls: Counter::default() }
+        Self { limited, models, ..Self::default() }
     }
 
-    /// All of them.
+    /// All that were held, and those that were refused with them, by limit. As many as there are limits.
+    pub(super) fn by_limit(&self) -> Counts {
+        self.by_limit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts a call that `limit` held or refused.
+    pub(super) fn hit(&self, limit: &Arc<str>) {
+        let mut counts = self.by_limit.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(limit.clone()).or_default() += 1;
+    }
+
+    /// All that were held.
     pub(super) fn count(&self) -> u64 {
         self.calls.get()
     }
@@ -44,8 +57,10 @@ impl Held {
         let is_named = |dimension: &&Dimension| path.rsplit('/').next() == Some(dimension.name());
         let Some(dimension) = Dimension::ALL.iter().find(is_named) else { return };
         let (_, model) = whose.target.split_once('/').unwrap_or(("", &whose.target));
+        let limit = Arc::from(limit);
+        self.hit(&limit);
         let labels = LimitedLabels {
-            limit: Arc::from(limit),
+            limit,
             dimension: dimension.name(),
             model: Arc::from(self.models.known(model)),
             action: "held",

@@ -36,6 +36,7 @@ impl Metrics {
     pub(crate) fn sample(&self) -> Sample {
         let mut sample = Sample {
             held: self.held.count(),
+            limited: self.held.by_limit(),
             refused: ["limit", "too_large", "queue_full"].into_iter().map(|reason| self.refusals(reason)).sum(),
             errors: self.refusals("breaker"),
             retries: self.made_retries.get(),
@@ -44,11 +45,13 @@ impl Metrics {
             stores_down: u64::from(self.store_up.get() == 0),
             ..Sample::default()
         };
-        for target in self.sampled.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for ((upstream, model), target) in self.sampled.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let of_target = sample.failed.entry(format!("{upstream}/{model}").into()).or_default();
             for ends in &target.calls {
                 let count = |end: CallEnd| ends[end as usize].get();
                 let failed = count(CallEnd::Failed) + count(CallEnd::Broken);
                 sample.errors += failed;
+                *of_target += failed;
                 sample.calls += failed + count(CallEnd::Ok) + count(CallEnd::Refused);
             }
             sample.first_byte.add(&target.first_byte.spread());
