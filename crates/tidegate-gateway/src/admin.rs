@@ -23,6 +23,7 @@ use percent_encoding::percent_decode_str;
 
 use self::answer::Answer;
 use self::endpoints::{Endpoint, Found, find};
+use crate::alerting;
 use crate::audit::page;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
@@ -74,6 +75,7 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Audit => {
             page::answer(&ask.shared, ask.request.uri().query().unwrap_or("")).await.map(answer::written)
         }
+        Endpoint::Alerts => alerting::answer(&ask.shared).map(answer::written),
         Endpoint::Breaker(to) => overriding::breaker(ask, to).await,
         Endpoint::ResetLimits => limits::reset_all(ask).await,
         Endpoint::ResetLimit => limits::reset(ask).await,

@@ -122,6 +122,14 @@ impl Audit {
         on_failure == OnAuditFailure::Refuse && self.kept.as_ref().is_none_or(|kept| kept.trail.is_down())
     }
 
+    /// How many records could not be kept so far, and whether none can be written now.
+    pub(crate) fn losses(&self) -> (u64, bool) {
+        self.kept.as_ref().map_or((0, false), |kept| {
+            let status = kept.trail.status();
+            (status.lost, status.failing_since.is_some())
+        })
+    }
+
     /// Where the trail is, and what stands for users in it.
     pub(crate) fn place(&self) -> Option<(&Path, Option<&Pseudonyms>)> {
         self.kept.as_ref().map(|kept| (kept.path.as_path(), kept.pseudonyms.as_ref()))

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tidegate::Driver;
 use tidegate_core::config::Config;
+use tidegate_watch::anomaly::Anomalies;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::admin::Ends;
+use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::keys::MadeKeys;
@@ -77,16 +79,20 @@ impl Gateway {
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
-        let metrics = Metrics::new(&driver, audit.series());
+        let alerting = Alerting::new(&settings.alerts);
+        let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
         let operating = Operating::load(state_dir.as_deref());
         let (feed, trail) = audit.feed();
-        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone());
+        let anomalies = Anomalies::default();
+        let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone());
         audit.started(&settings.config);
         driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
             metrics,
             audit,
             watching,
+            alerting,
+            anomalies,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -108,6 +114,7 @@ impl Gateway {
         if let Some(dir) = &state_dir {
             kept_models::restore(&shared, dir);
         }
+        Alerting::keep_judging(&shared);
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {

@@ -7,6 +7,7 @@
 //! Prompts, completions and credentials are never logged, recorded or kept, at any level.
 
 mod admin;
+mod alerting;
 mod asking;
 mod attempt;
 mod audit;

@@ -7,13 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tidegate::Driver;
-use tidegate_core::config::Config;
-use tidegate_core::limit::{Dimension, Mode};
+use tidegate_core::config::{AlertConfig, Config};
+use tidegate_core::limit::{Dimension, Mode, Scope};
 use tidegate_core::openai::models::ModelGroups;
 use tidegate_core::retry::RetryPolicy;
+use tidegate_watch::anomaly::Anomalies;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::alerting::{Alerting, Configured, Destination};
 use crate::audit::Audit;
 use crate::candidates::Shares;
 use crate::guard::Guard;
@@ -74,6 +76,9 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<TlsAcceptor>,
     /// Whether replies are to speak of limits of our own.
     pub(crate) has_own_limits: bool,
+    /// Whether users have limits of their own, which new ones would be a way round.
+    pub(crate) has_user_limits: bool,
+    pub(crate) alerts: Vec<Configured>,
 }
 
 /// What every call needs.
@@ -84,6 +89,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) audit: Audit,
     pub(crate) watching: Watching,
+    pub(crate) alerting: Alerting,
+    pub(crate) anomalies: Anomalies,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,
@@ -154,7 +161,11 @@ impl Settings {
             )));
         }
         let has_own_limits = config.policy.limits.iter().any(|limit| !limit.is_mirror() && limit.mode == Mode::Enforce);
+        let has_user_limits = config.policy.limits.iter().any(|limit| limit.per.contains(&Scope::User));
         let tls = config.server.tls.as_ref().map(crate::tls::acceptor).transpose().map_err(StartError::Config)?;
+        let with_destination = |alert: &AlertConfig| Ok((alert.clone(), Destination::of(alert)?));
+        let alerts: Result<_, String> = config.alerts.iter().map(with_destination).collect();
+        let alerts = alerts.map_err(StartError::Config)?;
         Ok(Self {
             tls,
             guard: Guard::new(&config.server.allowed_hosts, &config.server.allowed_origins),
@@ -165,6 +176,8 @@ impl Settings {
             upstreams,
             retry: RetryPolicy::new(Arc::new(config.policy.retry.clone())),
             has_own_limits,
+            has_user_limits,
+            alerts,
             config,
         })
     }

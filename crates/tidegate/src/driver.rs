@@ -15,7 +15,7 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
-use tidegate_core::event::Interest;
+use tidegate_core::event::{Event, Interest};
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
@@ -202,6 +202,15 @@ impl Driver {
     pub(crate) fn log(&self) -> Option<LogGuard> {
         let is_logged = self.0.is_logged.swap(true, Ordering::Relaxed);
         (!is_logged).then(|| LogGuard(self.downgrade()))
+    }
+
+    /// Tells subscribers what the core itself does not see.
+    pub fn tell(&self, event: Event) {
+        let event = Arc::new(event);
+        if event.is_notable() {
+            self.0.notable.send(event.clone());
+        }
+        self.0.events.send(event);
     }
 
     /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.

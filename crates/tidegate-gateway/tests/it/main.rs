@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod alerting;
 mod auditing;
 mod bad_input;
 mod ending;
@@ -12,6 +13,7 @@ mod operating;
 mod passing;
 mod refusing;
 mod retrying;
+mod series;
 mod simulated;
 mod support;
 mod tls;
