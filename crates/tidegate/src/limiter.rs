@@ -109,7 +109,8 @@ impl RateLimiter {
         Self::with_limits([limit])
     }
 
-    /// Keeps to several limits at once, each with its own name: a call takes from all that it matches, or from none.
+    /// Keeps to several limits at once: a call takes from all that it matches, or from none. Of those that have one name the
+    /// later ones get a number after it: `rate_limit_2`.
     ///
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
@@ -124,7 +125,8 @@ impl RateLimiter {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn with_policy(limits: Vec<Limit>, queue: QueueConfig) -> Self {
+    pub fn with_policy(mut limits: Vec<Limit>, queue: QueueConfig) -> Self {
+        name_apart(&mut limits);
         let upstream = UpstreamPolicy { name: "openai".into(), learn_limits: false, token_charge: TokenCharge::Input };
         let policy = Policy { limits, queue, upstreams: vec![upstream], ..Policy::default() };
         Self::of(Driver::new(policy, seed()))
@@ -256,6 +258,19 @@ impl RateLimiter {
 
     fn timed(&self, call: &Call) -> core::Call {
         call.at(self.driver.now(), self.driver.max_wait(), None)
+    }
+}
+
+/// Levels go by the names of their limits: two of one name would be one limit, and only the later would bind.
+pub(crate) fn name_apart(limits: &mut [Limit]) {
+    for at in 1..limits.len() {
+        let (earlier, rest) = limits.split_at_mut(at);
+        let is_taken = |name: &str| earlier.iter().any(|limit| &*limit.name == name);
+        let name = rest[0].name.clone();
+        let numbered = (2..).map(|number| format!("{name}_{number}")).find(|name| !is_taken(name));
+        if let Some(numbered) = numbered.filter(|_| is_taken(&name)) {
+            rest[0].name = numbered.into();
+        }
     }
 }
 

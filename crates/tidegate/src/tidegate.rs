@@ -22,7 +22,7 @@ use crate::driver::{Attempt, Driver, Permit, Settled};
 use crate::error::{BoxError, Error};
 use crate::events::{Events, Teller};
 use crate::fault::ToFault;
-use crate::limiter::RateLimiter;
+use crate::limiter::{RateLimiter, name_apart};
 use crate::progress::Progress;
 use crate::retry::{Contained, seed, within};
 
@@ -63,7 +63,8 @@ pub struct TidegateBuilder {
 }
 
 impl TidegateBuilder {
-    /// Keeps to this limit, beside those that the upstream is found to have. More than one: each needs a name.
+    /// Keeps to this limit, beside those that the upstream is found to have. Of several that have one name the later ones get a
+    /// number after it: `rate_limit_2`.
     pub fn limit(mut self, limit: RateLimitConfig) -> Self {
         self.policy.limits.push(limit.into_limit());
         self
@@ -105,7 +106,8 @@ impl TidegateBuilder {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn build(self) -> Tidegate {
+    pub fn build(mut self) -> Tidegate {
+        name_apart(&mut self.policy.limits);
         let mut retry = RetryPolicy::new(Arc::new(self.policy.retry.clone()));
         for (error, strategy) in self.strategies {
             retry = retry.with_strategy(error, strategy);
@@ -134,7 +136,8 @@ impl Tidegate {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn with_policy(policy: Policy) -> Self {
+    pub fn with_policy(mut policy: Policy) -> Self {
+        name_apart(&mut policy.limits);
         Self { driver: Driver::new(policy, seed()) }
     }
 
