@@ -112,6 +112,7 @@ impl Gateway {
         }
         let admin_phase = watch::Sender::new(Phase::Serving);
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
+        state::tell_admin_address(state_dir.as_deref(), admin_addr);
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
         }
