@@ -10,7 +10,7 @@ use tidegate_core::config::Config;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::admin::Ends;
+use crate::admin::{Attempts, Ends};
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::keys::MadeKeys;
@@ -94,6 +94,7 @@ impl Gateway {
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
             admin_token: token::secret_digest(admin_token.as_bytes()),
+            attempts: Attempts::default(),
             reloading: Reloading {
                 api_addrs: api_addrs.clone(),
                 allow_anonymous,
