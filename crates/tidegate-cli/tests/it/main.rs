@@ -12,6 +12,7 @@ mod plan;
 mod process;
 mod run;
 mod run_breaks;
+mod secrets;
 mod serve;
 mod sharing;
 mod sim;
