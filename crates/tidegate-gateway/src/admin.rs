@@ -4,6 +4,7 @@
 //! from [`Ask`] to [`Answer`](answer::Answer) in the file of its group. Who asks has been let past by then: an endpoint checks no token.
 
 mod answer;
+mod attempts;
 mod body;
 mod endpoints;
 mod keys;
@@ -17,7 +18,8 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -29,6 +31,7 @@ use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::Shared;
 
+pub(crate) use self::attempts::Attempts;
 pub(crate) use self::open::health;
 
 /// Between whom a request goes.
@@ -56,14 +59,31 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    if let Some(health) = health(&shared, request.method(), request.uri().path()) {
-        return Ok(health);
-    }
-    let answer = match let_past(shared, ends, request) {
-        Ok((endpoint, ask)) => answer(endpoint, ask).await,
-        Err(own) => Err(own),
+    let answer = match health(&shared, request.method(), request.uri().path()) {
+        Some(health) => Ok(health),
+        None => match let_past(shared, ends, request) {
+            Ok((endpoint, ask)) => answer(endpoint, ask).await,
+            Err(own) => Err(own),
+        },
     };
-    Ok(answer.unwrap_or_else(|own| own.into_response(&stamp)))
+    let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
+    secure(response.headers_mut());
+    Ok(response)
+}
+
+/// What tells browsers to do nothing with an answer but show it to who asked. A page brings a policy of its own along.
+fn secure(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// One arm for each endpoint.
@@ -96,9 +116,9 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let wants = if let Found::Endpoint(row, _) = found { row.wants } else { Some(Default::default()) };
     let mut by = Arc::default();
     if let Some(role) = wants {
-        shared.settings.load().guard.check(request.uri(), request.headers(), ends.local)?;
-        let who = who::authenticated(&shared, request.headers(), ends.peer)?;
-        who.check(role)?;
+        shared.settings.load().admin_guard.check(request.uri(), request.headers(), ends.local)?;
+        let who = who::authenticated(&shared, &request, ends.peer)?;
+        who.check(role, &shared, &request)?;
         tracing::debug!("{} at {} asks for {} {path}", who.name, who.peer, request.method());
         by = who.name;
     }

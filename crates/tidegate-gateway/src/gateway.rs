@@ -11,7 +11,7 @@ use tidegate_watch::anomaly::Anomalies;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::admin::Ends;
+use crate::admin::{Attempts, Ends};
 use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
@@ -100,6 +100,7 @@ impl Gateway {
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
             admin_token: token::secret_digest(admin_token.as_bytes()),
+            attempts: Attempts::default(),
             reloading: Reloading {
                 api_addrs: api_addrs.clone(),
                 allow_anonymous,
@@ -122,6 +123,7 @@ impl Gateway {
         }
         let admin_phase = watch::Sender::new(Phase::Serving);
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
+        state::tell_admin_address(state_dir.as_deref(), admin_addr);
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
             kept_models::keep_saving(&shared, dir.clone());

@@ -56,3 +56,4 @@ pub use keys::{KeyFault, MadeKey, MadeKeys, NewKey};
 pub use listener::ListenError;
 pub use reload::ConfigSource;
 pub use shared::StartError;
+pub use state::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};

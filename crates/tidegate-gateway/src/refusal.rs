@@ -172,6 +172,13 @@ impl OwnReply {
         Self::new(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key", "auth", message.into())
     }
 
+    /// 429: too many tokens were guessed.
+    pub(crate) fn too_many_attempts(wait: Duration) -> Self {
+        let message = format!("too many wrong tokens were shown. Please try again in {}.", Spoken(wait));
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { retry_after: Some(wait), ..Self::new(status, "requests", "rate_limit_exceeded", "auth", message) }
+    }
+
     /// 403: known, but not for this.
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, INVALID, "forbidden", "auth", message.into())

@@ -15,6 +15,7 @@ use tidegate_watch::anomaly::Anomalies;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::Attempts;
 use crate::alerting::{Alerting, Configured, Destination};
 use crate::audit::Audit;
 use crate::candidates::Shares;
@@ -63,6 +64,8 @@ pub(crate) enum Phase {
 pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) guard: Guard,
+    /// That of the admin listener: no page but its own has anything to ask there.
+    pub(crate) admin_guard: Guard,
     pub(crate) callers: Callers,
     /// Whether calls need a key.
     pub(crate) needs_key: bool,
@@ -99,6 +102,8 @@ pub(crate) struct Shared {
     pub(crate) made: Made,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
+    /// Who guesses that.
+    pub(crate) attempts: Attempts,
     pub(crate) reloading: Reloading,
     pub(crate) operating: Operating,
     pub(crate) made_keys: ArcSwap<MadeKeys>,
@@ -168,6 +173,7 @@ impl Settings {
         let alerts = alerts.map_err(StartError::Config)?;
         Ok(Self {
             tls,
+            admin_guard: Guard::new(&config.server.allowed_hosts, &[]),
             guard: Guard::new(&config.server.allowed_hosts, &config.server.allowed_origins),
             callers: Callers::new(&made.beside(&config.keys), needs_key),
             needs_key,

@@ -4,6 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use tidegate::Driver;
@@ -12,8 +13,10 @@ use tidegate_core::gate::Gate;
 
 use crate::token;
 
-/// The file with the admin listener's token.
-const ADMIN_TOKEN: &str = "admin-token";
+/// The file in a gateway's state directory with the admin listener's token.
+pub const ADMIN_TOKEN_FILE: &str = "admin-token";
+/// The file in a gateway's state directory that says where its admin listener is, for programs on the same machine.
+pub const ADMIN_ADDRESS_FILE: &str = "admin-address";
 
 /// A core with `policy` and what the run before left in `dir`.
 pub(crate) fn restored(policy: Policy, dir: Option<&Path>) -> Gate {
@@ -65,9 +68,21 @@ fn private(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
+/// Says where the admin listener is reached from this machine.
+pub(crate) fn tell_admin_address(dir: Option<&Path>, mut addr: SocketAddr) {
+    let Some(path) = dir.map(|dir| dir.join(ADMIN_ADDRESS_FILE)) else { return };
+    if addr.ip().is_unspecified() {
+        let loopback = if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        addr.set_ip(loopback);
+    }
+    if let Err(error) = replace(&path, addr.to_string().as_bytes()) {
+        tracing::warn!("{} cannot be written: {error}; `tidegate admin` will not find this process", path.display());
+    }
+}
+
 /// The admin listener's token: that of the state directory, made at the first start for its owner alone.
 pub(crate) fn admin_token(dir: Option<&Path>) -> String {
-    let Some(path) = dir.map(|dir| dir.join(ADMIN_TOKEN)) else {
+    let Some(path) = dir.map(|dir| dir.join(ADMIN_TOKEN_FILE)) else {
         tracing::info!("no state directory: set TIDEGATE_ADMIN_TOKEN to use the admin listener");
         return made_token();
     };
@@ -110,7 +125,7 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let mode = fs::metadata(dir.path().join(ADMIN_TOKEN)).unwrap().permissions().mode();
+            let mode = fs::metadata(dir.path().join(ADMIN_TOKEN_FILE)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
     }

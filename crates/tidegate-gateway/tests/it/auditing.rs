@@ -32,7 +32,7 @@ async fn ask(gateway: &Gateway, query: &str) -> Message {
 }
 
 /// The records that `query` asks for, once there are as many.
-async fn records(gateway: &Gateway, query: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn records(gateway: &Gateway, query: &str, count: usize) -> Vec<Value> {
     within(async {
         loop {
             let reply = ask(gateway, query).await;
