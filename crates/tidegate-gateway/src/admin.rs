@@ -17,7 +17,7 @@ use crate::exposition::Format;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Phase, Shared};
-use crate::token;
+use crate::{token, told};
 
 /// Followed by a call's id.
 const EXPLAIN: &str = "/admin/v1/explain/";
@@ -56,6 +56,9 @@ pub(crate) async fn serve(
         },
         (method, path) => authorized(&shared, local, &request).and_then(|()| match (method, path) {
             (&Method::GET, "/admin/v1/status") => status(&shared),
+            (&Method::GET, "/admin/v1/events") => {
+                told::answer(&shared, request.uri().query().unwrap_or(""), request.headers())
+            }
             (&Method::GET, path) if path.starts_with(EXPLAIN) => explain(&shared, &path[EXPLAIN.len()..]),
             _ => Err(Box::new(OwnReply::no_such_admin_path(path))),
         }),

@@ -17,6 +17,7 @@ use crate::quota::OutOfQuota;
 use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
+use crate::told::Told;
 use crate::watching::Watching;
 use crate::{admin, connection, listener, pages, state, token};
 
@@ -73,12 +74,14 @@ impl Gateway {
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let metrics = Metrics::new(&driver, audit.series());
         let (feed, trail) = audit.feed();
-        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone());
+        let told = Told::default();
+        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone(), told.clone());
         audit.started(&settings.config);
         let shared = Arc::new(Shared {
             metrics,
             audit,
             watching,
+            told,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -207,6 +210,7 @@ impl Gateway {
         }
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
+        self.shared.told.end().await;
         self.admin_phase.send_replace(Phase::Cut);
         self.admin_phase.closed().await;
     }

@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::quota::OutOfQuota;
 use crate::room::Room;
 use crate::sticky::Made;
+use crate::told::Told;
 use crate::upstream::Upstream;
 use crate::watching::Watching;
 
@@ -78,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) audit: Audit,
     pub(crate) watching: Watching,
+    pub(crate) told: Told,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,

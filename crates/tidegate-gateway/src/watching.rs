@@ -1,4 +1,4 @@
-//! Decides who is told of the core's events: the audit trail, the log, the series. None of them can hold up a call.
+//! Decides who is told of the core's events: the audit trail, the log, the series, and who reads along. None of them can hold up a call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::event_log::EventLog;
 use crate::metrics::Transitions;
+use crate::told::Told;
 
 /// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
@@ -24,10 +25,16 @@ pub(crate) struct Watching(Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>)
 
 impl Watching {
     /// Takes the driver's events from now on.
-    pub(crate) fn start(driver: &Driver, feed: Feed, trail: Option<Trail>, transitions: Transitions) -> Self {
+    pub(crate) fn start(
+        driver: &Driver,
+        feed: Feed,
+        trail: Option<Trail>,
+        transitions: Transitions,
+        told: Told,
+    ) -> Self {
         let (end, ended) = oneshot::channel();
         let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
-        let watcher = Watcher { events, trail, feed, transitions, log: EventLog::default() };
+        let watcher = Watcher { events, trail, feed, transitions, told, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 
@@ -47,6 +54,7 @@ struct Watcher {
     trail: Option<Trail>,
     feed: Feed,
     transitions: Transitions,
+    told: Told,
     log: EventLog,
 }
 
@@ -76,8 +84,12 @@ impl Watcher {
         if let Event::StateChanged { breaker, from, to, .. } = event {
             self.transitions.count(breaker, from.name(), to.name());
         }
-        let Some(record) = self.feed.record(event) else { return };
+        let Some(record) = self.feed.record(event) else {
+            self.told.unrecorded(event, &self.feed);
+            return;
+        };
         self.log.tell(&record, Instant::now());
+        self.told.recorded(event.name(), &record);
         if let Some(trail) = &self.trail {
             trail.append(record);
         }
@@ -87,6 +99,7 @@ impl Watcher {
         tracing::warn!(
             "{events} events came faster than they could be taken: they are missing in logs, series and audit trail"
         );
+        self.told.missed(events);
         if let Some(trail) = &self.trail {
             trail.lost(events);
         }
@@ -123,6 +136,7 @@ mod tests {
             trail: Some(trail.clone()),
             feed: Feed::new(false, None),
             transitions: Transitions::default(),
+            told: Told::default(),
             log: EventLog::default(),
         };
         let (end, ended) = oneshot::channel();

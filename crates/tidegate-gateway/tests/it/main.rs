@@ -11,6 +11,7 @@ mod refusing;
 mod retrying;
 mod simulated;
 mod support;
+mod telling;
 mod tls;
 mod upstreams;
 mod watching;
