@@ -92,11 +92,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// What is read and checked, but has no effect in this version: nobody must rely on it unknowingly.
 fn warn_of_what_is_not_in_force(config: &Config) {
     let default = Config::default();
-    let sections = [
-        ("[store]", config.store != default.store),
-        ("[[alert]]", !config.alerts.is_empty()),
-        ("[[admin]]", !config.admins.is_empty()),
-    ];
+    let sections = [("[store]", config.store != default.store), ("[[alert]]", !config.alerts.is_empty())];
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
         tracing::warn!("{section} is configured, but has no effect in this version");
     }

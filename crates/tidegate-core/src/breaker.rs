@@ -26,6 +26,9 @@ const LONGEST_OPEN: u64 = 4;
 /// Multiples of one time would meet an outage that comes back every minute for ever.
 const SPREAD: u64 = 633;
 
+/// The cause of a state that somebody set by hand.
+pub(crate) const FORCED: &str = "forced by an operator";
+
 /// The state that people and metrics see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BreakerState {
@@ -398,7 +401,7 @@ impl Breaker {
             self.last_open_micros = 0;
             self.opened_at = now;
         }
-        self.cause = "forced by an operator".into();
+        self.cause = FORCED.into();
         self.enter(state, now);
         (state != before).then_some(before)
     }

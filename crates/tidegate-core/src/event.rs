@@ -233,6 +233,11 @@ pub enum Event {
         /// Its version.
         version: u64,
     },
+    /// What an operator had raised for a while is as it was before.
+    BoostEnded {
+        /// The limit.
+        limit: Arc<str>,
+    },
     /// Levels were set back to full.
     LimitsReset,
     /// A new configuration is in force.
@@ -240,37 +245,6 @@ pub enum Event {
 }
 
 impl Event {
-    /// Its name, as it is told outside of this process.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Queued { .. } => "queued",
-            Self::Granted { .. } => "granted",
-            Self::Refused { .. } => "refused",
-            Self::AttemptStart { .. } => "attempt_start",
-            Self::AttemptSuccess { .. } => "attempt_success",
-            Self::AttemptFailed { .. } => "attempt_failed",
-            Self::RetryScheduled { .. } => "retry_scheduled",
-            Self::OperationFailed { .. } => "operation_failed",
-            Self::Settled { .. } => "settled",
-            Self::UsageRecorded { .. } => "usage_recorded",
-            Self::RecordsCleaned { .. } => "records_cleaned",
-            Self::StreamBroken { .. } => "stream_broken",
-            Self::DebtIncurred { .. } => "debt_incurred",
-            Self::LimitLearned { .. } => "limit_learned",
-            Self::RetryBudgetExhausted => "retry_budget_exhausted",
-            Self::ProbeStarted { .. } => "probe_started",
-            Self::StateChanged { .. } => "state_changed",
-            Self::CallSuccess { .. } => "call_success",
-            Self::CallFailure { .. } => "call_failure",
-            Self::HistoryCleaned { .. } => "history_cleaned",
-            Self::CallbackError { .. } => "callback_error",
-            Self::OverrideApplied { .. } => "override_applied",
-            Self::LimitsReset => "limits_reset",
-            Self::ConfigUpdated => "config_updated",
-        }
-    }
-
     /// Whether it is out of the ordinary: no part of what a call brings along that goes well, and within a second, at its first
     /// attempt.
     #[must_use]

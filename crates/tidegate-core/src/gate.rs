@@ -4,8 +4,9 @@
 //! comes back by [`Gate::wake_at`]. It never waits, sends or reads a clock itself.
 //!
 //! - Inputs: [`Gate::admit`], [`Gate::sent`], [`Gate::observe`], [`Gate::settle`], [`Gate::cancel`], [`Gate::advance`],
-//!   [`Gate::record`], [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`]; where levels are
-//!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`], [`Gate::override_with`].
+//!   [`Gate::record`], [`Gate::reload`], [`Gate::pause`], [`Gate::drain`], [`Gate::force_breaker`], [`Gate::reset_limits`], [`Gate::reset_limit`],
+//!   [`Gate::override_with`]; where levels are
+//!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`].
 //! - Outputs: [`Gate::poll_output`], in the order in which they were decided.
 //! - Getters: [`Gate::wake_at`], [`Gate::check`], [`Gate::status`], [`Gate::explain`], [`Gate::snapshot`], [`Gate::own_levels`].
 //!
@@ -14,6 +15,7 @@
 
 mod admission;
 mod asking;
+mod boosting;
 mod explain;
 mod learning;
 mod pacing;
@@ -51,10 +53,11 @@ use crate::target::Target;
 use crate::time::Time;
 
 pub use asking::Check;
+pub use boosting::Boost;
 pub use explain::{Explanation, LimitThen};
 pub use sharing::{Demand, LevelKey, Overrides};
 pub use snapshot::{Snapshot, SnapshotError};
-pub use status::{BreakerStatus, LearnedStatus, LevelStatus, MeterStatus, QueueStatus, Status};
+pub use status::{BoostStatus, BreakerStatus, LearnedStatus, LevelStatus, MeterStatus, QueueStatus, Status};
 
 /// One call, from its admission to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -174,9 +177,14 @@ struct Route {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
-    Lot { meter: u32, epoch: u64 },
+    Lot {
+        meter: u32,
+        epoch: u64,
+    },
     Deadline(Ticket),
     BackOff(Ticket),
+    /// A boost is over.
+    Boost,
 }
 
 /// The state machine. See the module's documentation for the order of calls.
@@ -205,6 +213,8 @@ pub struct Gate {
     random: fastrand::Rng,
     paused: Option<Arc<str>>,
     overrides: Overrides,
+    /// When the first of the boosts in force ends.
+    boosts_end_at: Time,
     draining: bool,
     interest: Interest,
     ages: u64,
@@ -249,6 +259,7 @@ impl Gate {
             random: fastrand::Rng::with_seed(seed),
             paused: None,
             overrides: Overrides::default(),
+            boosts_end_at: Time::NEVER,
             draining: false,
             interest: Interest::Nothing,
             ages: 0,
@@ -365,8 +376,19 @@ impl Gate {
     /// Sets every level back to full.
     pub fn reset_limits(&mut self, now: Time) {
         self.tick(now);
-        self.refill_all();
+        self.refill(None);
         self.serve_stirred();
+    }
+
+    /// Sets every level of `[limit.NAME]` back to full. False: there is no such limit.
+    pub fn reset_limit(&mut self, name: &str, now: Time) -> bool {
+        self.tick(now);
+        let is_known = self.policy.limits.iter().any(|limit| &*limit.name == name);
+        if is_known {
+            self.refill(Some(name));
+            self.serve_stirred();
+        }
+        is_known
     }
 
     /// Which [`Output::Event`]s are made.
@@ -449,6 +471,9 @@ impl Gate {
     fn tick(&mut self, now: Time) {
         // A clock that goes back stands still: no credit appears, nothing ends early.
         self.clock = self.clock.max(now);
+        if self.clock >= self.boosts_end_at {
+            self.end_boosts();
+        }
     }
 
     fn entry(&self, ticket: Ticket) -> Option<&Entry> {

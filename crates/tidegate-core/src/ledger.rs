@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use crate::call::Subject;
 use crate::config::LevelSource;
 use crate::cost::Cost;
+use crate::gate::Boost;
 use crate::learn::correction::Seen;
 use crate::limit::{Algorithm, Allowance, Dimension, Limit, Mode, Scope};
 use crate::meter::{Meter, Spec};
@@ -45,6 +46,16 @@ pub(crate) struct Level {
     pub(crate) meters: SmallVec<[u32; 6]>,
     /// Routes that touch it.
     pub(crate) routes: u32,
+    /// While it is raised.
+    pub(crate) boosted: Option<Box<Boosted>>,
+}
+
+/// By how much a level is raised, until when, and what it allows then.
+#[derive(Clone, Debug)]
+pub(crate) struct Boosted {
+    pub(crate) permille: u32,
+    pub(crate) until: Time,
+    plain: SmallVec<[Spec; 6]>,
 }
 
 /// One charge of a reservation.
@@ -129,6 +140,8 @@ pub(crate) struct Ledger {
     pub(crate) limits: Arc<[Limit]>,
     /// Where the refill of configured levels comes from.
     pub(crate) source: LevelSource,
+    /// Those that are in force.
+    pub(crate) boosts: Vec<Boost>,
     epoch: u64,
 }
 
@@ -171,9 +184,13 @@ impl Ledger {
             self.add_level(key, limit.name.clone(), label, Source::Configured(position))
         });
         self.levels[level].source = Source::Configured(position);
+        let boost = strongest(&self.boosts, limit, subject).map(|boost| (boost.permille, boost.until));
+        let permille = boost.map_or(1000, |(permille, _)| permille);
         for spec in specs {
-            self.put_meter(level, *spec, now);
+            self.put_meter(level, spec.times(permille), now);
         }
+        self.levels[level].boosted =
+            boost.map(|(permille, until)| Box::new(Boosted { permille, until, plain: specs.into() }));
         // A dimension that the configuration no longer speaks of binds no more; calls may still wait in its lot.
         let gone: SmallVec<[Dimension; 6]> = self.levels[level]
             .meters
@@ -189,7 +206,7 @@ impl Ledger {
     }
 
     pub(crate) fn add_level(&mut self, key: Box<str>, name: Arc<str>, label: Arc<str>, source: Source) -> u32 {
-        let level = Level { key: key.clone(), name, label, source, meters: SmallVec::new(), routes: 0 };
+        let level = Level { key: key.clone(), name, label, source, meters: SmallVec::new(), routes: 0, boosted: None };
         let id = self.levels.insert(level);
         self.ids.insert(key, id);
         id
@@ -207,6 +224,18 @@ impl Ledger {
         let meter = self.meters.insert(Meter::new(spec, level, self.epoch, now));
         self.levels[level].meters.push(meter);
         meter
+    }
+
+    /// Levels that nobody's calls touch at the moment are no longer raised when their boost is over.
+    pub(crate) fn lower_untouched(&mut self, now: Time) {
+        let is_over = |level: &Level| level.boosted.as_ref().is_some_and(|boosted| boosted.until <= now);
+        let over: Vec<u32> = self.levels.iter().filter(|(_, level)| is_over(level)).map(|(id, _)| id).collect();
+        for id in over {
+            let Some(boosted) = self.levels[id].boosted.take() else { continue };
+            for spec in boosted.plain {
+                self.put_meter(id, spec, now);
+            }
+        }
     }
 
     /// Forgets a level with its meters.
@@ -288,6 +317,11 @@ impl Ledger {
             requested,
         }
     }
+}
+
+/// Of the boosts that raise what `limit` allows `subject`, the strongest; of equals the one that lasts longest.
+fn strongest<'b>(boosts: &'b [Boost], limit: &Limit, subject: &Subject) -> Option<&'b Boost> {
+    boosts.iter().filter(|boost| boost.raises(limit, subject)).max_by_key(|boost| (boost.permille, boost.until))
 }
 
 /// What a limit says of a subject, as meters to make.
@@ -373,6 +407,13 @@ pub(crate) fn level_key(name: &str, per: &[Scope], subject: &Subject) -> Box<str
         escape_into(&mut key, scope.of(subject));
     }
     key.into()
+}
+
+/// Whether `key` is one of a level of the limit of that name.
+pub(crate) fn is_level_of(key: &str, name: &str) -> bool {
+    let mut escaped = String::new();
+    escape_into(&mut escaped, name);
+    key.strip_prefix(escaped.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('|'))
 }
 
 fn escape_into(key: &mut String, part: &str) {

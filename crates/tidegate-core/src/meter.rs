@@ -118,6 +118,21 @@ pub(crate) struct Spec {
     pub(crate) is_pace: bool,
 }
 
+impl Spec {
+    /// So many thousandths of it; never less than it.
+    pub(crate) fn times(self, permille: u32) -> Self {
+        let scaled = |units: u64| {
+            let scaled = u128::from(units) * u128::from(permille) / 1000;
+            u64::try_from(scaled).unwrap_or(u64::MAX >> 8).max(units)
+        };
+        let allowance = match self.allowance {
+            Allowance::Units(units) => Allowance::of(scaled(units.get())).unwrap_or(self.allowance),
+            other => other,
+        };
+        Self { allowance, burst: self.burst.map(scaled), ..self }
+    }
+}
+
 impl Meter {
     pub(crate) fn new(spec: Spec, level: u32, epoch: u64, now: Time) -> Self {
         let mut meter = Self {

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tidegate::Driver;
 use tidegate_core::config::Config;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::admin::Ends;
 use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::metrics::Metrics;
@@ -19,7 +20,7 @@ use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
 use crate::told::Told;
 use crate::watching::Watching;
-use crate::{admin, connection, listener, pages, state, token};
+use crate::{admin, connection, kept_models, listener, pages, state, token};
 
 /// What a gateway is started with.
 #[derive(Clone, Debug)]
@@ -91,6 +92,9 @@ impl Gateway {
             admin_token: token::secret_digest(admin_token.as_bytes()),
             first_addr,
         });
+        if let Some(dir) = &state_dir {
+            kept_models::restore(&shared, dir);
+        }
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {
@@ -100,6 +104,7 @@ impl Gateway {
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
+            kept_models::keep_saving(&shared, dir.clone());
         }
         Ok(Self {
             shared,
@@ -174,6 +179,13 @@ impl Gateway {
             tracing::warn!("addresses to listen on change with a restart only");
         }
         self.shared.audit.reloaded(&before.config, &settings.config);
+        for upstream in &settings.upstreams {
+            let name = &upstream.config.name;
+            let was = before.upstreams.iter().find(|was| was.config.name == *name && !Arc::ptr_eq(was, upstream));
+            if let Some(was) = was {
+                upstream.models.restore(&was.models.kept(), name, &self.shared.metrics);
+            }
+        }
         let policy = settings.config.policy.clone();
         self.shared.driver.with(|gate, now| gate.reload(policy, now));
         self.shared.settings.store(Arc::new(settings));
@@ -203,10 +215,13 @@ impl Gateway {
             self.shared.phase.send_replace(Phase::Cut);
             self.shared.phase.closed().await;
         }
-        if let Some(dir) = &self.state_dir
-            && let Err(error) = self.shared.driver.save_state(dir, true)
-        {
-            tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
+        if let Some(dir) = &self.state_dir {
+            if let Err(error) = self.shared.driver.save_state(dir, true) {
+                tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
+            }
+            if let Err(error) = kept_models::save(&self.shared, dir) {
+                tracing::warn!("what was learned of models cannot be saved in {}: {error}", dir.display());
+            }
         }
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
@@ -245,9 +260,11 @@ async fn accept_api(listener: TcpListener, shared: Arc<Shared>, cores: Arc<Cores
 }
 
 async fn accept_admin(listener: TcpListener, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
-    let serve = |stream, phase| {
+    let serve = |stream: TcpStream, phase| {
         let shared = shared.clone();
-        let answer = move |local, request| admin::serve(shared.clone(), local, request);
+        // Who has left already is answered nothing.
+        let Ok(peer) = stream.peer_addr().as_ref().map(SocketAddr::ip) else { return };
+        let answer = move |local, request| admin::serve(shared.clone(), Ends { local, peer }, request);
         tokio::spawn(connection::serve(stream, None, phase, answer));
     };
     listener::accept(listener, phase, Phase::Cut, serve).await;

@@ -22,6 +22,7 @@ mod gateway;
 mod guard;
 mod headers;
 mod identity;
+mod kept_models;
 mod leg;
 mod listener;
 mod metrics;

@@ -2,11 +2,12 @@
 //!
 //! Never waits: counters are atomics, and those of the common path are resolved once and kept (see `crate::model`).
 
+mod labels;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,6 +17,10 @@ use prometheus_client::registry::Registry;
 use tidegate::Driver;
 use tidegate_core::call::Priority;
 
+use crate::metrics::labels::{
+    AttemptLabels, CallLabels, LimitedLabels, PriorityLabels, RetryLabels, TargetLabels, TenantLabels, TokenLabels,
+    TransitionLabels, UpstreamLabels,
+};
 use crate::scrape::Standing;
 
 /// So many models have series of their own; all others share [`OTHER`].
@@ -51,71 +56,6 @@ impl CallEnd {
             Self::Cancelled => "cancelled",
         }
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CallLabels {
-    upstream: Arc<str>,
-    model: Arc<str>,
-    priority: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AttemptLabels {
-    upstream: Arc<str>,
-    model: Arc<str>,
-    status: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TargetLabels {
-    upstream: Arc<str>,
-    model: Arc<str>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TokenLabels {
-    upstream: Arc<str>,
-    model: Arc<str>,
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabels {
-    upstream: Arc<str>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PriorityLabels {
-    priority: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TenantLabels {
-    tenant: Arc<str>,
-    outcome: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TransitionLabels {
-    breaker: String,
-    from: &'static str,
-    to: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RetryLabels {
-    reason: &'static str,
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LimitedLabels {
-    limit: Arc<str>,
-    dimension: &'static str,
-    model: Arc<str>,
-    action: &'static str,
 }
 
 fn waits() -> Histogram {

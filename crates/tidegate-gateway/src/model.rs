@@ -2,9 +2,10 @@
 //!
 //! Bounded: names are the callers' to invent, so that beyond a number of them nothing is kept.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use serde::{Deserialize, Serialize};
 use tidegate_core::openai::estimate::Calibration;
 use tidegate_core::openai::models::ModelGroups;
 
@@ -48,15 +49,32 @@ pub(crate) struct Models(RwLock<Known>);
 struct Known {
     /// By the names that callers use.
     by_name: HashMap<Box<str>, Arc<Model>>,
-    /// Groups that the upstream said share the limit of another.
-    joined: HashMap<Box<str>, Arc<Model>>,
+    /// By group; of a group that the upstream said shares the limit of another, that other.
+    by_group: HashMap<Box<str>, Arc<Model>>,
 }
 
 impl Known {
-    fn of_group(&self, group: &str) -> Option<Arc<Model>> {
-        let has_group = |model: &&Arc<Model>| &*model.group == group;
-        self.joined.get(group).or_else(|| self.by_name.values().find(has_group)).cloned()
+    fn of_group(&mut self, group: &str, make: impl FnOnce() -> Arc<Model>) -> Arc<Model> {
+        if let Some(model) = self.by_group.get(group) {
+            return model.clone();
+        }
+        let model = make();
+        if self.by_group.len() < NAMES_MAX {
+            self.by_group.insert(group.into(), model.clone());
+        }
+        model
     }
+}
+
+/// What is kept of an upstream's models over a restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptModels {
+    /// Groups that share the limit of another: that other.
+    #[serde(default)]
+    joined: BTreeMap<String, String>,
+    /// By group, real input tokens per thousand estimated.
+    #[serde(default)]
+    calibration: BTreeMap<String, u32>,
 }
 
 impl Models {
@@ -75,7 +93,7 @@ impl Models {
         let group = if deployment { groups.group_of_deployment(name) } else { groups.group_of(name) };
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         // Snapshots of one family share what was learned of it.
-        let model = known.of_group(group).unwrap_or_else(|| Model::new(group, upstream, metrics));
+        let model = known.of_group(group, || Model::new(group, upstream, metrics));
         if known.by_name.len() < NAMES_MAX {
             known.by_name.insert(name.into(), model.clone());
         }
@@ -85,14 +103,41 @@ impl Models {
     /// The upstream said that models of the group `of` share the limit of `with`: from now on they are of that group.
     pub(crate) fn join(&self, of: &str, with: &str, upstream: &Arc<str>, metrics: &Metrics) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let model = known.of_group(with).unwrap_or_else(|| Model::new(with, upstream, metrics));
-        let Known { by_name, joined } = &mut *known;
-        for other in by_name.values_mut().chain(joined.values_mut()).filter(|other| &*other.group == of) {
+        let model = known.of_group(with, || Model::new(with, upstream, metrics));
+        let Known { by_name, by_group } = &mut *known;
+        for other in by_name.values_mut().chain(by_group.values_mut()).filter(|other| &*other.group == of) {
             *other = model.clone();
         }
         // Other names of that group may come.
-        if joined.len() < NAMES_MAX && &*model.group != of {
-            joined.insert(of.into(), model);
+        if by_group.len() < NAMES_MAX && &*model.group != of {
+            by_group.insert(of.into(), model);
+        }
+    }
+
+    /// What a restart would lose.
+    pub(crate) fn kept(&self) -> KeptModels {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = KeptModels::default();
+        for (group, model) in &known.by_group {
+            if **group == *model.group {
+                kept.calibration.insert(group.to_string(), model.calibration().per_mille());
+            } else {
+                kept.joined.insert(group.to_string(), model.group.to_string());
+            }
+        }
+        kept.calibration.retain(|_, per_mille| *per_mille != Calibration::default().per_mille());
+        kept
+    }
+
+    /// Takes over what was kept. To be called before the first call.
+    pub(crate) fn restore(&self, kept: &KeptModels, upstream: &Arc<str>, metrics: &Metrics) {
+        for (group, per_mille) in &kept.calibration {
+            let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let model = known.of_group(group, || Model::new(group, upstream, metrics));
+            *model.calibration.lock().unwrap_or_else(PoisonError::into_inner) = Calibration::from_per_mille(*per_mille);
+        }
+        for (of, with) in &kept.joined {
+            self.join(of, with, upstream, metrics);
         }
     }
 }
@@ -120,5 +165,20 @@ mod tests {
             named(&format!("invented-{number}"));
         }
         assert_eq!(models.0.read().unwrap().by_name.len(), NAMES_MAX);
+    }
+    #[tokio::test]
+    async fn what_was_learned_of_models_is_known_to_the_process_that_comes_after() {
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1), None);
+        let (before, after) = (Models::default(), Models::default());
+        let (groups, upstream) = (ModelGroups::default(), Arc::from("openai"));
+        let named = |models: &Models, name: &str| models.named(name, false, &groups, &upstream, &metrics);
+        named(&before, "gpt-4o").learn(1000, 2000);
+        named(&before, "gpt-4.1-mini");
+        before.join("gpt-4.1-mini", "gpt-4.1", &upstream, &metrics);
+        let text = serde_json::to_string(&before.kept()).unwrap();
+        after.restore(&serde_json::from_str(&text).unwrap(), &upstream, &metrics);
+        assert_eq!(named(&after, "gpt-4o-2024-11-20").calibration().per_mille(), 1125);
+        assert_eq!(&*named(&after, "gpt-4.1-mini-2025-04-14").group, "gpt-4.1");
+        assert_eq!(after.kept(), before.kept());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use tidegate_core::fault::FaultKind;
 use tidegate_core::limit::Dimension;
@@ -35,6 +35,8 @@ pub(crate) struct OwnReply {
     retry_after: Option<Duration>,
     /// `x-tidegate-limit`.
     limit: Option<String>,
+    /// `allow`.
+    allow: Option<String>,
     /// The connection cannot be used on: the body was not read.
     closes: bool,
 }
@@ -50,6 +52,7 @@ impl OwnReply {
             should_retry: false,
             retry_after: None,
             limit: None,
+            allow: None,
             closes: false,
         }
     }
@@ -105,8 +108,16 @@ impl OwnReply {
     /// 404: the admin listener has no such path.
     pub(crate) fn no_such_admin_path(path: &str) -> Self {
         let path: String = path.chars().take(200).collect();
-        let message = format!("the admin listener has no {path} for this method");
+        let message = format!("the admin listener has no {path}");
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
+    }
+
+    /// 405: the path is there, but only for the methods `allowed`.
+    pub(crate) fn wrong_method(method: &Method, allowed: String) -> Self {
+        let method: String = method.as_str().chars().take(32).collect();
+        let message = format!("{method} is none of this path's methods: {allowed}");
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self { allow: Some(allowed), ..Self::new(status, INVALID, "method_not_allowed", "bad_request", message) }
     }
 
     /// 404: nothing is kept of the call.
@@ -295,6 +306,9 @@ impl OwnReply {
         }
         if let Some(limit) = self.limit.and_then(|limit| HeaderValue::from_str(&limit).ok()) {
             headers.insert(headers::LIMIT, limit);
+        }
+        if let Some(allow) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
+            headers.insert(header::ALLOW, allow);
         }
         if self.closes {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use crate::refusal::OwnReply;
 use crate::reply::ReplyBody;
 use crate::shared::{Shared, unix_now};
-use crate::told::notice::Notice;
+use crate::told::notice::{Notice, name_of};
 use crate::told::reader::Reader;
 pub(crate) use crate::told::reader::Telling;
 use crate::told::wanted::Wanted;
@@ -71,9 +71,14 @@ impl Default for Told {
 }
 
 impl Told {
-    /// Tells of something that has a record; `event` is its name.
-    pub(crate) fn recorded(&self, event: &'static str, record: &Record) {
-        self.tell(|id| Some(Notice::of_record(id, event, record)));
+    /// Tells of an event that has a record.
+    pub(crate) fn recorded(&self, event: &Event, record: &Record) {
+        self.noted(name_of(event), record);
+    }
+
+    /// Tells of something else that has a record, under a name that an event has.
+    pub(crate) fn noted(&self, name: &'static str, record: &Record) {
+        self.tell(|id| Some(Notice::of_record(id, name, record)));
     }
 
     /// Tells of an event that is worth no record, if it is worth telling.
@@ -162,9 +167,9 @@ mod tests {
     #[test]
     fn a_flood_of_refusals_leaves_what_operators_did() {
         let told = Told::default();
-        told.recorded("override_applied", &Record::new(Kind::Override, "applied"));
+        told.noted("override_applied", &Record::new(Kind::Override, "applied"));
         for _ in 0..10 * KEPT {
-            told.recorded("refused", &Record { call: Some("c".into()), ..Record::new(Kind::Throttle, "refused") });
+            told.noted("refused", &Record { call: Some("c".into()), ..Record::new(Kind::Throttle, "refused") });
         }
         let (kept, _) = told.since(0);
         assert_eq!(kept.len(), KEPT + 1);
@@ -184,7 +189,7 @@ mod tests {
         tokio::spawn(reading);
         let all = 3 * AHEAD_MAX;
         for _ in 0..all {
-            told.recorded("refused", &Record { call: Some("c".into()), ..Record::new(Kind::Throttle, "refused") });
+            told.noted("refused", &Record { call: Some("c".into()), ..Record::new(Kind::Throttle, "refused") });
         }
         told.end().await;
         let mut text = String::new();

@@ -89,7 +89,7 @@ impl Watcher {
             return;
         };
         self.log.tell(&record, Instant::now());
-        self.told.recorded(event.name(), &record);
+        self.told.recorded(event, &record);
         if let Some(trail) = &self.trail {
             trail.append(record);
         }

@@ -1,6 +1,7 @@
-//! What watches tidegate: the audit trail.
+//! What watches tidegate: the audit trail, and alerts.
 //!
 //! Everything here is told of what happened, and decides nothing about a call: none of it can slow, block or fail one, unless an
 //! operator asked for that.
 
+pub mod alert;
 pub mod audit;

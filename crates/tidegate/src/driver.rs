@@ -4,6 +4,7 @@
 //! Every future here may be dropped at any point: the call is withdrawn and what it held goes back.
 
 mod permit;
+mod timer;
 
 #[cfg(feature = "openai")]
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,13 +19,14 @@ use tidegate_core::event::Interest;
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
 use crate::clock::Clock;
 use crate::events::{Events, Teller, contained};
 
 pub use permit::{Admission, Attempt, Permit, Settled, Waiting};
+
+use timer::Timer;
 
 /// A handle on the core; clones share it. When the last one and the last permit are gone, its timer ends.
 #[derive(Clone, Debug)]
@@ -120,7 +122,7 @@ impl Driver {
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
-        tokio::spawn(run_timer(Timer::of(&inner)));
+        tokio::spawn(Timer::of(&inner).run());
         Self(inner)
     }
 
@@ -327,11 +329,8 @@ impl Inner {
         let decided = self.decided(&mut state, ticket, context);
         let lacks_timer = decided.is_pending() && !std::mem::replace(&mut state.has_timer, true);
         drop(state);
-        if lacks_timer {
-            match Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn(run_timer(Timer::of(self)))),
-                Err(_) => self.lock().has_timer = false,
-            }
+        if lacks_timer && !Timer::start(self) {
+            self.lock().has_timer = false;
         }
         decided
     }
@@ -386,58 +385,6 @@ impl State {
         let here = self.seats.get_mut(ticket.index())?;
         let at = here.iter().position(|(other, _)| *other == ticket)?;
         Some(here.swap_remove(at).1)
-    }
-}
-
-/// What the timer's task holds. A driver outlives the runtime that it was made on, as one in a `static` does that several
-/// tests use: the task then ends with that runtime, and those who wait on another must hear of it.
-struct Timer {
-    inner: Weak<Inner>,
-    sooner: Arc<Notify>,
-    clock: Clock,
-}
-
-impl Timer {
-    fn of(inner: &Arc<Inner>) -> Self {
-        Self { inner: Arc::downgrade(inner), sooner: inner.sooner.clone(), clock: inner.clock }
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        let Some(inner) = self.inner.upgrade() else { return };
-        let mut state = inner.lock();
-        state.has_timer = false;
-        // After a panic of the core nobody is woken, lest it come again at once: the next call starts the timer.
-        if !std::thread::panicking() {
-            state.wake_all();
-        }
-        inner.finish(state);
-    }
-}
-
-async fn run_timer(timer: Timer) {
-    loop {
-        let due = {
-            let Some(inner) = timer.inner.upgrade() else { return };
-            let mut state = inner.lock();
-            let now = timer.clock.now();
-            state.gate.advance(now);
-            // From here on the timer knows what is due; `finish` tells it only of what is due sooner.
-            state.timer_at = state.gate.wake_at().unwrap_or(Time::NEVER);
-            let due = state.timer_at;
-            inner.finish(state);
-            due
-        };
-        let told = timer.sooner.notified();
-        if due == Time::NEVER {
-            told.await;
-        } else {
-            tokio::select! {
-                () = told => {}
-                () = tokio::time::sleep_until(timer.clock.instant(due)) => {}
-            }
-        }
     }
 }
 

@@ -157,8 +157,8 @@ pub use retry::Retry;
 pub use service::openai::openai_client;
 #[cfg(feature = "tower")]
 pub use service::{
-    AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Reply,
-    ReplyFuture, RetryLayer, RetryService, TidegateLayer, TidegateService,
+    AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Repeatable,
+    Reply, ReplyFuture, RetryLayer, RetryService, SentOnce, TidegateLayer, TidegateService,
 };
 pub use tidegate_core as core;
 pub use tidegate_core::breaker::BreakerState;

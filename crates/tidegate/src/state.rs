@@ -64,17 +64,25 @@ pub fn load(folder: &Path) -> Result<Option<Snapshot>, StateError> {
 /// If it cannot be written; what was there before is still there.
 pub fn save(folder: &Path, snapshot: &Snapshot) -> Result<(), StateError> {
     let path = folder.join(NAME);
-    let failed = |source| StateError::File { path: path.clone(), source };
-    let text = snapshot.to_json().map_err(|error| failed(io::Error::other(error)))?;
-    let aside = folder.join(format!("{NAME}.new"));
+    let written = snapshot.to_json().map_err(io::Error::other).and_then(|text| write_whole(&path, &text));
+    written.map_err(|source| StateError::File { path, source })
+}
+
+/// Writes `text` into the file `path`, for its owner alone, so that a crash at any instant leaves the old one or the new one, whole.
+///
+/// # Errors
+/// If it cannot be written; what was there before is still there.
+pub fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
-    // It tells who uses what: for the owner alone.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&aside).map_err(failed)?;
-    file.write_all(&text).and_then(|()| file.sync_data()).map_err(failed)?;
-    fs::rename(&aside, &path).map_err(failed)
+    let mut file = options.open(&aside)?;
+    file.write_all(text)?;
+    file.sync_data()?;
+    fs::rename(&aside, path)
 }
 
 impl Driver {

@@ -68,6 +68,17 @@ pub enum AdminRole {
     Operator,
 }
 
+impl AdminRole {
+    /// The word in `role = …`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// `[[admin]]`: a token of the admin listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {

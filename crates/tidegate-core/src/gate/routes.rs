@@ -107,6 +107,7 @@ impl Gate {
         target.waits_for_breaker = waits_for_breaker;
         self.target_ids.insert(key, place);
         self.restore_target(place);
+        self.hold_breaker(place);
         place
     }
 

@@ -9,6 +9,7 @@ use crate::config::{Jitter, TokenCharge};
 use crate::cost::Usage;
 use crate::event::{Event, Interest};
 use crate::fault::{Fault, FaultKind};
+use crate::learn::output::Tenant;
 use crate::limit::Dimension;
 use crate::outcome::{Ending, Outcome};
 use crate::refusal::{GiveUp, GiveUpReason, Next};
@@ -83,7 +84,9 @@ impl Gate {
                 let request_type = self.request_type(route);
                 let entry = &self.entries[ticket.index()];
                 let (reserved, has_ceiling) = (entry.amounts.own_tokens, entry.cost.max_output_tokens.is_some());
-                let (tenant, choices) = (self.routes[route].tenant_hash, entry.cost.choices.max(1));
+                let choices = entry.cost.choices.max(1);
+                let route = &self.routes[route];
+                let tenant = Tenant { hash: route.tenant_hash, name: &route.subject.tenant };
                 let target = &mut self.targets[target];
                 if !has_ceiling {
                     target.typical_output.wrote(tenant, request_type, usage.output_tokens / choices);

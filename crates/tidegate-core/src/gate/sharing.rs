@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Gate, Output, Ticket};
+use super::{Boost, Gate, Output, Ticket};
 use crate::breaker::BreakerState;
 use crate::config::LevelSource;
 use crate::event::Event;
@@ -42,8 +42,10 @@ pub struct Overrides {
     pub version: u64,
     /// Why new calls are refused. `None`: they are not.
     pub paused: Option<Arc<str>>,
-    /// Breakers by name, and the state that each is held in.
+    /// Breakers by name, and the state that each is held in; also those that are not there yet.
     pub breakers: Vec<(Arc<str>, BreakerState)>,
+    /// Limits that are raised for a while.
+    pub boosts: Vec<Boost>,
 }
 
 impl Gate {
@@ -85,16 +87,17 @@ impl Gate {
 
     /// Takes over what operators decided. False: a version as new is in force already.
     ///
-    /// A breaker that an older version held and this one does not name goes back to closed.
+    /// A breaker that an older version held and this one does not name goes back to closed, if it is still held.
     pub fn override_with(&mut self, overrides: Overrides, now: Time) -> bool {
         if overrides.version <= self.overrides.version {
             return false;
         }
+        self.tick(now);
         self.paused.clone_from(&overrides.paused);
         let before = std::mem::replace(&mut self.overrides, overrides);
         for (name, _) in &before.breakers {
             if !self.overrides.breakers.iter().any(|(held, _)| held == name) {
-                self.force_breaker(name, BreakerState::Closed, now);
+                self.release_breaker(name);
             }
         }
         for (name, state) in self.overrides.breakers.clone() {
@@ -102,9 +105,38 @@ impl Gate {
                 self.force_breaker(&name, state, now);
             }
         }
+        if before.boosts != self.overrides.boosts {
+            self.take_over_boosts();
+        }
+        self.serve_stirred();
         let version = self.overrides.version;
         self.emit(|| Event::OverrideApplied { version });
         true
+    }
+
+    /// Ends the hold on a breaker; one whose state was changed by hand since stays as it is.
+    fn release_breaker(&mut self, name: &str) {
+        let is_held = |state| matches!(state, BreakerState::ForcedOpen | BreakerState::ForcedClosed);
+        let held: Vec<u32> = self
+            .targets
+            .iter()
+            .filter(|(_, target)| &*target.name == name && is_held(target.breaker.state()))
+            .map(|(id, _)| id)
+            .collect();
+        for target in held {
+            let before = self.targets[target].breaker.force(BreakerState::Closed, self.clock);
+            self.breaker_changed(target, before);
+        }
+    }
+
+    /// Holds the breaker of a target that has just been made in the state that operators decided.
+    pub(super) fn hold_breaker(&mut self, target: u32) {
+        let name = &self.targets[target].name;
+        let held = self.overrides.breakers.iter().find(|(held, _)| held == name).map(|(_, state)| *state);
+        if let Some(state) = held {
+            let before = self.targets[target].breaker.force(state, self.clock);
+            self.breaker_changed(target, before);
+        }
     }
 
     /// Asks for the credit that a waiting call and those behind it lack.

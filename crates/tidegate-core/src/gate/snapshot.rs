@@ -2,16 +2,14 @@
 //!
 //! Reads and writes no file; the driver's side does. Times are those of the driver's clock, which goes on from run to run.
 
+mod target;
+
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::target::KeptTarget;
 use super::Gate;
-use super::status::{LearnedLimit, LearnedStatus};
-use crate::config::TokenCharge;
-use crate::learn::pace::{Found, Pace};
-use crate::ledger::{LEARNED, Source, learned_spec};
-use crate::limit::Dimension;
+use crate::ledger::Source;
 use crate::meter::{Kind, Meter};
-use crate::target::Learned;
 use crate::time::Time;
 
 /// The form of the snapshot; another one is not read.
@@ -61,46 +59,6 @@ struct KeptMeter {
     level: Option<i64>,
     /// Of a window: (bins back, units).
     bins: Vec<(u64, u64)>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct KeptTarget {
-    account: String,
-    model: String,
-    at_micros: u64,
-    token_charge: Option<String>,
-    limits: Vec<KeptLimit>,
-    #[serde(default)]
-    paces: Vec<KeptPace>,
-    /// What calls write, by type of request: the estimate, and how many it is made of.
-    #[serde(default)]
-    outputs: Vec<(String, u64, u32)>,
-}
-
-/// A limit that the server told.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct KeptLimit {
-    #[serde(flatten)]
-    meter: KeptMeter,
-    /// When, in microseconds of the driver's clock. Absent: when it was kept.
-    #[serde(default)]
-    told_at_micros: Option<u64>,
-    /// Whether headers told it. Absent: they did.
-    #[serde(default = "yes")]
-    by_headers: bool,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-/// A pace that was found out.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct KeptPace {
-    dimension: String,
-    #[serde(flatten)]
-    found: Found,
-    changed_at_micros: u64,
 }
 
 impl Snapshot {
@@ -157,41 +115,8 @@ impl Gate {
         self.restored.retain(|_, kept| is_recent(kept.at_micros));
         self.restored_targets.retain(|_, kept| is_recent(kept.at_micros));
         levels.extend(self.restored.values().cloned());
-        let mut targets: Vec<KeptTarget> = self
-            .targets
-            .iter()
-            .map(|(_, target)| KeptTarget {
-                account: target.account.to_string(),
-                model: target.model.to_string(),
-                at_micros,
-                token_charge: target.charge_rule.rule().map(|rule| rule.name().to_owned()),
-                limits: target
-                    .learned
-                    .iter()
-                    .filter_map(|learned| {
-                        let told_at_micros = Some(learned.told_at.as_micros());
-                        let meter = KeptMeter::whole(&self.ledger.meters[learned.meter])?;
-                        Some(KeptLimit { meter, told_at_micros, by_headers: learned.by_headers })
-                    })
-                    .collect(),
-                paces: target
-                    .paces
-                    .iter()
-                    .filter(|paced| paced.pace.is_active())
-                    .map(|paced| KeptPace {
-                        dimension: paced.dimension.name().to_owned(),
-                        found: paced.pace.found(clock),
-                        changed_at_micros: paced.pace.changed_at().as_micros(),
-                    })
-                    .collect(),
-                outputs: target
-                    .typical_output
-                    .of_all()
-                    .map(|(name, value, seen)| (name.to_owned(), value, seen))
-                    .collect(),
-            })
-            .filter(|target| !(target.limits.is_empty() && target.paces.is_empty() && target.outputs.is_empty()))
-            .collect();
+        let mut targets: Vec<KeptTarget> =
+            self.targets.iter().filter_map(|(_, target)| KeptTarget::of(target, &self.ledger, clock)).collect();
         targets.extend(self.restored_targets.values().cloned());
         Snapshot { format: FORMAT, taken_at_micros: at_micros, clean, levels, targets }
     }
@@ -246,88 +171,6 @@ impl Gate {
                     }
                 }
             }
-        }
-    }
-
-    pub(super) fn restore_target(&mut self, id: u32) {
-        let target = &self.targets[id];
-        let key = (Box::from(&*target.account), Box::from(&*target.model));
-        let Some(kept) = self.restored_targets.remove(&key) else { return };
-        let now = self.clock;
-        if let Some(rule) = kept.token_charge.as_deref().and_then(TokenCharge::parse) {
-            self.targets[id].charge_rule.restore(rule);
-        }
-        for (name, value, seen) in &kept.outputs {
-            self.targets[id].typical_output.restore(name, *value, *seen);
-        }
-        if !self.targets[id].learn_limits {
-            return;
-        }
-        let dimension_of = |name: &str| Dimension::ALL.into_iter().find(|dimension| dimension.name() == name);
-        for kept in &kept.paces {
-            if let Some(dimension) = dimension_of(&kept.dimension) {
-                let changed_at = Time::from_micros(kept.changed_at_micros).min(now);
-                self.open_pace(id, dimension, Pace::restored(kept.found, changed_at, now));
-            }
-        }
-        if kept.limits.is_empty() {
-            return;
-        }
-        let name = self.targets[id].name.clone();
-        let level_key = format!("{LEARNED}|{}|{}", kept.account, kept.model);
-        let level = self.ledger.add_level(level_key.into(), LEARNED.into(), name, Source::Target(id));
-        let kept_at = Time::from_micros(kept.at_micros).min(now);
-        for limit in &kept.limits {
-            let Some(dimension) = dimension_of(&limit.meter.dimension) else { continue };
-            let told_at = limit.told_at_micros.map_or(kept_at, |told_at| Time::from_micros(told_at).min(now));
-            let meter = self.ledger.put_meter(level, learned_spec(dimension, limit.meter.limit), now);
-            limit.meter.put_into(&mut self.ledger.meters[meter], kept_at, now);
-            self.ledger.meters[meter].told(told_at);
-            let by_headers = limit.by_headers;
-            self.targets[id].learned.push(Learned {
-                dimension,
-                meter,
-                by_headers,
-                told_at,
-                missed: 0,
-                moves: 0,
-                early: None,
-            });
-        }
-        self.targets[id].cold_start = None;
-    }
-}
-
-impl KeptTarget {
-    /// How it stands while nobody has called it since the restart.
-    pub(super) fn status(&self, now: Time) -> LearnedStatus {
-        let (upstream, _) = self.account.split_once('#').unwrap_or((&self.account, ""));
-        let model = if self.model.is_empty() { "-" } else { &*self.model };
-        let dimension_of = |name: &str| Dimension::ALL.into_iter().find(|dimension| dimension.name() == name);
-        let limits = self.limits.iter().filter_map(|kept| {
-            let told_at = Time::from_micros(kept.told_at_micros.unwrap_or(self.at_micros));
-            let dimension = dimension_of(&kept.meter.dimension)?;
-            let passed = now.micros_since(Time::from_micros(self.at_micros));
-            let flowed = u128::from(kept.meter.limit) * u128::from(passed)
-                / u128::from(dimension.period_micros().unwrap_or(60_000_000));
-            let level = i128::from(kept.meter.level.unwrap_or(0)) + i128::try_from(flowed).unwrap_or(i128::MAX / 2);
-            Some(LearnedLimit {
-                dimension: dimension.name(),
-                limit: kept.meter.limit,
-                remaining: i64::try_from(level.min(i128::from(kept.meter.limit))).unwrap_or(0),
-                source: if kept.by_headers { "headers" } else { "refusals" },
-                age_seconds: now.since(told_at).as_secs_f64(),
-            })
-        });
-        LearnedStatus {
-            name: format!("{upstream}/{model}"),
-            token_charge: self.token_charge.as_deref().and_then(TokenCharge::parse).map(TokenCharge::name),
-            limits: limits.collect(),
-            reserved_tokens: 0,
-            reservation_error_tokens: 0,
-            paced: Vec::new(),
-            in_flight_cap: None,
-            in_flight: 0,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Gate, State};
+use crate::breaker::FORCED;
 use crate::call::Priority;
 use crate::ledger::{LEARNED, Source};
 use crate::time::Time;
@@ -39,8 +40,20 @@ pub struct LevelStatus {
     pub kind: &'static str,
     /// `enforce` or `shadow`.
     pub mode: &'static str,
+    /// While an operator has raised it; its meters tell the raised limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boost: Option<BoostStatus>,
     /// One for each dimension.
     pub meters: Vec<MeterStatus>,
+}
+
+/// By how much a level is raised, and for how long yet.
+#[derive(Clone, Debug, Serialize)]
+pub struct BoostStatus {
+    /// 1.5: half as much again.
+    pub factor: f64,
+    /// Seconds until it ends by itself.
+    pub ends_in_seconds: f64,
 }
 
 /// One dimension of a level.
@@ -164,12 +177,24 @@ impl Gate {
                         next_probe_in_seconds: report.next_probe_at.map(|at| at.since(clock).as_secs_f64()),
                     }
                 })
+                .chain(self.held_without_target())
                 .collect(),
             learned: self.learned_statuses(),
             in_flight: self.in_flight,
             retry_budget_remaining: self.budget.remaining(),
             paused: self.paused.as_deref().map(str::to_owned),
         }
+    }
+
+    /// Breakers that operators hold, and that nothing was sent through since the start.
+    fn held_without_target(&self) -> impl Iterator<Item = BreakerStatus> {
+        let is_there = |name: &str| self.targets.iter().any(|(_, target)| &*target.name == name);
+        self.overrides.breakers.iter().filter(move |(name, _)| !is_there(name)).map(|(name, state)| BreakerStatus {
+            name: name.to_string(),
+            state: state.name(),
+            cause: FORCED.to_owned(),
+            next_probe_in_seconds: None,
+        })
     }
 
     fn level_statuses(&self) -> Vec<LevelStatus> {
@@ -184,6 +209,10 @@ impl Gate {
                     limit: level.name.to_string(),
                     key: level.label.to_string(),
                     kind: if mirror { "mirror" } else { "own" },
+                    boost: level.boosted.as_ref().map(|boosted| BoostStatus {
+                        factor: f64::from(boosted.permille) / 1000.0,
+                        ends_in_seconds: boosted.until.since(self.clock).as_secs_f64(),
+                    }),
                     mode: if enforce { "enforce" } else { "shadow" },
                     meters: meters
                         .filter(|meter| meter.limit() < u64::MAX >> 8)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Gate, State, Ticket, Timer};
 use crate::config::{Policy, TokenCharge};
 use crate::event::Event;
-use crate::ledger::Source;
+use crate::ledger::{Level, Source, is_level_of};
 use crate::time::Time;
 
 /// Timers that may lie in the heap before those that are stale are looked for.
@@ -33,6 +33,8 @@ impl Gate {
                         self.refuse_at_deadline(ticket);
                     }
                 }
+                // Whoever brings the time ends it.
+                Timer::Boost => {}
                 Timer::BackOff(ticket) => {
                     if self.is_in(ticket, State::BackingOff) {
                         self.start(ticket);
@@ -62,6 +64,7 @@ impl Gate {
         self.timers.retain(|Reverse((at, timer))| match timer {
             Timer::Deadline(ticket) => is_in(*ticket, State::Waiting),
             Timer::BackOff(ticket) => is_in(*ticket, State::BackingOff),
+            Timer::Boost => true,
             // Kept while the lot counts on it, empty or not: who parks there next relies on it.
             Timer::Lot { meter, epoch } => {
                 meters.get(*meter).is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at)
@@ -187,6 +190,13 @@ impl Gate {
                 learned.into_iter().for_each(|meter| self.unlearn(meter));
             }
         }
+        self.resolve_routes();
+        self.emit(|| Event::ConfigUpdated);
+    }
+
+    /// Looks anew at which levels each subject's calls touch, and what these allow. What was used stays used.
+    pub(super) fn resolve_routes(&mut self) {
+        let now = self.clock;
         let routes: Vec<u32> = self.routes.iter().map(|(id, _)| id).collect();
         for id in routes {
             let subject = self.routes[id].subject.clone();
@@ -203,7 +213,6 @@ impl Gate {
             self.refresh_route(id);
         }
         self.stir_all();
-        self.emit(|| Event::ConfigUpdated);
     }
 
     fn stir_all(&mut self) {
@@ -212,11 +221,23 @@ impl Gate {
         self.stirred.extend(lots);
     }
 
-    pub(super) fn refill_all(&mut self) {
+    /// Forgets what was used of one limit, or of all; also what the run before left of levels that nobody has used since.
+    pub(super) fn refill(&mut self, limit: Option<&str>) {
         let now = self.clock;
-        let meters: Vec<u32> = self.ledger.meters.iter().map(|(id, _)| id).collect();
+        let is_meant = |level: &Level| {
+            limit.is_none_or(|limit| matches!(level.source, Source::Configured(_)) && &*level.name == limit)
+        };
+        let levels = self.ledger.levels.iter().filter(|(_, level)| is_meant(level));
+        let meters: Vec<u32> = levels.flat_map(|(_, level)| level.meters.iter().copied()).collect();
         for id in meters {
             self.ledger.meters[id].empty_usage(now);
+        }
+        match limit {
+            None => {
+                self.restored.clear();
+                self.crashed_after = None;
+            }
+            Some(limit) => self.restored.retain(|key, _| !is_level_of(key, limit)),
         }
         self.stir_all();
         self.emit(|| Event::LimitsReset);

@@ -67,10 +67,17 @@ impl ChargeRule {
         self.configured = configured;
     }
 
-    /// A rule that was found out before a restart.
-    pub(crate) fn restore(&mut self, rule: TokenCharge) {
-        if rule != TokenCharge::Learned {
-            self.confirmed = Some(rule);
+    /// The rule in force is only what a refusal suggests: replies may say otherwise.
+    pub(crate) fn is_hint(&self) -> bool {
+        self.configured == TokenCharge::Learned && self.confirmed.is_none() && self.hinted.is_some()
+    }
+
+    /// A rule that was found out before a restart, or, `hint`, only suggested.
+    pub(crate) fn restore(&mut self, rule: TokenCharge, hint: bool) {
+        match rule {
+            TokenCharge::Learned => {}
+            _ if hint => self.hinted = Some(rule),
+            _ => self.confirmed = Some(rule),
         }
     }
 

@@ -3,6 +3,8 @@
 //! A decaying estimate of a high quantile, for each tenant and kind of work of one account and model group: a reservation
 //! should be too small rarely, and not too large by much. A tenant that is new is expected to write what all do.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 use crate::call::RequestType;
@@ -43,41 +45,82 @@ impl Quantile {
     }
 }
 
+/// Whose calls wrote: the name, and its hash, by which it is found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tenant<'t> {
+    pub(crate) hash: u64,
+    pub(crate) name: &'t Arc<str>,
+}
+
+#[derive(Clone, Debug)]
+struct Own {
+    tenant: Arc<str>,
+    typical: Quantile,
+}
+
 /// What calls to one account and model group write.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TypicalOutput {
     all: [Quantile; 5],
-    tenants: HashMap<(u64, RequestType), Quantile>,
+    tenants: HashMap<(u64, RequestType), Own>,
+}
+
+/// An estimate as it is kept over a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Estimate<'t> {
+    /// `None`: of all tenants' calls.
+    pub(crate) tenant: Option<&'t str>,
+    /// Name of the type of request.
+    pub(crate) kind: &'t str,
+    pub(crate) tokens: u64,
+    /// How many calls it is made of.
+    pub(crate) seen: u32,
 }
 
 impl TypicalOutput {
     /// Tokens that a call of this kind, of the tenant with this hash, is expected to write at most.
     pub(crate) fn expected(&self, tenant: u64, request_type: RequestType) -> u64 {
-        let own = self.tenants.get(&(tenant, request_type)).filter(|own| own.seen >= OWN_AFTER);
-        let known = own.or_else(|| Some(&self.all[request_type as usize]).filter(|all| all.seen > 0));
+        let own = self.tenants.get(&(tenant, request_type)).map(|own| &own.typical);
+        let known = own.filter(|own| own.seen >= OWN_AFTER);
+        let known = known.or_else(|| Some(&self.all[request_type as usize]).filter(|all| all.seen > 0));
         known.map_or_else(|| first_guess(request_type), |known| known.value)
     }
 
-    /// What all tenants' calls write, by type: its name, the estimate, and how many calls it is made of.
-    pub(crate) fn of_all(&self) -> impl Iterator<Item = (&'static str, u64, u32)> {
-        let seen = RequestType::ALL.into_iter().map(|kind| (kind.name(), self.all[kind as usize]));
-        seen.filter(|(_, all)| all.seen > 0).map(|(name, all)| (name, all.value, all.seen))
+    /// All that was seen.
+    pub(crate) fn estimates(&self) -> impl Iterator<Item = Estimate<'_>> {
+        let all = RequestType::ALL.into_iter().map(|kind| (None, kind, &self.all[kind as usize]));
+        let own = self.tenants.iter().map(|((_, kind), own)| (Some(&*own.tenant), *kind, &own.typical));
+        let seen = all.chain(own).filter(|(_, _, typical)| typical.seen > 0);
+        seen.map(|(tenant, kind, typical)| Estimate {
+            tenant,
+            kind: kind.name(),
+            tokens: typical.value,
+            seen: typical.seen,
+        })
     }
 
-    /// Takes over what an earlier run had seen.
-    pub(crate) fn restore(&mut self, name: &str, value: u64, seen: u32) {
-        if let Some(kind) = RequestType::ALL.into_iter().find(|kind| kind.name() == name) {
-            self.all[kind as usize] = Quantile { value, seen };
+    /// Takes over what an earlier run had seen; `hash` as [`Tenant`] has it.
+    pub(crate) fn restore(&mut self, kept: &Estimate<'_>, hash: impl Fn(&str) -> u64) {
+        let Some(kind) = RequestType::ALL.into_iter().find(|kind| kind.name() == kept.kind) else { return };
+        let typical = Quantile { value: kept.tokens, seen: kept.seen };
+        match kept.tenant {
+            None => self.all[kind as usize] = typical,
+            Some(tenant) if self.tenants.len() < TENANTS_MAX => {
+                self.tenants.insert((hash(tenant), kind), Own { tenant: tenant.into(), typical });
+            }
+            Some(_) => {}
         }
     }
 
     /// A call wrote so many.
-    pub(crate) fn wrote(&mut self, tenant: u64, request_type: RequestType, tokens: u64) {
+    pub(crate) fn wrote(&mut self, tenant: Tenant<'_>, request_type: RequestType, tokens: u64) {
         self.all[request_type as usize].saw(tokens);
-        if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(&(tenant, request_type)) {
+        let key = (tenant.hash, request_type);
+        if self.tenants.len() >= TENANTS_MAX && !self.tenants.contains_key(&key) {
             self.tenants.clear();
         }
-        self.tenants.entry((tenant, request_type)).or_default().saw(tokens);
+        let own = || Own { tenant: tenant.name.clone(), typical: Quantile::default() };
+        self.tenants.entry(key).or_insert_with(own).typical.saw(tokens);
     }
 }
 
@@ -92,12 +135,17 @@ fn first_guess(request_type: RequestType) -> u64 {
 mod tests {
     use super::*;
 
+    fn wrote(typical: &mut TypicalOutput, tenant: u64, tokens: u64) {
+        let name = tenant.to_string().into();
+        typical.wrote(Tenant { hash: tenant, name: &name }, RequestType::Chat, tokens);
+    }
+
     #[test]
     fn what_was_seen_replaces_the_first_guess() {
         let mut typical = TypicalOutput::default();
         assert_eq!(typical.expected(1, RequestType::Chat), 256);
         assert_eq!(typical.expected(1, RequestType::Embedding), 0);
-        typical.wrote(1, RequestType::Chat, 1000);
+        wrote(&mut typical, 1, 1000);
         assert_eq!(typical.expected(2, RequestType::Chat), 1000, "a new tenant writes what all do");
     }
 
@@ -105,8 +153,8 @@ mod tests {
     fn a_tenant_is_expected_to_write_what_it_wrote_not_what_others_do() {
         let mut typical = TypicalOutput::default();
         for _ in 0..200 {
-            typical.wrote(1, RequestType::Chat, 2000);
-            typical.wrote(2, RequestType::Chat, 50);
+            wrote(&mut typical, 1, 2000);
+            wrote(&mut typical, 2, 50);
         }
         assert_eq!(typical.expected(1, RequestType::Chat), 2000);
         assert_eq!(typical.expected(2, RequestType::Chat), 50);
@@ -119,11 +167,11 @@ mod tests {
         let mut share_below = |typical: &mut TypicalOutput, most: u64| {
             let mut below = 0;
             for number in 0..3000 {
-                let wrote = random.u64(1..=most);
+                let tokens = random.u64(1..=most);
                 if number >= 1000 {
-                    below += u64::from(wrote <= typical.expected(1, RequestType::Chat));
+                    below += u64::from(tokens <= typical.expected(1, RequestType::Chat));
                 }
-                typical.wrote(1, RequestType::Chat, wrote);
+                wrote(typical, 1, tokens);
             }
             below * 100 / 2000
         };
@@ -131,5 +179,20 @@ mod tests {
             let share = share_below(&mut typical, most);
             assert!((70..=90).contains(&share), "{share} % of calls up to {most}");
         }
+    }
+    #[test]
+    fn what_tenants_write_is_known_after_a_restart_under_hashes_of_another_seed() {
+        let mut typical = TypicalOutput::default();
+        for _ in 0..200 {
+            wrote(&mut typical, 1, 2000);
+            wrote(&mut typical, 2, 50);
+        }
+        let mut restored = TypicalOutput::default();
+        for kept in typical.estimates() {
+            restored.restore(&kept, |tenant| 100 + tenant.parse::<u64>().unwrap());
+        }
+        assert_eq!(restored.expected(101, RequestType::Chat), 2000);
+        assert_eq!(restored.expected(102, RequestType::Chat), 50);
+        assert_eq!(restored.expected(103, RequestType::Chat), typical.expected(3, RequestType::Chat));
     }
 }

@@ -94,6 +94,23 @@ pub(crate) struct Found {
     lag_micros: u64,
 }
 
+impl Found {
+    /// Nothing tells the limit: the rate is all that is known.
+    pub(crate) fn is_guess(&self) -> bool {
+        self.told.is_none()
+    }
+
+    /// Units a minute.
+    pub(crate) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// Units that may go at one instant.
+    pub(crate) fn burst(&self) -> u64 {
+        self.burst
+    }
+}
+
 /// The pace of one dimension.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tidegate_core::call::{Call, Priority, WhenOpen};
 use tidegate_core::fault::FaultKind;
-use tidegate_core::gate::Ticket;
+use tidegate_core::gate::{Boost, Overrides, Ticket};
 use tidegate_core::limit::{Dimension, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Next;
@@ -25,6 +25,7 @@ enum Step {
     Cancel { which: usize },
     Pass { micros: u64 },
     Reload { tokens: u64 },
+    Boost { permille: u32, seconds: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -37,6 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(|which| Step::Cancel { which }),
         3 => (0_u64..20_000_000).prop_map(|micros| Step::Pass { micros }),
         1 => (500_u64..2000).prop_map(|tokens| Step::Reload { tokens }),
+        1 => (1000_u32..3000, 0_u64..120).prop_map(|(permille, seconds)| Step::Boost { permille, seconds }),
     ]
 }
 
@@ -67,6 +69,7 @@ struct Calls {
 fn run(steps: Vec<Step>) -> (Bench, Calls) {
     let mut bench = Bench::with_limits(limits(1000));
     let mut calls = Calls::default();
+    let mut overrides = Overrides::default();
     let mut seen_granted = 0;
     let mut seen_refused = 0;
     let mut take = |bench: &Bench, calls: &mut Calls| {
@@ -109,6 +112,13 @@ fn run(steps: Vec<Step>) -> (Bench, Calls) {
             Step::Pass { micros } => bench.run_for(Duration::from_micros(micros)),
             Step::Reload { tokens } => {
                 bench.gate.reload(policy(limits(tokens)), bench.now);
+                bench.drain();
+            }
+            Step::Boost { permille, seconds } => {
+                overrides.version += 1;
+                let until = bench.now + Duration::from_secs(seconds);
+                overrides.boosts.push(Boost { limit: "team".into(), permille, matching: Vec::new(), until });
+                bench.gate.override_with(overrides.clone(), bench.now);
                 bench.drain();
             }
         }

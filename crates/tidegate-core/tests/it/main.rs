@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admission;
+mod boosting;
 mod elsewhere;
 mod explaining;
 mod gate_properties;

@@ -113,27 +113,52 @@ fn a_pace_that_was_found_out_survives() {
     };
     assert_eq!(paced(&mut bench), [("requests_per_minute", 6000, 100)]);
     let mut bench = restarted(bench, true, Duration::from_secs(3), learning());
+    assert_eq!(paced(&mut bench), [("requests_per_minute", 6000, 100)], "shown before anybody calls");
     bench.admit(call("ada", 10));
     assert_eq!(paced(&mut bench), [("requests_per_minute", 6000, 100)]);
 }
 
 #[test]
+fn a_charge_rule_that_a_refusal_only_suggested_is_no_more_than_that_after_a_restart() {
+    let refused_as = |bench: &mut Bench, requested: u64| {
+        let mut asked = call("ada", 100);
+        asked.cost.max_output_tokens = Some(400);
+        let ticket = bench.admit(asked);
+        let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+        let dimension = Some(Dimension::TokensPerMinute);
+        fault.numbers = Some(LimitNumbers { dimension, limit: 60_000, used: Some(60_000), requested: Some(requested) });
+        bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+        bench.gate.status(bench.now).learned[0].token_charge
+    };
+    let mut bench = Bench::new(learning());
+    assert_eq!(refused_as(&mut bench, 500), Some("input_plus_max"));
+    let mut bench = restarted(bench, true, Duration::from_secs(120), learning());
+    assert_eq!(bench.gate.status(bench.now).learned[0].token_charge, Some("input_plus_max"));
+    assert_eq!(refused_as(&mut bench, 100), Some("input"), "another refusal may suggest another");
+}
+
+#[test]
 fn how_long_outputs_are_is_remembered() {
     let tokens = || vec![limit("own", &[], &[(Dimension::TokensPerMinute, 100_000)])];
-    let unbounded = || {
+    let unbounded = |tenant: &str| {
         let mut unbounded = call("ada", 100);
+        unbounded.subject.tenant = tenant.into();
         unbounded.cost.max_output_tokens = None;
         unbounded
     };
     let mut bench = Bench::with_limits(tokens());
     for _ in 0..20 {
-        let ticket = bench.admit(unbounded());
-        let usage = Some(Usage { input_tokens: 100, output_tokens: 900 });
-        bench.settle(ticket, &Outcome { usage, ..success(0) });
+        for (tenant, output_tokens) in [("terse", 20), ("verbose", 900)] {
+            let ticket = bench.admit(unbounded(tenant));
+            let usage = Some(Usage { input_tokens: 100, output_tokens });
+            bench.settle(ticket, &Outcome { usage, ..success(0) });
+        }
     }
     let mut bench = restarted(bench, true, Duration::from_secs(120), policy(tokens()));
-    bench.admit(unbounded());
-    assert_eq!(bench.remaining("own", Dimension::TokensPerMinute), 100_000 - 1000);
+    bench.admit(unbounded("terse"));
+    assert_eq!(bench.remaining("own", Dimension::TokensPerMinute), 100_000 - 120);
+    bench.admit(unbounded("verbose"));
+    assert_eq!(bench.remaining("own", Dimension::TokensPerMinute), 100_000 - 120 - 1000);
 }
 
 #[test]

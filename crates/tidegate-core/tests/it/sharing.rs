@@ -122,6 +122,7 @@ fn an_override_is_in_force_until_a_newer_one() {
         version,
         paused: paused.map(Into::into),
         breakers: state.map(|state| ("openai/gpt-4o".into(), state)).into_iter().collect(),
+        boosts: Vec::new(),
     };
     let now = bench.now;
     assert!(bench.gate.override_with(overrides(2, Some("maintenance"), None), now));

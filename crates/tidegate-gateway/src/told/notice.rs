@@ -102,7 +102,7 @@ impl Notice {
             // The others are told elsewhere, or what each call brings along.
             _ => return None,
         };
-        Some(Self::new(id, event.name(), Said::Unrecorded(Box::new(said))))
+        Some(Self::new(id, name_of(event), Said::Unrecorded(Box::new(said))))
     }
 
     pub(super) fn lost(id: u64, events: u64) -> Self {
@@ -159,6 +159,27 @@ impl Notice {
             // JSON has no line breaks outside of its strings, and escapes them there. These types can always be written.
             format!("id: {}\nevent: {}\ndata: {}\n\n", self.id, self.event, data.unwrap_or_else(|_| "{}".to_owned()))
         })
+    }
+}
+
+/// The name of an event. Of those that nobody is told of, none.
+pub(super) const fn name_of(event: &Event) -> &'static str {
+    match event {
+        Event::Granted { .. } => "granted",
+        Event::Refused { .. } => "refused",
+        Event::AttemptSuccess { .. } => "attempt_success",
+        Event::AttemptFailed { .. } => "attempt_failed",
+        Event::RetryScheduled { .. } => "retry_scheduled",
+        Event::OperationFailed { .. } => "operation_failed",
+        Event::StreamBroken { .. } => "stream_broken",
+        Event::LimitLearned { .. } => "limit_learned",
+        Event::RetryBudgetExhausted => "retry_budget_exhausted",
+        Event::ProbeStarted { .. } => "probe_started",
+        Event::StateChanged { .. } => "state_changed",
+        Event::OverrideApplied { .. } => "override_applied",
+        Event::LimitsReset => "limits_reset",
+        Event::BoostEnded { .. } => "boost_ended",
+        _ => "other",
     }
 }
 

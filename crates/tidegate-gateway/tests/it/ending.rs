@@ -219,25 +219,15 @@ async fn levels_survive_a_restart() {
     let upstream = Script::listen().await;
     let mut config = config(upstream.addr);
     config.policy.limits.push(team_limit(100));
-    let start = || async {
-        let options = tidegate_gateway::GatewayOptions {
-            config: config.clone(),
-            allow_anonymous: false,
-            state_dir: Some(dir.path().to_owned()),
-            admin_token: None,
-            own_threads: false,
-        };
-        tidegate_gateway::Gateway::start(options).await.unwrap()
-    };
     let all = CHAT.replace("}]}", "}],\"max_tokens\":90}");
-    let first = start().await;
+    let first = start_in(dir.path(), config.clone()).await;
     let mut caller = client(&first).await;
     caller.post("/v1/chat/completions", "", &all).await;
     let (mut peer, _) = upstream.request().await;
     peer.reply("200 OK", "", r#"{"usage":{"prompt_tokens":10,"completion_tokens":90}}"#).await;
     assert_eq!(caller.message(false).await.status(), 200);
     within(first.drain()).await;
-    let second = start().await;
+    let second = start_in(dir.path(), config).await;
     let mut caller = client(&second).await;
     caller.post("/v1/chat/completions", "x-tidegate-max-wait: 1ms\r\n", &all).await;
     assert_eq!(caller.message(false).await.status(), 429);

@@ -36,3 +36,33 @@ async fn models_that_a_refusal_says_share_a_limit_have_one_level_from_then_on() 
     assert_eq!(of_requests, [("openai/gpt-4.1", 500, 497)]);
     idle(&gateway).await;
 }
+
+#[tokio::test]
+async fn which_models_share_a_limit_and_how_estimates_are_off_survive_a_restart_and_a_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    let gateway = start_in(dir.path(), config.clone()).await;
+    let mut caller = client(&gateway).await;
+    caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("429 Too Many Requests", "", SHARED).await;
+    peer.message(false).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(caller.message(false).await.status(), 200);
+    within(gateway.drain()).await;
+
+    let gateway = start_in(dir.path(), config.clone()).await;
+    // An upstream that is configured anew is another one, whose models are the same.
+    config.upstreams[0].weight = 3;
+    gateway.reload(config).unwrap();
+    let mut caller = client(&gateway).await;
+    caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini-2025-04-14")).await;
+    let (mut peer, _) = upstream.request().await;
+    peer.reply("200 OK", "x-ratelimit-limit-requests: 500\r\nx-ratelimit-remaining-requests: 499\r\n", "{}").await;
+    assert_eq!(caller.message(false).await.status(), 200);
+    let learned = gateway.driver().with(|gate, now| gate.status(now)).learned;
+    let told = learned.iter().filter(|target| target.limits.iter().any(|limit| limit.limit == 500));
+    assert_eq!(told.map(|target| target.name.as_str()).collect::<Vec<_>>(), ["openai/gpt-4.1"]);
+    within(gateway.drain()).await;
+}

@@ -46,6 +46,13 @@ pub(crate) async fn start(config: Config) -> Gateway {
     Gateway::start(options).await.unwrap()
 }
 
+/// The same, which keeps what survives a restart in `dir`.
+pub(crate) async fn start_in(dir: &std::path::Path, config: Config) -> Gateway {
+    let state_dir = Some(dir.to_owned());
+    let options = GatewayOptions { config, allow_anonymous: false, state_dir, admin_token: None, own_threads: false };
+    Gateway::start(options).await.unwrap()
+}
+
 /// A gateway in front of a scripted upstream.
 pub(crate) async fn scripted() -> (Gateway, Script) {
     scripted_with(|_| {}).await

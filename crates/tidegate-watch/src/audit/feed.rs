@@ -108,6 +108,9 @@ impl Feed {
             Event::OverrideApplied { version } => {
                 Some(Record::new(Kind::Override, "applied").with("version", *version))
             }
+            Event::BoostEnded { limit } => {
+                Some(Record { limit: Some(limit.clone()), ..Record::new(Kind::Override, "boost ended") })
+            }
             Event::LimitsReset => Some(Record::new(Kind::Override, "limits reset")),
             Event::RetryBudgetExhausted => self.budget_exhausted(),
             // The configuration's own record says more; the others are none of what a trail is kept for.

@@ -40,7 +40,7 @@ pub use whole::{TidegateLayer, TidegateService};
 use guard::{Guard, HeldBody, Watch};
 use look::Looked;
 
-/// A request that says what it costs, and can be made again.
+/// A request that says what it costs.
 ///
 /// That of an [`http::Request`] is the [`Call`] in its extensions, where there is one:
 ///
@@ -55,14 +55,54 @@ use look::Looked;
 pub trait AsCall: Send + Sized + 'static {
     /// What it wants, for whom, and how dear it is.
     fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send;
+}
 
-    /// The same once more, for another attempt. `None`: it can be sent but once.
+/// A request that can be made again, for another attempt. Only layers that retry ask for it.
+pub trait Repeatable: AsCall {
+    /// The same once more. `None`: it can be sent but once.
     fn again(&self) -> Option<Self>;
+}
+
+/// A request that is sent but once, as its body cannot be made again: limits and breaker apply to it, retries do not.
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use http::{Request, Response};
+/// # use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
+/// # use tidegate::{SentOnce, Tidegate, TidegateLayer};
+/// # use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// # type Incoming = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let client = service_fn(|_: Request<Incoming>| async {
+/// #     Ok::<_, std::io::Error>(Response::new(Empty::<Bytes>::new()))
+/// # });
+/// let service = ServiceBuilder::new()
+///     .map_request(SentOnce)
+///     .layer(TidegateLayer::new(Tidegate::builder().build()))
+///     .map_request(|SentOnce(request): SentOnce<Request<Incoming>>| request)
+///     .service(client);
+/// # service.oneshot(Request::new(Empty::new().boxed_unsync())).await.unwrap();
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct SentOnce<R>(pub R);
+
+impl<R: AsCall> AsCall for SentOnce<R> {
+    fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send {
+        self.0.call()
+    }
+}
+
+impl<R: AsCall> Repeatable for SentOnce<R> {
+    fn again(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// Without a [`Call`] in its extensions it is one of a model that is not known, with a token for each four bytes of its body
 /// if that goes to an endpoint that takes tokens.
-impl<B: Body + Clone + Send + 'static> AsCall for http::Request<B> {
+impl<B: Body + Send + 'static> AsCall for http::Request<B> {
     // Not an async function: that would hold the body by reference, and ask it to be `Sync`.
     fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send {
         if let Some(call) = self.extensions().get::<Call>() {
@@ -73,7 +113,9 @@ impl<B: Body + Clone + Send + 'static> AsCall for http::Request<B> {
         let call = if call.endpoint.is_some() { call.with_input_tokens(bytes.div_ceil(4)) } else { call };
         std::future::ready(Ok(call))
     }
+}
 
+impl<B: Body + Clone + Send + 'static> Repeatable for http::Request<B> {
     fn again(&self) -> Option<Self> {
         Some(self.clone())
     }

@@ -6,7 +6,7 @@ use async_openai::error::OpenAIError;
 use async_openai::middleware::{HttpRequestFactory, ReqwestService};
 use tower_layer::Layer;
 
-use super::{AsCall, TidegateLayer, reqwest::call_of};
+use super::{AsCall, Repeatable, TidegateLayer, reqwest::call_of};
 use crate::call::Call;
 use crate::error::{BoxError, Error};
 use crate::fault::ToFault;
@@ -18,7 +18,9 @@ impl AsCall for HttpRequestFactory {
     async fn call(&self) -> Result<Call, BoxError> {
         Ok(call_of(&self.build().await?))
     }
+}
 
+impl Repeatable for HttpRequestFactory {
     fn again(&self) -> Option<Self> {
         Some(self.clone())
     }

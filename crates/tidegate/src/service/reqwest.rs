@@ -6,7 +6,7 @@ use reqwest::{Body, Request, Response};
 
 use tidegate_core::fault::{Fault, FaultKind};
 
-use super::{AsCall, GuardedBody, Reply};
+use super::{AsCall, GuardedBody, Repeatable, Reply};
 use crate::call::Call;
 use crate::error::BoxError;
 use crate::fault::ToFault;
@@ -16,7 +16,9 @@ impl AsCall for Request {
     async fn call(&self) -> Result<Call, BoxError> {
         Ok(call_of(self))
     }
+}
 
+impl Repeatable for Request {
     /// `None`: its body is a stream.
     fn again(&self) -> Option<Self> {
         self.try_clone()

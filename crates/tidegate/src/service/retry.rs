@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::guard::{Guard, Watch};
 use super::look::{self, Looked};
-use super::{AsCall, Ready, Reply, ReplyFuture, finish, for_good, poll_ready};
+use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::call::Call;
 use crate::error::{BoxError, Error};
 use crate::retry::{Retry, Run, within_failing};
@@ -46,7 +46,7 @@ pub struct RetryService<S> {
 
 impl<S, R> Service<R> for RetryService<S>
 where
-    R: AsCall,
+    R: Repeatable,
     S: Service<R, Response: Reply, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     <S::Response as Reply>::Guarded: Send,
 {
@@ -83,7 +83,7 @@ async fn attempts<R, S>(
     attempt_timeout: Option<Duration>,
 ) -> Result<<S::Response as Reply>::Guarded, Error>
 where
-    R: AsCall,
+    R: Repeatable,
     S: Service<R, Response: Reply, Error: Into<BoxError>>,
 {
     let mut request = Some(request);

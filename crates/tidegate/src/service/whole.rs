@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::guard::{Guard, Watch};
 use super::look::{self, Looked};
-use super::{AsCall, Ready, Reply, ReplyFuture, finish, for_good, poll_ready};
+use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::call::Call;
 use crate::driver::Admission;
 use crate::error::{BoxError, Error};
@@ -82,7 +82,7 @@ pub struct TidegateService<S> {
 
 impl<S, R> Service<R> for TidegateService<S>
 where
-    R: AsCall,
+    R: Repeatable,
     S: Service<R, Response: Reply, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     <S::Response as Reply>::Guarded: Send,
 {
@@ -126,7 +126,7 @@ async fn attempts<R, S>(
     begun: &AtomicU32,
 ) -> Result<<S::Response as Reply>::Guarded, Error>
 where
-    R: AsCall,
+    R: Repeatable,
     S: Service<R, Response: Reply, Error: Into<BoxError>>,
 {
     let mut request = Some(request);

@@ -1,13 +1,18 @@
 //! Layers around what is out of the ordinary: requests that cannot be made again, callbacks that panic, trailers.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use tidegate::{AsCall, Call, Event, Fault, Retry, RetryConfig, RetryLayer, RetryStrategy, Tidegate, TidegateLayer};
+use tidegate::{
+    AsCall, BreakerConfig, Call, CircuitBreaker, CircuitBreakerLayer, Event, Fault, RateLimitConfig, RateLimitLayer,
+    RateLimiter, Repeatable, Retry, RetryConfig, RetryLayer, RetryStrategy, SentOnce, Tidegate, TidegateLayer,
+};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 
 /// Its body is a stream: it can be sent but once.
@@ -18,7 +23,9 @@ impl AsCall for Once {
     async fn call(&self) -> Result<Call, BoxError> {
         Ok(Call::of_openai("POST", "/v1/chat/completions", br#"{"model": "gpt-4o"}"#).with_id("test"))
     }
+}
 
+impl Repeatable for Once {
     fn again(&self) -> Option<Self> {
         None
     }
@@ -104,4 +111,23 @@ async fn a_body_need_not_be_shared_between_threads() {
     let service = TidegateLayer::new(Tidegate::builder().build()).layer(service);
     let reply = tokio::spawn(service.oneshot(http::Request::new(Unshared::default()))).await.unwrap();
     assert_eq!(reply.unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_retried_must_be_made_again() {
+    let down = service_fn(|_: http::Request<UnsyncBoxBody<Bytes, Infallible>>| answer(503, "down"));
+    let request = || http::Request::new(Full::from("{}").boxed_unsync());
+    let limited = RateLimitLayer::new(RateLimiter::new(RateLimitConfig::default())).layer(down);
+    let both = CircuitBreakerLayer::new(CircuitBreaker::new(BreakerConfig::default())).layer(limited);
+    assert_eq!(both.oneshot(request()).await.unwrap().status().as_u16(), 503);
+
+    let whole = Tidegate::builder().build();
+    let mut events = whole.subscribe();
+    let service = TidegateLayer::new(whole).layer(down.map_request(|SentOnce(request)| request));
+    assert_eq!(service.oneshot(SentOnce(request())).await.unwrap().status().as_u16(), 503);
+    let mut failed = 0;
+    while let Ok(event) = events.try_recv() {
+        failed += u32::from(matches!(&*event, Event::AttemptFailed { .. }));
+    }
+    assert_eq!(failed, 1, "what is sent once is not retried");
 }
