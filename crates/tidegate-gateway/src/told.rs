@@ -1,11 +1,12 @@
 //! Decides who is told what happens, as it happens, over the admin listener: Server-Sent Events.
 //!
 //! What has just happened is kept for those who come later. Who reads slowly misses the oldest and is told how many, and holds up
-//! nobody. Prompts, completions and credentials are in no event.
+//! nobody. How everything stands is told once a second, while somebody reads. Prompts, completions and credentials are in no event.
 //! Source: HTML standard, §9.2 (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
 mod notice;
 mod reader;
+mod snapshot;
 mod wanted;
 
 use std::collections::VecDeque;
@@ -18,6 +19,7 @@ use http::{HeaderMap, HeaderName, Response};
 use tidegate_core::event::Event;
 use tidegate_watch::audit::{Feed, Record};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::refusal::OwnReply;
 use crate::reply::ReplyBody;
@@ -25,6 +27,7 @@ use crate::shared::{Shared, unix_now};
 use crate::told::notice::{Notice, name_of};
 use crate::told::reader::Reader;
 pub(crate) use crate::told::reader::Telling;
+use crate::told::snapshot::Snapshots;
 use crate::told::wanted::Wanted;
 
 /// So many read at a time: each costs a little for every event.
@@ -49,6 +52,7 @@ struct Inner {
     sender: broadcast::Sender<Arc<Notice>>,
     readers: Arc<Semaphore>,
     is_over: watch::Sender<bool>,
+    snapshots: Snapshots,
 }
 
 /// What has just happened.
@@ -66,6 +70,7 @@ impl Default for Told {
             sender: broadcast::Sender::new(AHEAD_MAX),
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             is_over: watch::Sender::new(false),
+            snapshots: Snapshots::default(),
         }))
     }
 }
@@ -116,6 +121,11 @@ impl Told {
         (kept, self.0.sender.subscribe())
     }
 
+    /// How everything stands, where that is new since `after`.
+    fn standing(&self, shared: &Shared, after: &mut Option<Instant>) -> Option<Arc<str>> {
+        self.0.snapshots.text(shared, after)
+    }
+
     fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
         self.0.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +144,11 @@ impl Told {
 ///
 /// # Errors
 /// A query that asks for something else, too many readers, or the end of the process.
-pub(crate) fn answer(shared: &Shared, query: &str, headers: &HeaderMap) -> Result<Response<ReplyBody>, Box<OwnReply>> {
+pub(crate) fn answer(
+    shared: &Arc<Shared>,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     let pseudonyms = shared.audit.place().and_then(|(_, pseudonyms)| pseudonyms);
     let wanted = Wanted::asked(query, pseudonyms).map_err(|message| Box::new(OwnReply::bad_request(message)))?;
     let told = &shared.told.0;
@@ -148,7 +162,8 @@ pub(crate) fn answer(shared: &Shared, query: &str, headers: &HeaderMap) -> Resul
     let (kept, events) = shared.told.since(last_id);
     // One piece waits for the socket, the next for its turn: what else happens waits in `events`, which is bounded.
     let (pieces, telling) = mpsc::channel::<Bytes>(1);
-    tokio::spawn(Reader { wanted, events, pieces, is_over }.read(kept));
+    let standing = wanted.has_standing().then(|| shared.clone());
+    tokio::spawn(Reader { wanted, events, pieces, is_over }.read(kept, standing));
     let mut response = Response::new(ReplyBody::Told(Telling::new(telling, place)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -185,7 +200,7 @@ mod tests {
         let (kept, events) = told.since(0);
         let (pieces, mut telling) = mpsc::channel(1);
         let is_over = told.0.is_over.subscribe();
-        let reading = Reader { wanted: Wanted::default(), events, pieces, is_over }.read(kept);
+        let reading = Reader { wanted: Wanted::default(), events, pieces, is_over }.read(kept, None);
         tokio::spawn(reading);
         let all = 3 * AHEAD_MAX;
         for _ in 0..all {

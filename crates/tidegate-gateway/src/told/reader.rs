@@ -10,7 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::notice::{Notice, lost_text};
+use super::snapshot::EVERY;
 use super::wanted::Wanted;
+use crate::shared::Shared;
 
 /// A comment after so long without anything else, so that both sides know that the other is there.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -46,6 +48,27 @@ pub(super) struct Reader {
     pub(super) is_over: watch::Receiver<bool>,
 }
 
+/// How everything stands, as one reader gets to see it.
+struct Standing {
+    shared: Arc<Shared>,
+    /// The next time.
+    look_at: Instant,
+    last: Option<Instant>,
+}
+
+impl Standing {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, look_at: Instant::now(), last: None }
+    }
+
+    /// `None`: nobody has looked anew since.
+    fn look(&mut self) -> Option<Arc<str>> {
+        self.look_at = Instant::now() + EVERY;
+        let Self { shared, last, .. } = self;
+        shared.told.standing(shared, last)
+    }
+}
+
 /// What has come for a reader.
 enum Came {
     Piece(String),
@@ -53,18 +76,20 @@ enum Came {
 }
 
 impl Reader {
-    /// Sends `kept`, and then what happens.
-    pub(super) async fn read(mut self, kept: Vec<Arc<Notice>>) {
+    /// Sends `kept`, and then what happens; of `standing` also how everything stands.
+    pub(super) async fn read(mut self, kept: Vec<Arc<Notice>>, standing: Option<Arc<Shared>>) {
+        let mut standing = standing.map(Standing::new);
         let mut piece = GREETING.to_owned();
         for notice in kept.iter().filter(|notice| self.wanted.has(notice)) {
             piece.push_str(notice.text());
         }
         drop(kept);
+        piece.extend(standing.as_mut().and_then(Standing::look).as_deref());
         loop {
             if self.pieces.send(piece.into()).await.is_err() {
                 return;
             }
-            piece = match self.next().await {
+            piece = match self.next(standing.as_mut()).await {
                 None => return,
                 Some(Came::Piece(next)) => next,
                 Some(Came::Last(last)) => {
@@ -77,16 +102,20 @@ impl Reader {
     }
 
     /// `None`: the reader is gone.
-    async fn next(&mut self) -> Option<Came> {
+    async fn next(&mut self, mut standing: Option<&mut Standing>) -> Option<Came> {
         let mut piece = String::new();
         let heartbeat_at = Instant::now() + HEARTBEAT;
         while piece.is_empty() {
+            let look_at = standing.as_ref().map_or(heartbeat_at, |standing| standing.look_at);
             tokio::select! {
                 came = self.events.recv() => match came {
                     Ok(notice) => self.take(&notice, &mut piece),
                     Err(RecvError::Lagged(events)) => piece.push_str(&lost_text(events)),
                     Err(RecvError::Closed) => return None,
                 },
+                () = tokio::time::sleep_until(look_at), if standing.is_some() => {
+                    piece.extend(standing.as_mut().and_then(|standing| standing.look()).as_deref());
+                }
                 () = tokio::time::sleep_until(heartbeat_at) => piece.push_str(":\n\n"),
                 () = self.pieces.closed() => return None,
                 _ = self.is_over.changed() => {

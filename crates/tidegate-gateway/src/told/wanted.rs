@@ -5,6 +5,9 @@ use tidegate_watch::audit::{Kind, Pseudonyms};
 use super::notice::{LEARNED, Notice};
 use crate::audit::page::decoded;
 
+/// The kind of what tells how everything stands.
+const STATUS: &str = "status";
+
 /// What a reader asked for: all of it, unless something is named.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
@@ -24,8 +27,8 @@ impl Wanted {
             match name {
                 _ if value.is_empty() => {}
                 "kind" => {
-                    if value != LEARNED {
-                        value.parse::<Kind>().map_err(|error| format!("{error}, {LEARNED}"))?;
+                    if value != LEARNED && value != STATUS {
+                        value.parse::<Kind>().map_err(|error| format!("{error}, {LEARNED}, {STATUS}"))?;
                     }
                     wanted.kinds.push(value);
                 }
@@ -41,6 +44,12 @@ impl Wanted {
             }
         }
         Ok(wanted)
+    }
+
+    /// Whether it is to be told how everything stands: if it asked for that, or for nothing in particular.
+    pub(super) fn has_standing(&self) -> bool {
+        let is_narrowed = !self.users.is_empty() || self.call.is_some();
+        if self.kinds.is_empty() { !is_narrowed } else { self.kinds.iter().any(|wanted| wanted == STATUS) }
     }
 
     /// Whether it is among what was asked for. That something is missing concerns everybody.
@@ -71,6 +80,8 @@ mod tests {
         assert!(!retries.has(&of(Kind::Throttle, "c-1")) && !retries.has(&of(Kind::Retry, "c-2")));
         assert!(!wanted("user=grace").has(&of(Kind::Retry, "c-1")));
         assert!(retries.has(&Notice::lost(1, 5)));
+        assert!(wanted("").has_standing() && wanted("kind=status&user=ada").has_standing());
+        assert!(!wanted("kind=retry").has_standing() && !wanted("call=c-1").has_standing());
         for (wrong, why) in [("kind=x", "no kind of record"), ("since=1h", "there are kind, user and call")] {
             let said = Wanted::asked(wrong, None).unwrap_err();
             assert!(said.contains(why), "{said}");

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tidegate_core::config::UpstreamConfig;
+use tidegate_core::limit::{Limit, Scope};
 use tidegate_gateway::Gateway;
 
 use crate::support::*;
@@ -89,7 +91,7 @@ async fn a_retry_is_told_as_it_happens_and_to_those_who_come_later() {
     let succeeded = before.find("attempt_success").await;
     let mut after = Reader::open(&gateway, "", "").await;
     assert_eq!(after.find("attempt_success").await.id, succeeded.id);
-    let mut on = Reader::open(&gateway, "", &format!("last-event-id: {}\r\n", scheduled.id)).await;
+    let mut on = Reader::open(&gateway, "?kind=retry", &format!("last-event-id: {}\r\n", scheduled.id)).await;
     assert_eq!(on.next().await.unwrap().id, succeeded.id, "who read before goes on there");
     assert!(!format!("{scheduled:?}{failed:?}{}{}", before.text, after.text).contains("sk-planted"));
 }
@@ -131,6 +133,30 @@ async fn what_happens_is_for_those_with_the_token_and_for_so_many_at_a_time() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn how_everything_stands_is_told_again_and_again_and_takes_no_more_room_than_a_page_has() {
+    let (gateway, upstream) = scripted_with(|config| {
+        // Else the calls that may be under way while nothing is known grow by and by.
+        let upstream = UpstreamConfig { learn_limits: false, ..config.upstreams[0].clone() };
+        config.set_upstreams(vec![upstream]);
+        config.policy.limits.push(Limit { name: "each".into(), per: vec![Scope::User], ..team_limit(1000) });
+    })
+    .await;
+    let mut peers = Vec::new();
+    for user in 0..60 {
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", &format!("x-tidegate-user: user-{user}\r\n"), CHAT).await;
+        peers.push((client, upstream.request().await));
+    }
+    let mut reader = Reader::open(&gateway, "?kind=status", "").await;
+    let first = reader.next().await.unwrap();
+    assert_eq!((&first.event, &first.data["state"]), (&"status".to_owned(), &"serving".into()));
+    assert_eq!((first.data["levels"].as_u64(), first.data["limits"].as_array().unwrap().len()), (Some(60), 50));
+    assert_eq!(first.data["in_flight"], 60);
+    let_pass(Duration::from_millis(1100)).await;
+    assert_ne!(reader.next().await.unwrap().data["at"], "");
 }
 
 #[tokio::test]
