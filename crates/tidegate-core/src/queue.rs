@@ -148,6 +148,11 @@ impl Queue {
         tenants
     }
 
+    /// The lanes in which calls wait, and how many do.
+    pub(crate) fn busy_lanes(&self) -> impl Iterator<Item = (&Lane, usize)> {
+        self.lanes.iter().map(|lane| (lane, lane.waiting.len() - lane.gone)).filter(|(_, calls)| *calls > 0)
+    }
+
     pub(crate) fn total_waiting(&self) -> usize {
         self.waiting.iter().sum()
     }

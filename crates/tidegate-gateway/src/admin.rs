@@ -30,6 +30,7 @@ use crate::audit::page;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::Shared;
+use crate::told;
 
 pub(crate) use self::attempts::Attempts;
 pub(crate) use self::open::health;
@@ -91,6 +92,7 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
     match endpoint {
         Endpoint::Metrics => open::metrics(&ask),
         Endpoint::Status => standing::status(&ask),
+        Endpoint::Events => told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers()),
         Endpoint::Explain => standing::explain(&ask),
         Endpoint::Audit => {
             page::answer(&ask.shared, ask.request.uri().query().unwrap_or("")).await.map(answer::written)

@@ -23,6 +23,7 @@ use crate::reload::{ConfigSource, Reloading};
 use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
+use crate::told::Told;
 use crate::watching::Watching;
 use crate::{admin, connection, kept_models, listener, pages, state, token};
 
@@ -84,7 +85,8 @@ impl Gateway {
         let operating = Operating::load(state_dir.as_deref());
         let (feed, trail) = audit.feed();
         let anomalies = Anomalies::default();
-        let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone());
+        let told = Told::default();
+        let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone(), told.clone());
         audit.started(&settings.config);
         driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
@@ -93,6 +95,7 @@ impl Gateway {
             watching,
             alerting,
             anomalies,
+            told,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -200,6 +203,7 @@ impl Gateway {
         }
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
+        self.shared.told.end().await;
         self.admin_phase.send_replace(Phase::Cut);
         self.admin_phase.closed().await;
     }

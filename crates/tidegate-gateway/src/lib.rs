@@ -46,6 +46,7 @@ mod sticky;
 mod target;
 mod tls;
 mod token;
+mod told;
 mod upstream;
 mod watching;
 mod websocket;

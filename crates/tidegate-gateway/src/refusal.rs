@@ -192,6 +192,13 @@ impl OwnReply {
         Self { should_retry: true, closes: true, ..reply }
     }
 
+    /// 503: so many read already what happens.
+    pub(crate) fn too_many_readers(readers_max: usize) -> Self {
+        let message = format!("{readers_max} readers are told already what happens; close one of them");
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { should_retry: true, ..Self::new(status, UNAVAILABLE, "too_many_readers", "queue_full", message) }
+    }
+
     /// 503: what happens now would leave no trace in the audit trail.
     pub(crate) fn unrecorded() -> Self {
         let message = "the audit trail cannot be written, and calls are not let through without it".to_owned();

@@ -12,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::body::BodyFault;
 use crate::headers;
 use crate::say::millis_up;
+use crate::told::Telling;
 
 pub(crate) use crate::attempt::passing::Passing;
 
@@ -22,6 +23,8 @@ pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
     /// The upstream's, passed on as it comes.
     Passing(Box<Passing>),
+    /// What happens, told as it happens.
+    Told(Telling),
 }
 
 impl ReplyBody {
@@ -42,6 +45,7 @@ impl Body for ReplyBody {
         match self.get_mut() {
             Self::Whole(body) => Poll::Ready(body.take().map(|body| Ok(Frame::data(body)))),
             Self::Passing(body) => body.poll_frame(context),
+            Self::Told(telling) => telling.poll_piece(context).map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
         }
     }
 
@@ -49,6 +53,7 @@ impl Body for ReplyBody {
         match self {
             Self::Whole(body) => body.is_none(),
             Self::Passing(body) => body.is_end_stream(),
+            Self::Told(_) => false,
         }
     }
 
@@ -56,6 +61,7 @@ impl Body for ReplyBody {
         match self {
             Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64)),
             Self::Passing(body) => body.size_hint(),
+            Self::Told(_) => SizeHint::default(),
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::quota::OutOfQuota;
 use crate::reload::Reloading;
 use crate::room::Room;
 use crate::sticky::Made;
+use crate::told::Told;
 use crate::upstream::Upstream;
 use crate::watching::Watching;
 
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) watching: Watching,
     pub(crate) alerting: Alerting,
     pub(crate) anomalies: Anomalies,
+    pub(crate) told: Told,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,

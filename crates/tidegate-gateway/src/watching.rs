@@ -1,4 +1,4 @@
-//! Decides who is told of the core's events: the audit trail, the log, the series. None of them can hold up a call.
+//! Decides who is told of the core's events: the audit trail, the log, the series, and who reads along. None of them can hold up a call.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::event_log::EventLog;
 use crate::metrics::{Held, Metrics, Transitions};
+use crate::told::Told;
 
 /// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
@@ -31,12 +32,14 @@ impl Watching {
         trail: Option<Trail>,
         metrics: &Metrics,
         anomalies: Anomalies,
+        told: Told,
     ) -> Self {
         let (end, ended) = oneshot::channel();
         let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
         let (transitions, held) = (metrics.transitions.clone(), metrics.held.clone());
         let driver = driver.downgrade();
-        let watcher = Watcher { driver, events, trail, feed, transitions, held, anomalies, log: EventLog::default() };
+        let watcher =
+            Watcher { driver, events, trail, feed, transitions, held, anomalies, told, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 
@@ -59,6 +62,7 @@ struct Watcher {
     transitions: Transitions,
     held: Held,
     anomalies: Anomalies,
+    told: Told,
     log: EventLog,
 }
 
@@ -92,8 +96,12 @@ impl Watcher {
         if let Some(driver) = self.driver.upgrade() {
             self.anomalies.take(event, driver.now());
         }
-        let Some(record) = self.feed.record(event) else { return };
+        let Some(record) = self.feed.record(event) else {
+            self.told.unrecorded(event, &self.feed);
+            return;
+        };
         self.log.tell(&record, Instant::now());
+        self.told.recorded(event, &record);
         if let Some(trail) = &self.trail {
             trail.append(record);
         }
@@ -103,6 +111,7 @@ impl Watcher {
         tracing::warn!(
             "{events} events came faster than they could be taken: they are missing in logs, series and audit trail"
         );
+        self.told.missed(events);
         if let Some(trail) = &self.trail {
             trail.lost(events);
         }
@@ -143,6 +152,7 @@ mod tests {
             transitions: Transitions::default(),
             held: Held::default(),
             anomalies: Anomalies::default(),
+            told: Told::default(),
             log: EventLog::default(),
         };
         let (end, ended) = oneshot::channel();

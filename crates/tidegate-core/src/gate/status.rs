@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::{Gate, State};
 use crate::breaker::{BreakerState, FORCED};
 use crate::call::Priority;
-use crate::ledger::{LEARNED, Source};
+use crate::ledger::{LEARNED, Level, Source};
+use crate::meter::Meter;
 use crate::time::Time;
 
 /// Everything that a status page shows.
@@ -151,6 +152,11 @@ impl Gate {
     /// How everything stands at `now`.
     #[must_use]
     pub fn status(&mut self, now: Time) -> Status {
+        self.status_with(now, |gate| gate.shown_levels().map(|level| gate.level_status(level)).collect())
+    }
+
+    /// The same with the levels that `limits` picks.
+    pub(super) fn status_with(&mut self, now: Time, limits: impl FnOnce(&Self) -> Vec<LevelStatus>) -> Status {
         self.tick(now);
         let clock = self.clock;
         for (_, meter) in self.ledger.meters.iter_mut() {
@@ -159,7 +165,7 @@ impl Gate {
         let oldest =
             self.entries.iter().filter(|entry| entry.state == State::Waiting).map(|entry| entry.arrived_at).min();
         Status {
-            limits: self.level_statuses(),
+            limits: limits(self),
             queue: QueueStatus {
                 waiting: Priority::ALL.iter().map(|class| (class.name(), self.queue.waiting[class.index()])).collect(),
                 depth: self.queue.total_waiting(),
@@ -212,37 +218,40 @@ impl Gate {
         self.ledger.shadow_held()
     }
 
-    fn level_statuses(&self) -> Vec<LevelStatus> {
-        self.ledger
-            .levels
-            .iter()
-            .filter(|(_, level)| matches!(level.source, Source::Configured(_)))
-            .map(|(_, level)| {
-                let mut meters = level.meters.iter().map(|meter| &self.ledger.meters[*meter]).peekable();
-                let (mirror, enforce) = meters.peek().map_or((false, true), |meter| (meter.mirror, meter.enforce));
-                LevelStatus {
-                    limit: level.name.to_string(),
-                    key: level.label.to_string(),
-                    kind: if mirror { "mirror" } else { "own" },
-                    boost: level.boosted.as_ref().map(|boosted| BoostStatus {
-                        factor: f64::from(boosted.permille) / 1000.0,
-                        ends_in_seconds: boosted.until.since(self.clock).as_secs_f64(),
-                    }),
-                    mode: if enforce { "enforce" } else { "shadow" },
-                    meters: meters
-                        .filter(|meter| meter.limit() < u64::MAX >> 8)
-                        .map(|meter| MeterStatus {
-                            dimension: meter.dimension.name(),
-                            limit: meter.limit(),
-                            remaining: meter.level(),
-                            burst: meter.capacity(),
-                            binds: !meter.lot.is_empty(),
-                            would_hold: meter.would_hold,
-                        })
-                        .collect(),
-                }
-            })
-            .collect()
+    /// The levels of configured limits.
+    pub(super) fn shown_levels(&self) -> impl Iterator<Item = &Level> {
+        self.ledger.levels.iter().map(|(_, level)| level).filter(|level| matches!(level.source, Source::Configured(_)))
+    }
+
+    /// The dimensions of a level that bound anything.
+    pub(super) fn shown_meters(&self, level: &Level) -> impl Iterator<Item = &Meter> {
+        level.meters.iter().map(|meter| &self.ledger.meters[*meter]).filter(|meter| meter.limit() < u64::MAX >> 8)
+    }
+
+    pub(super) fn level_status(&self, level: &Level) -> LevelStatus {
+        let first = level.meters.first().map(|meter| &self.ledger.meters[*meter]);
+        let (mirror, enforce) = first.map_or((false, true), |meter| (meter.mirror, meter.enforce));
+        LevelStatus {
+            limit: level.name.to_string(),
+            key: level.label.to_string(),
+            kind: if mirror { "mirror" } else { "own" },
+            boost: level.boosted.as_ref().map(|boosted| BoostStatus {
+                factor: f64::from(boosted.permille) / 1000.0,
+                ends_in_seconds: boosted.until.since(self.clock).as_secs_f64(),
+            }),
+            mode: if enforce { "enforce" } else { "shadow" },
+            meters: self
+                .shown_meters(level)
+                .map(|meter| MeterStatus {
+                    dimension: meter.dimension.name(),
+                    limit: meter.limit(),
+                    remaining: meter.level(),
+                    burst: meter.capacity(),
+                    binds: !meter.lot.is_empty(),
+                    would_hold: meter.would_hold,
+                })
+                .collect(),
+        }
     }
 
     fn learned_statuses(&mut self) -> Vec<LearnedStatus> {

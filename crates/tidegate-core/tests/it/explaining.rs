@@ -143,3 +143,22 @@ fn events_of_a_wait_and_a_refusal_say_whose_and_which_limit() {
         ]
     );
 }
+
+#[test]
+fn of_many_levels_those_that_hold_calls_up_are_seen_and_then_the_fullest() {
+    let mut bench = Bench::with_limits(vec![limit("each", &[Scope::User], &[(TPM, 1000)])]);
+    for user in 0..300 {
+        bench.admit(call(&format!("user-{user}"), 1 + user));
+    }
+    for id in ["a", "b"] {
+        bench.admit(named(id, call("user-7", 999)));
+    }
+    bench.drain();
+    let seen = bench.gate.overview(bench.now, 3);
+    let keys: Vec<_> = seen.status.limits.iter().map(|level| level.key.as_str()).collect();
+    assert_eq!(keys, ["user-7", "user-299", "user-298"]);
+    assert_eq!((seen.levels, seen.levels_binding), (300, 1));
+    let waits = &seen.waiting[0];
+    assert_eq!((waits.calls, waits.limit.as_deref()), (2, Some("each/user-7/tokens_per_minute")));
+    assert_eq!((seen.waiting.len(), seen.waiting_in_all), (1, 1));
+}

@@ -10,6 +10,7 @@ use super::overriding::ToBreaker;
 pub(super) enum Endpoint {
     Metrics,
     Status,
+    Events,
     Explain,
     Audit,
     Alerts,
@@ -48,6 +49,7 @@ const OPERATOR: Option<AdminRole> = Some(AdminRole::Operator);
 static TABLE: &[Row] = &[
     row(Method::GET, "/metrics", ANYBODY, Endpoint::Metrics),
     row(Method::GET, "/admin/v1/status", VIEWER, Endpoint::Status),
+    row(Method::GET, "/admin/v1/events", VIEWER, Endpoint::Events),
     row(Method::GET, "/admin/v1/explain/{}", VIEWER, Endpoint::Explain),
     row(Method::GET, "/admin/v1/audit", VIEWER, Endpoint::Audit),
     row(Method::GET, "/admin/v1/alerts", VIEWER, Endpoint::Alerts),

@@ -57,7 +57,8 @@ fn asked(query: &str) -> Result<Filter, String> {
     Ok(filter)
 }
 
-fn decoded(value: &str) -> Result<Cow<'_, str>, String> {
+/// A parameter's value, as browsers and scripts encode it.
+pub(crate) fn decoded(value: &str) -> Result<Cow<'_, str>, String> {
     // In a time that is not encoded a plus stands before its zone; in a form it is a space. Times here end in Z.
     let value = if value.contains('+') { Cow::Owned(value.replace('+', " ")) } else { Cow::Borrowed(value) };
     let decoded = percent_decode_str(&value).decode_utf8().map_err(|_| "a parameter is no UTF-8".to_owned())?;

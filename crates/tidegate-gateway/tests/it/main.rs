@@ -16,6 +16,7 @@ mod retrying;
 mod series;
 mod simulated;
 mod support;
+mod telling;
 mod tls;
 mod upstreams;
 mod watching;

@@ -122,6 +122,16 @@ impl Feed {
         }
     }
 
+    /// What stands for the user, where there is one: the name, or a hash of it.
+    #[must_use]
+    pub fn shown_user(&self, whose: &Whose) -> Option<Arc<str>> {
+        let user = whose.user.as_ref()?;
+        Some(match &self.pseudonyms {
+            Some(pseudonyms) => pseudonyms.pseudonym(user).into(),
+            None => user.clone(),
+        })
+    }
+
     fn budget_exhausted(&mut self) -> Option<Record> {
         let now = Instant::now();
         self.budget_untold += 1;
@@ -143,14 +153,10 @@ impl Feed {
     }
 
     fn about(&self, record: Record, call: &Arc<str>, whose: Option<&Whose>) -> Record {
-        let user = whose.and_then(|whose| whose.user.as_ref()).map(|user| match &self.pseudonyms {
-            Some(pseudonyms) => pseudonyms.pseudonym(user).into(),
-            None => user.clone(),
-        });
         Record {
             call: Some(call.clone()),
             tenant: whose.map(|whose| whose.tenant.clone()),
-            user,
+            user: whose.and_then(|whose| self.shown_user(whose)),
             target: whose.map(|whose| whose.target.clone()),
             ..record
         }

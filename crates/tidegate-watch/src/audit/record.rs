@@ -188,7 +188,8 @@ impl Record {
     }
 
     /// The same with no text that is too long.
-    pub(super) fn bounded(mut self) -> Self {
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
         let texts = [&mut self.call, &mut self.tenant, &mut self.user, &mut self.limit, &mut self.target];
         let said = [&mut self.who, &mut self.why, &mut self.before, &mut self.after];
         for text in texts.into_iter().chain(said).flatten() {
