@@ -172,6 +172,12 @@ fn rows() -> Vec<Row> {
             ..PLAIN
         },
         Row {
+            name: "the same, as a 503",
+            tables: "[[fault]]\nkind = 'slow_down'\nstatus = 503\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
+            held_to: Bounds(75.0, 4),
+            ..PLAIN
+        },
+        Row {
             name: "quota ends halfway",
             tables: "[[fault]]\nkind = 'insufficient_quota'\nfrom = '{0.5}'\n",
             held_to: Bounds(70.0, u64::MAX),
