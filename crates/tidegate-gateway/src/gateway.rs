@@ -213,6 +213,7 @@ impl Gateway {
         {
             tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
         }
+        self.shared.alerting.end();
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
         self.admin_phase.send_replace(Phase::Cut);
