@@ -60,12 +60,9 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    let answer = match health(&shared, request.method(), request.uri().path()) {
-        Some(health) => Ok(health),
-        None => match let_past(shared, ends, request) {
-            Ok((endpoint, ask)) => answer(endpoint, ask).await,
-            Err(own) => Err(own),
-        },
+    let answer = match let_past(shared, ends, request) {
+        Ok((endpoint, ask)) => answer(endpoint, ask).await,
+        Err(own) => Err(own),
     };
     let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
     secure(response.headers_mut());
@@ -90,6 +87,8 @@ fn secure(headers: &mut HeaderMap) {
 /// One arm for each endpoint.
 async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
     match endpoint {
+        Endpoint::Health => open::health_of(&ask),
+        Endpoint::Description => Ok(answer::written(open::DESCRIPTION)),
         Endpoint::Metrics => open::metrics(&ask),
         Endpoint::Status => standing::status(&ask),
         Endpoint::Events => told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers()),
