@@ -1,9 +1,10 @@
 //! The gateway at the edge, over real HTTP: limits that are wrong, shared, changing or unknown, and upstreams that fail.
 //!
 //! `edge [SECONDS]` (default 120) runs every scenario, five at a time, each with a simulator, a gateway with nothing
-//! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. The same scenarios run in
-//! virtual time in `tidegate-core/tests/it/simulation`.
+//! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. `edge SECONDS check` fails if
+//! a row is worse than it may be; `edge SECONDS WORDS` runs those with such a name. The same scenarios run in virtual time in `tidegate-core/tests/it/simulation`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,11 +15,13 @@ use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use tidegate_core::breaker::BreakerState;
 use tidegate_core::config::{Config, SecretSource, UpstreamConfig};
+use tidegate_core::event::Event;
 use tidegate_gateway::{Gateway, GatewayOptions};
 use tidegate_sim::{Options, Scenario, Simulator};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 
 /// Tokens a minute that the model takes; a call is about a hundred.
 const TPM: f64 = 60_000.0;
@@ -48,7 +51,13 @@ struct Row {
     /// High-priority callers beside the others, who are then `low`.
     interactive: usize,
     recovery: Duration,
+    /// What `check` holds it to, in a run of 20 s.
+    held_to: Bounds,
 }
+
+/// The least of what was available that is used, in per cent; the most 429s that the upstream sends.
+#[derive(Clone, Copy)]
+struct Bounds(f64, u64);
 
 const PLAIN: Row = Row {
     name: "limit told by headers",
@@ -60,6 +69,7 @@ const PLAIN: Row = Row {
     idle: (0.0, 0.0),
     interactive: 0,
     recovery: Duration::from_secs(60),
+    held_to: Bounds(97.0, 0),
 };
 
 fn rows() -> Vec<Row> {
@@ -115,31 +125,100 @@ struct Seen {
     failed: AtomicU64,
     interactive: AtomicU64,
     interactive_waited: AtomicU64,
+    sent_while_open: AtomicU64,
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let seconds: f64 = std::env::args().nth(1).map_or(Ok(120.0), |text| text.parse())?;
+    let word = std::env::args().nth(2).unwrap_or_default();
+    let checks = word == "check";
     println!("{seconds} s each; 429s: sent by the upstream; failed: callers who got no 200");
-    println!("{:<42} {:>8} {:>6} {:>7} {:>7}", "", "used", "429s", "served", "failed");
+    println!("early: sent before a wait that the upstream had told was over; open: sent to an open breaker");
+    println!("{:<42} {:>8} {:>6} {:>7} {:>7} {:>6} {:>5}", "", "used", "429s", "served", "failed", "early", "open");
     let places = Arc::new(Semaphore::new(AT_A_TIME));
     let begin = |row: Row| {
         let places = places.clone();
-        let name = row.name;
+        let (name, held_to) = (row.name, row.held_to);
         let run = async move {
             let _place = places.acquire().await?;
             run(row, seconds).await
         };
-        (name, tokio::spawn(run))
+        (name, held_to, tokio::spawn(run))
     };
-    let runs: Vec<_> = rows().into_iter().map(begin).collect();
-    for (name, run) in runs {
+    let wanted = |row: &Row| checks || row.name.contains(&*word);
+    let runs: Vec<_> = rows().into_iter().filter(wanted).map(begin).collect();
+    let mut worse = Vec::new();
+    for (name, held_to, run) in runs {
         match run.await? {
-            Ok(line) => println!("{name:<42} {line}"),
-            Err(error) => println!("{name:<42} could not be run: {error}"),
+            Ok(report) => {
+                println!("{name:<42} {report}");
+                worse.extend(report.misses(held_to).map(|miss| format!("{name}: {miss}")));
+            }
+            Err(error) => {
+                println!("{name:<42} could not be run: {error}");
+                worse.push(format!("{name}: {error}"));
+            }
         }
     }
+    if checks && !worse.is_empty() {
+        return Err(worse.join("\n").into());
+    }
     Ok(())
+}
+
+/// What came of one row.
+#[derive(Default)]
+struct Report {
+    /// Of what was available, in per cent.
+    used: f64,
+    too_many: u64,
+    served: u64,
+    failed: u64,
+    came_early: u64,
+    sent_while_open: u64,
+    /// (all, those that waited)
+    interactive: Option<(u64, u64)>,
+}
+
+impl Report {
+    fn misses(&self, Bounds(used, too_many): Bounds) -> impl Iterator<Item = String> {
+        let all = [
+            (self.used < used, format!("used {:.1} % of what was available, not {used}", self.used)),
+            (self.too_many > too_many, format!("met {} 429s, not at most {too_many}", self.too_many)),
+            (self.served == 0, "served nobody".to_owned()),
+            (self.came_early > 0, format!("sent {} before a told wait was over", self.came_early)),
+            (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
+        ];
+        all.into_iter().filter_map(|(is_missed, miss)| is_missed.then_some(miss))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { used, too_many, served, failed, came_early, sent_while_open, interactive } = self;
+        write!(f, "{used:>6.1} % {too_many:>6} {served:>7} {failed:>7} {came_early:>6} {sent_while_open:>5}")?;
+        match interactive {
+            Some((all, waited)) => write!(f, "   {waited} of {all} interactive calls waited"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Counts the calls that are let through while the breaker is open, as the gateway tells it.
+async fn watch_breaker(mut events: broadcast::Receiver<Arc<Event>>, seen: Arc<Seen>) {
+    let mut is_open = false;
+    loop {
+        match events.recv().await.as_deref() {
+            Ok(Event::StateChanged { to, .. }) => is_open = *to == BreakerState::Open,
+            Ok(Event::Granted { .. }) if is_open => {
+                seen.sent_while_open.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(missed)) => println!("{missed} events were missed"),
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
 }
 
 fn scenario(row: &Row, factor: f64, seconds: f64) -> Result<Scenario, Failure> {
@@ -159,13 +238,14 @@ fn scenario(row: &Row, factor: f64, seconds: f64) -> Result<Scenario, Failure> {
     Scenario::from_toml(&text).map_err(|error| format!("{error:?} in\n{text}").into())
 }
 
-async fn run(row: Row, seconds: f64) -> Result<String, Failure> {
+async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
     let simulator = Simulator::start(scenario(&row, 1.0, seconds)?, Options::default(), listen).await?;
     let gateway = gateway(&simulator, row.recovery).await?;
     let addr = gateway.api_addrs()[0];
     let (started, seen) = (Instant::now(), Arc::new(Seen::default()));
     let mut callers = tokio::task::JoinSet::new();
+    callers.spawn(watch_breaker(gateway.driver().subscribe(), seen.clone()));
     for number in 0..CALLERS {
         let idle = (row.idle.0 * seconds, row.idle.1 * seconds);
         let priority = if row.interactive > 0 { "low" } else { "normal" };
@@ -193,14 +273,17 @@ async fn run(row: Row, seconds: f64) -> Result<String, Failure> {
     let used = tokens.charged as f64 / (available - tokens.tenants as f64);
     callers.shutdown().await;
     drop(gateway);
-    let (ok, failed) = (seen.ok.load(Ordering::Relaxed), seen.failed.load(Ordering::Relaxed));
-    let mut line = format!("{:>6.1} % {:>6} {ok:>7} {failed:>7}", 100.0 * used, stats.status_429);
-    if row.interactive > 0 {
-        let (all, waited) = (&seen.interactive, &seen.interactive_waited);
-        let (all, waited) = (all.load(Ordering::Relaxed), waited.load(Ordering::Relaxed));
-        line.push_str(&format!("   {waited} of {all} interactive calls waited"));
-    }
-    Ok(line)
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let interactive = (count(&seen.interactive), count(&seen.interactive_waited));
+    Ok(Report {
+        used: 100.0 * used,
+        too_many: stats.status_429,
+        served: count(&seen.ok),
+        failed: count(&seen.failed),
+        came_early: stats.came_early,
+        sent_while_open: count(&seen.sent_while_open),
+        interactive: (row.interactive > 0).then_some(interactive),
+    })
 }
 
 async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, Failure> {
@@ -219,6 +302,7 @@ async fn gateway(simulator: &Simulator, recovery: Duration) -> Result<Gateway, F
         state_dir: None,
         admin_token: Some("edge".to_owned()),
         own_threads: false,
+        source: None,
     };
     Ok(Gateway::start(options).await?)
 }

@@ -55,7 +55,7 @@ struct Asked {
     #[arg(long, value_name = "T", value_parser = since)]
     since: Option<u64>,
 
-    /// Of this kind: throttle, retry, breaker, override, config, key, degradation, gap, retention, call
+    /// Of this kind: throttle, retry, breaker, override, config, key, degradation, anomaly, alert, gap, retention, call
     #[arg(long, value_name = "K")]
     kind: Option<Kind>,
 

@@ -99,7 +99,14 @@ async fn start_gateway(upstream: &Simulator) -> Result<Gateway, Failure> {
     }]);
     // Nobody is to know it: there is nothing to administer.
     let admin_token = Some(format!("{:032x}", fastrand::u128(..)));
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token, own_threads: false };
+    let options = GatewayOptions {
+        config,
+        allow_anonymous: false,
+        state_dir: None,
+        admin_token,
+        own_threads: false,
+        source: None,
+    };
     Gateway::start(options).await.map_err(|error| Failure::Failed(error.to_string()))
 }
 

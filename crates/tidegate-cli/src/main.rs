@@ -7,10 +7,12 @@
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+mod admin;
 mod audit;
 mod check;
 mod config_files;
 mod demo;
+mod key;
 mod log;
 mod outcome;
 mod plan;
@@ -54,6 +56,10 @@ enum Mode {
     Sim(sim::SimArgs),
     /// Checks configuration files: every fault with its place and what to write
     Check(check::CheckArgs),
+    /// A running gateway: how it stands, and operating it
+    Admin(admin::AdminArgs),
+    /// Keys that callers show: makes, lists and revokes them
+    Key(key::KeyArgs),
     /// The audit trail: what was held, refused, retried, opened, overridden or changed, and that nobody changed it since
     Audit(audit::AuditArgs),
 }
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
         Mode::Demo(args) => demo::run(&args),
         Mode::Sim(args) => sim::run(args),
         Mode::Check(args) => check::run(&args),
+        Mode::Admin(args) => admin::run(args),
+        Mode::Key(args) => key::run(args),
         Mode::Audit(args) => audit::run(args),
     };
     outcome::exit_code(ended)

@@ -7,7 +7,7 @@ use std::process;
 use clap::Args;
 use tidegate_core::config::{Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
 
-use tidegate_gateway::{Gateway, GatewayOptions, StartError};
+use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions, StartError};
 use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::{ConfigFault, ConfigFiles};
@@ -92,7 +92,7 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 /// What is read and checked, but has no effect in this version: nobody must rely on it unknowingly.
 fn warn_of_what_is_not_in_force(config: &Config) {
     let default = Config::default();
-    let sections = [("[store]", config.store != default.store), ("[[alert]]", !config.alerts.is_empty())];
+    let sections = [("[store]", config.store != default.store)];
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
         tracing::warn!("{section} is configured, but has no effect in this version");
     }
@@ -120,13 +120,14 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
         state_dir: state_dir.as_ref().map(|state_dir| state_dir.path().to_owned()),
         admin_token: std::env::var("TIDEGATE_ADMIN_TOKEN").ok().filter(|token| !token.trim().is_empty()),
         own_threads: true,
+        source: Some(ConfigSource::new(move || read_again(&files, &flags))),
     })
     .await
     .map_err(start_failure)?;
     print(&ready_line(&gateway, scheme))?;
 
     while signals.next().await == Asked::Reload {
-        reload(&gateway, &files, &flags);
+        reload(&gateway);
     }
     tracing::info!("stopping: calls under way may finish; a second signal stops at once");
     tokio::select! {
@@ -207,26 +208,24 @@ fn ready_line(gateway: &Gateway, scheme: &str) -> String {
     format!("tidegate ready api={scheme}://{api}/v1 admin=http://{} auth={}", gateway.admin_addr(), gateway.auth())
 }
 
-/// Reads the configuration again; one that does not hold together changes nothing and says why.
-fn reload(gateway: &Gateway, files: &ConfigFiles, flags: &Flags) {
-    let config = match files.read() {
-        Ok(config) => Ok(config),
-        Err(ConfigFault::Unreadable(message)) => Err(message),
-        Err(ConfigFault::Wrong(diagnostics)) => {
-            Err(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        }
-    };
-    let laid = config.and_then(|mut config| match flags.lay_on(&mut config) {
+/// Reads the configuration again and lays the flags over it.
+fn read_again(files: &ConfigFiles, flags: &Flags) -> Result<Config, String> {
+    let mut config = files.read().map_err(|fault| match fault {
+        ConfigFault::Unreadable(message) => message,
+        ConfigFault::Wrong(diagnostics) => diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+    })?;
+    match flags.lay_on(&mut config) {
         Ok(()) => Ok(config),
         Err(Failure::Usage(message) | Failure::Failed(message)) => Err(message),
         Err(Failure::Told | Failure::Ended(_)) => Err(String::new()),
-    });
-    match laid.and_then(|config| gateway.reload(config).map_err(|error| error.to_string())) {
+    }
+}
+
+/// Takes the configuration over anew; one that does not hold together changes nothing and says why.
+fn reload(gateway: &Gateway) {
+    match gateway.reread() {
         Ok(()) => tracing::info!("configuration reloaded"),
-        Err(why) => {
-            gateway.reload_failed(&why);
-            tracing::error!("configuration not reloaded, the one before stays in force: {why}");
-        }
+        Err(why) => tracing::error!("configuration not reloaded, the one before stays in force: {why}"),
     }
 }
 

@@ -77,6 +77,12 @@ fn place_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>
     usable(systemd).or_else(|| usable(xdg)).or_else(|| Some(home?.join(".local/state/tidegate")))
 }
 
+/// Whether a process that runs has the directory. Makes nothing.
+pub(crate) fn is_in_use(path: &Path) -> bool {
+    let opened = OpenOptions::new().write(true).open(path.join(LOCK_FILE));
+    opened.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 fn lock(path: &Path) -> Result<File, TryLockError> {
     let file = make_private(path).and_then(|()| open_private(&path.join(LOCK_FILE))).map_err(TryLockError::Error)?;
     file.try_lock()?;

@@ -1,14 +1,17 @@
 //! Decides whether calls may go to a service that has been failing: closed, open, half-open.
 //!
-//! Two signals open it, as in linkerd2 (a run of failures, or a rate once enough calls were seen), and slow calls if asked.
+//! Two signals open it, as in linkerd2 (a row of failures, or a rate once enough calls were seen), and slow calls if asked.
 //! Only faults of the service count: rate limits, callers' mistakes, callers' disconnects and their own timeouts never do.
 //! Every permit carries the generation it was given in, so that a late result of an older state counts for nothing.
+
+mod row;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use self::row::Row;
 use crate::config::BreakerConfig;
 use crate::fault::Fault;
 use crate::refusal::BreakerReport;
@@ -65,6 +68,8 @@ impl BreakerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerPermit {
     generation: u32,
+    /// Counts attempts in the order in which they went.
+    number: u32,
     probe: bool,
 }
 
@@ -107,8 +112,9 @@ pub struct Breaker {
     config: Arc<BreakerConfig>,
     state: BreakerState,
     generation: u32,
-    run: u32,
-    run_tenants: SmallVec<[u64; TENANTS]>,
+    row: Row,
+    /// Attempts let go so far.
+    sent: u32,
     bins: [Counts; BINS],
     bin: u64,
     active: SmallVec<[(u64, Time); TENANTS]>,
@@ -151,8 +157,8 @@ impl Breaker {
             config,
             state: BreakerState::Closed,
             generation: 0,
-            run: 0,
-            run_tenants: SmallVec::new(),
+            row: Row::default(),
+            sent: 0,
             bins: [Counts::default(); BINS],
             bin: 0,
             active: SmallVec::new(),
@@ -202,7 +208,8 @@ impl Breaker {
             self.probes += 1;
         }
         self.under_way = self.under_way.saturating_add(1);
-        BreakerPermit { generation: self.generation, probe }
+        self.sent = self.sent.wrapping_add(1);
+        BreakerPermit { generation: self.generation, number: self.sent, probe }
     }
 
     /// An attempt has ended, in whatever way. Returns the state before, if it changed.
@@ -224,8 +231,9 @@ impl Breaker {
         let before = self.state;
         match (self.state, result) {
             (BreakerState::Closed, BreakerResult::Good { first_byte_after }) => {
-                self.run = 0;
-                self.run_tenants.clear();
+                if self.row.failures() > 0 {
+                    self.row = Row::default();
+                }
                 let slow = self.is_slow(first_byte_after);
                 self.note_tenant(tenant, now, false);
                 let counts = self.counts(now);
@@ -238,10 +246,7 @@ impl Breaker {
             (BreakerState::Closed, BreakerResult::Bad) => {
                 self.note_fault(fault);
                 self.note_tenant(tenant, now, true);
-                self.run = self.run.saturating_add(1);
-                if !self.run_tenants.contains(&tenant) && self.run_tenants.len() < TENANTS {
-                    self.run_tenants.push(tenant);
-                }
+                self.row.failed(permit.number, tenant, self.config.failure_threshold);
                 self.counts(now).bad += 1;
                 self.open_if_failing(now);
             }
@@ -256,6 +261,7 @@ impl Breaker {
                 self.cause = format!("a probe failed{}", self.last).into();
                 self.enter(BreakerState::Open, now);
             }
+            (BreakerState::Closed, BreakerResult::Ignored) if self.row.failures() > 0 => self.row.ignored(),
             (_, BreakerResult::Ignored)
             | (BreakerState::ForcedClosed | BreakerState::ForcedOpen | BreakerState::Open, _) => {}
         }
@@ -314,8 +320,8 @@ impl Breaker {
 
     fn open_if_failing(&mut self, now: Time) {
         let last = &self.last;
-        if self.run >= self.config.failure_threshold && self.enough_tenants(self.run_tenants.len(), now) {
-            self.cause = format!("{} failures in a row{last}", self.run).into();
+        if self.row.is_long(self.config.failure_threshold) && self.enough_tenants(self.row.tenants(), now) {
+            self.cause = format!("{} failures in a row{last}", self.row.failures()).into();
             self.enter(BreakerState::Open, now);
             return;
         }
@@ -353,8 +359,7 @@ impl Breaker {
         self.probes = 0;
         self.probe_successes = 0;
         self.under_way = 0;
-        self.run = 0;
-        self.run_tenants.clear();
+        self.row = Row::default();
         match state {
             BreakerState::Open => {
                 if self.times_opened == 0 {
@@ -414,7 +419,7 @@ impl Breaker {
     /// Failures in a row.
     #[must_use]
     pub const fn failures_in_a_row(&self) -> u32 {
-        self.run
+        self.row.failures()
     }
 
     /// How many calls left the monitoring period since this was last asked.

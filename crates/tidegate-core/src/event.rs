@@ -74,6 +74,8 @@ pub enum Event {
         limit: Option<LimitReport>,
         /// How long it had waited by then.
         waited: Duration,
+        /// How long it was told to wait; `None` where waiting cannot help.
+        retry_after: Option<Duration>,
     },
     /// An attempt begins.
     AttemptStart {
@@ -227,6 +229,15 @@ pub enum Event {
         callback: &'static str,
         /// What it said.
         message: Arc<str>,
+    },
+    /// A caller seems to go round its limits.
+    BypassSuspected {
+        /// Its key, or the tenant where it has none.
+        caller: Arc<str>,
+        /// `new_users`: it brings unusually many that it never named before. `early_returns`: it comes back before the time it was told.
+        pattern: &'static str,
+        /// How many.
+        count: u64,
     },
     /// What operators decided for all processes alike is in force.
     OverrideApplied {

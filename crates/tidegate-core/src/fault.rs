@@ -8,6 +8,7 @@ use crate::limit::Dimension;
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FaultKind {
     /// 429: a rate of requests or tokens is used up for now. Waits its turn again; uses up no attempt.
     RateLimited,
@@ -39,11 +40,13 @@ pub enum FaultKind {
     Timeout,
     /// The reply broke off.
     Broken,
+    /// An error that nobody here can judge. Neither retried, unless `unknown_error` is listed, nor held against the service.
+    Unknown,
 }
 
 impl FaultKind {
     /// True if it says something about the health of the service, and so counts for the breaker.
-    /// Rate limits, quotas and mistakes of the caller do not.
+    /// Rate limits, quotas and mistakes of the caller do not, nor what is not known.
     #[must_use]
     pub const fn is_service_fault(self) -> bool {
         matches!(self, Self::Overloaded | Self::Server | Self::Connect | Self::Dns | Self::Timeout | Self::Broken)
@@ -64,7 +67,7 @@ impl FaultKind {
     /// True if the upstream may have done, and billed, work before it failed.
     #[must_use]
     pub const fn may_be_billed(self) -> bool {
-        matches!(self, Self::Timeout | Self::Broken)
+        matches!(self, Self::Timeout | Self::Broken | Self::Unknown)
     }
 
     /// The name of the error class in `retry.retryable_errors` and `[retry.strategy.NAME]`.
@@ -81,6 +84,7 @@ impl FaultKind {
             Self::Invalid => "invalid_request",
             Self::Connect | Self::Dns | Self::Broken => "connection_error",
             Self::Timeout => "timeout",
+            Self::Unknown => "unknown_error",
         }
     }
 }

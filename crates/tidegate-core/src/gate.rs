@@ -8,7 +8,8 @@
 //!   [`Gate::override_with`]; where levels are
 //!   shared, [`Gate::credit`], [`Gate::credit_refused`], [`Gate::cooldown`].
 //! - Outputs: [`Gate::poll_output`], in the order in which they were decided.
-//! - Getters: [`Gate::wake_at`], [`Gate::check`], [`Gate::status`], [`Gate::explain`], [`Gate::snapshot`], [`Gate::own_levels`].
+//! - Getters: [`Gate::wake_at`], [`Gate::check`], [`Gate::status`], [`Gate::open_breakers`], [`Gate::shadow_held`], [`Gate::explain`],
+//!   [`Gate::snapshot`], [`Gate::own_levels`].
 //!
 //! The life of a call: `admit` gives a ticket; `Granted` or `Refused` follows. A granted attempt is `sent`, its reply's
 //! headers `observe`d, its end `settle`d; after `Next::Retry` the same ticket is granted or refused again.

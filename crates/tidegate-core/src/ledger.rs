@@ -3,6 +3,7 @@
 //! Decides which levels there are (made on first use, forgotten when idle) and moves units atomically: a call's charges are
 //! made together or not at all. Never decides who goes first.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -143,6 +144,8 @@ pub(crate) struct Ledger {
     /// Those that are in force.
     pub(crate) boosts: Vec<Boost>,
     epoch: u64,
+    /// By limit, what levels that were forgotten would have held in shadow mode: a count must not fall.
+    shadow_held: BTreeMap<Arc<str>, u64>,
 }
 
 impl Ledger {
@@ -243,8 +246,24 @@ impl Ledger {
         let level = self.levels.remove(level);
         self.ids.remove(&level.key);
         for meter in level.meters {
-            self.meters.remove(meter);
+            let would_hold = self.meters.remove(meter).would_hold;
+            if would_hold > 0 {
+                *self.shadow_held.entry(level.name.clone()).or_default() += would_hold;
+            }
         }
+    }
+
+    /// How many calls each limit in shadow mode would have held, also at levels that are forgotten since.
+    pub(crate) fn shadow_held(&self) -> BTreeMap<Arc<str>, u64> {
+        let in_shadow = |limit: &&Limit| limit.mode == Mode::Shadow;
+        let count = |limit: &Limit| (limit.name.clone(), self.shadow_held.get(&limit.name).copied().unwrap_or(0));
+        let mut held: BTreeMap<_, _> = self.limits.iter().filter(in_shadow).map(count).collect();
+        for (_, level) in self.levels.iter() {
+            if let Some(held) = held.get_mut(&level.name) {
+                *held += level.meters.iter().map(|meter| self.meters[*meter].would_hold).sum::<u64>();
+            }
+        }
+        held
     }
 
     /// True if forgetting the level would lose nothing.

@@ -106,6 +106,7 @@ pub struct Refusal {
 
 /// Why no further attempt is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GiveUpReason {
     /// The fault is none that a retry can mend.
     NotRetryable,

@@ -4,8 +4,13 @@
 //! from [`Ask`] to [`Answer`](answer::Answer) in the file of its group. Who asks has been let past by then: an endpoint checks no token.
 
 mod answer;
+mod attempts;
+mod body;
 mod endpoints;
+mod keys;
+mod limits;
 mod open;
+mod overriding;
 mod standing;
 mod who;
 
@@ -13,18 +18,21 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
 use self::answer::Answer;
 use self::endpoints::{Endpoint, Found, find};
+use crate::alerting;
 use crate::audit::page;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::Shared;
 use crate::told;
 
+pub(crate) use self::attempts::Attempts;
 pub(crate) use self::open::health;
 
 /// Between whom a request goes.
@@ -38,6 +46,8 @@ pub(crate) struct Ends {
 #[derive(Debug)]
 pub(super) struct Ask {
     shared: Arc<Shared>,
+    /// Who asks, as in `[[admin]]`; empty where anybody may.
+    by: Arc<str>,
     /// What stands for `{}` in the endpoint's path.
     name: String,
     request: Request<Incoming>,
@@ -50,14 +60,31 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    if let Some(health) = health(&shared, request.method(), request.uri().path()) {
-        return Ok(health);
-    }
-    let answer = match let_past(shared, ends, request) {
-        Ok((endpoint, ask)) => answer(endpoint, ask).await,
-        Err(own) => Err(own),
+    let answer = match health(&shared, request.method(), request.uri().path()) {
+        Some(health) => Ok(health),
+        None => match let_past(shared, ends, request) {
+            Ok((endpoint, ask)) => answer(endpoint, ask).await,
+            Err(own) => Err(own),
+        },
     };
-    Ok(answer.unwrap_or_else(|own| own.into_response(&stamp)))
+    let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
+    secure(response.headers_mut());
+    Ok(response)
+}
+
+/// What tells browsers to do nothing with an answer but show it to who asked. A page brings a policy of its own along.
+fn secure(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(nothing);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// One arm for each endpoint.
@@ -70,6 +97,17 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Audit => {
             page::answer(&ask.shared, ask.request.uri().query().unwrap_or("")).await.map(answer::written)
         }
+        Endpoint::Alerts => alerting::answer(&ask.shared).map(answer::written),
+        Endpoint::Breaker(to) => overriding::breaker(ask, to).await,
+        Endpoint::ResetLimits => limits::reset_all(ask).await,
+        Endpoint::ResetLimit => limits::reset(ask).await,
+        Endpoint::BoostLimit => limits::boost(ask).await,
+        Endpoint::Pause => overriding::pause(ask).await,
+        Endpoint::Resume => overriding::resume(ask).await,
+        Endpoint::Reload => overriding::reload(ask).await,
+        Endpoint::Keys => keys::list(&ask),
+        Endpoint::MakeKey => keys::make(ask).await,
+        Endpoint::RevokeKey => keys::revoke(ask).await,
     }
 }
 
@@ -78,11 +116,13 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let path = request.uri().path();
     let found = find(request.method(), path);
     let wants = if let Found::Endpoint(row, _) = found { row.wants } else { Some(Default::default()) };
+    let mut by = Arc::default();
     if let Some(role) = wants {
-        shared.settings.load().guard.check(request.uri(), request.headers(), ends.local)?;
-        let who = who::authenticated(&shared, request.headers(), ends.peer)?;
-        who.check(role)?;
+        shared.settings.load().admin_guard.check(request.uri(), request.headers(), ends.local)?;
+        let who = who::authenticated(&shared, &request, ends.peer)?;
+        who.check(role, &shared, &request)?;
         tracing::debug!("{} at {} asks for {} {path}", who.name, who.peer, request.method());
+        by = who.name;
     }
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
@@ -91,5 +131,5 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     };
     let name = percent_decode_str(name).decode_utf8();
     let name = name.map_err(|_| Box::new(OwnReply::bad_request("the name in the path is no UTF-8")))?.into_owned();
-    Ok((row.endpoint, Ask { shared, name, request }))
+    Ok((row.endpoint, Ask { shared, by, name, request }))
 }

@@ -313,12 +313,7 @@ impl Sending<'_> {
 
     fn no_reply(&self, error: &legacy::Error) -> Came {
         let by_caller = self.caller_failed.load(Ordering::Relaxed);
-        let fault = if error.is_connect() {
-            connect_fault(error)
-        } else {
-            let words = error.source().and_then(|source| source.downcast_ref()).map_or("no reply", words_for);
-            Fault::new(FaultKind::Broken, words)
-        };
+        let fault = no_reply(error);
         let mut failed = Failed { fault, reply: None, usage: None, may_be_billed: false, by_caller };
         failed.may_be_billed = failed.fault.kind.may_be_billed();
         Came::Failed(Box::new(failed))
@@ -361,6 +356,15 @@ pub(crate) fn earliest<const N: usize>(instants: [Option<Instant>; N]) -> Option
 fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     kind.get(..17).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// Why a request got no reply.
+pub(crate) fn no_reply(error: &legacy::Error) -> Fault {
+    if error.is_connect() {
+        return connect_fault(error);
+    }
+    let words = error.source().and_then(|source| source.downcast_ref()).map_or("no reply", words_for);
+    Fault::new(FaultKind::Broken, words)
 }
 
 /// Why there was no connection. Only words of ours: errors of TLS may quote the other side.

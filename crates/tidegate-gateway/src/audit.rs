@@ -17,13 +17,16 @@ use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
 use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
+use crate::refusal::OwnReply;
 use crate::shared::StartError;
+use crate::told::Told;
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
 pub(crate) struct Audit {
     kept: Option<Kept>,
     config: AuditConfig,
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -38,7 +41,7 @@ impl Audit {
     ///
     /// # Errors
     /// If calls must not go on without it, or users not appear by name, and there is no place for it.
-    pub(crate) fn start(config: &AuditConfig, state_dir: Option<&Path>) -> Result<Self, StartError> {
+    pub(crate) fn start(config: &AuditConfig, state_dir: Option<&Path>, told: Told) -> Result<Self, StartError> {
         let path = match state_dir {
             Some(dir) => Some(dir.join(&config.path)),
             None => Some(config.path.clone()).filter(|path| path.is_absolute()),
@@ -49,7 +52,7 @@ impl Audit {
                 return Err(StartError::Config(message.to_owned()));
             }
             tracing::info!("no state directory: nothing is recorded in an audit trail");
-            return Ok(Self { kept: None, config: config.clone() });
+            return Ok(Self { kept: None, config: config.clone(), told });
         };
         let failed = |what: &str, error| StartError::Config(format!("the audit trail's {what}: {error}"));
         let pseudonyms = match config.users {
@@ -60,7 +63,7 @@ impl Audit {
         };
         let options = TrailOptions { retention: config.retention, ..TrailOptions::new(&path) };
         let trail = Trail::start(options).map_err(|error| failed("thread", error))?;
-        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone() })
+        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone(), told })
     }
 
     /// What makes records of events, and whom they are handed to.
@@ -83,14 +86,63 @@ impl Audit {
 
     /// Hands over a record that is none of the core's events.
     pub(crate) fn note(&self, record: Record) {
+        self.tell(&record);
         if let Some(kept) = &self.kept {
             kept.trail.append(record);
+        }
+    }
+
+    /// Tells those who read along.
+    fn tell(&self, record: &Record) {
+        let event = match record.kind {
+            Kind::Override => "override_applied",
+            Kind::Config | Kind::Key => "config_updated",
+            kind => kind.name(),
+        };
+        self.told.noted(event, record);
+    }
+
+    /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse.
+    ///
+    /// # Errors
+    /// It is not there, and `on_failure` wants nothing done without it.
+    pub(crate) async fn note_durably(
+        &self,
+        record: Record,
+        on_failure: OnAuditFailure,
+    ) -> Result<Option<String>, Box<OwnReply>> {
+        // What comes of it is known to who asked; others are told that it was asked for.
+        self.tell(&record);
+        let Some(kept) = &self.kept else {
+            return Ok(Some("it is not recorded: there is no audit trail".to_owned()));
+        };
+        let trail = kept.trail.clone();
+        let written = tokio::task::spawn_blocking(move || trail.append_durable(record)).await;
+        let why = match written {
+            Ok(Ok(())) => return Ok(None),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the audit trail cannot be written: this process is about to end".to_owned(),
+        };
+        match on_failure {
+            OnAuditFailure::Refuse => Err(Box::new(OwnReply::unchanged(&why))),
+            OnAuditFailure::Continue => {
+                tracing::warn!("an override takes effect that is not recorded: {why}");
+                Ok(Some(why))
+            }
         }
     }
 
     /// Whether calls are to be refused because they would leave no trace.
     pub(crate) fn stands_in_the_way(&self, on_failure: OnAuditFailure) -> bool {
         on_failure == OnAuditFailure::Refuse && self.kept.as_ref().is_none_or(|kept| kept.trail.is_down())
+    }
+
+    /// How many records could not be kept so far, and whether none can be written now.
+    pub(crate) fn losses(&self) -> (u64, bool) {
+        self.kept.as_ref().map_or((0, false), |kept| {
+            let status = kept.trail.status();
+            (status.lost, status.failing_since.is_some())
+        })
     }
 
     /// Where the trail is, and what stands for users in it.

@@ -190,7 +190,7 @@ mod tests {
     fn settings(upstreams: Vec<UpstreamConfig>) -> Settings {
         let mut config = Config::default();
         config.set_upstreams(upstreams);
-        Settings::new(config, None, false).unwrap()
+        Settings::new(config, &Default::default(), None, false).unwrap()
     }
 
     fn wanted(model: &str) -> Wanted<'_> {

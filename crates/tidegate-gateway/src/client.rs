@@ -68,23 +68,9 @@ impl Drop for Place {
 impl Clients {
     /// For an upstream reached by TLS if `is_https`, trusting the system's authorities and those in `ca_file`.
     pub(crate) fn new(is_https: bool, connect_timeout: Duration, ca_file: Option<&Path>) -> Result<Self, String> {
-        let config = if is_https { crate::tls::client_config(ca_file)? } else { crate::tls::no_authorities()? };
+        let connector = Connector::factory(is_https, connect_timeout, ca_file)?;
+        let client = |http2: bool| client(connector(http2));
         let count = if is_https { CLIENTS_MAX } else { 1 };
-        let proxies = Arc::new(Matcher::from_env());
-        let client = |http2: bool| {
-            let connector = Connector::new(config.clone(), http2, connect_timeout, proxies.clone());
-            let mut builder = Client::builder(TokioExecutor::new());
-            builder
-                .pool_idle_timeout(IDLE_FOR)
-                .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-                .pool_timer(TokioTimer::new())
-                .timer(TokioTimer::new())
-                .http1_max_buf_size(REPLY_HEAD_BYTES_MAX)
-                .http2_adaptive_window(true)
-                .http2_keep_alive_interval(Some(PING_AFTER))
-                .set_host(false);
-            builder.build(connector)
-        };
         let of_core = |_| (0..count).map(|_| (client(true), Arc::new(AtomicUsize::new(0)))).collect();
         let clients = (0..cores::count()).map(of_core).collect();
         Ok(Self { clients, upgrades: client(false) })
@@ -120,6 +106,25 @@ impl Clients {
     }
 }
 
+/// A client by itself, for the few requests that are none of a call's.
+pub(crate) fn single(is_https: bool, connect_timeout: Duration) -> Result<Client<Connector, SendBody>, String> {
+    Ok(client(Connector::factory(is_https, connect_timeout, None)?(true)))
+}
+
+fn client(connector: Connector) -> Client<Connector, SendBody> {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .pool_idle_timeout(IDLE_FOR)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .http1_max_buf_size(REPLY_HEAD_BYTES_MAX)
+        .http2_adaptive_window(true)
+        .http2_keep_alive_interval(Some(PING_AFTER))
+        .set_host(false);
+    builder.build(connector)
+}
+
 /// Connects: name, TCP, a proxy's tunnel, TLS, all within one bound.
 #[derive(Clone)]
 pub(crate) struct Connector {
@@ -128,6 +133,17 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
+    /// What makes connectors, with HTTP/2 or without, that trust the system's authorities and those in `ca_file`.
+    fn factory(
+        is_https: bool,
+        connect_timeout: Duration,
+        ca_file: Option<&Path>,
+    ) -> Result<impl Fn(bool) -> Self, String> {
+        let config = if is_https { crate::tls::client_config(ca_file)? } else { crate::tls::no_authorities()? };
+        let proxies = Arc::new(Matcher::from_env());
+        Ok(move |http2| Self::new(config.clone(), http2, connect_timeout, proxies.clone()))
+    }
+
     fn new(tls: ClientConfig, http2: bool, timeout: Duration, proxies: Arc<Matcher>) -> Self {
         let mut http = HttpConnector::new();
         http.enforce_http(false);

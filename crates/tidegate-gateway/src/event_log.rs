@@ -38,6 +38,10 @@ impl EventLog {
             Kind::Degradation => {
                 tracing::warn!(times = record.numbers.get("times"), "{}", record.what);
             }
+            Kind::Anomaly => {
+                let (caller, pattern) = (record.tenant.as_deref(), record.why.as_deref());
+                tracing::warn!(caller, pattern, count = record.numbers.get("count"), "{}", record.what);
+            }
             // Operators' own doing, and what is logged where it happens.
             _ => {}
         }

@@ -2,19 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
 use tidegate::Driver;
 use tidegate_core::config::Config;
+use tidegate_watch::anomaly::Anomalies;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::admin::Ends;
+use crate::admin::{Attempts, Ends};
+use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
+use crate::keys::MadeKeys;
 use crate::metrics::Metrics;
+use crate::operating::Operating;
 use crate::quota::OutOfQuota;
+use crate::reload::{ConfigSource, Reloading};
 use crate::room::Room;
 use crate::shared::{Phase, Settings, Shared, StartError};
 use crate::sticky::Made;
@@ -36,6 +41,8 @@ pub struct GatewayOptions {
     /// Serves calls on threads of its own, one for each core, which takes the least of the machine. Else on the runtime that starts
     /// the gateway, with whatever clock that has.
     pub own_threads: bool,
+    /// Where the configuration is read again. `None`: it is not.
+    pub source: Option<ConfigSource>,
 }
 
 /// A running gateway. Dropping it cuts everything off; [`Gateway::drain`] does not.
@@ -44,12 +51,8 @@ pub struct Gateway {
     shared: Arc<Shared>,
     api_addrs: Vec<SocketAddr>,
     admin_addr: SocketAddr,
-    allow_anonymous: bool,
-    state_dir: Option<PathBuf>,
     /// The admin listener outlives the API's: `/readyz` and `/metrics` answer to the last.
     admin_phase: watch::Sender<Phase>,
-    /// One reload at a time.
-    reloading: Mutex<()>,
     /// Serve until the last call has ended.
     _cores: Arc<Cores>,
 }
@@ -60,29 +63,39 @@ impl Gateway {
     /// # Errors
     /// No thread to serve on, an address that cannot be listened on, a configuration that does not hold together, a secret or file that is not there.
     pub async fn start(options: GatewayOptions) -> Result<Self, StartError> {
-        let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads } = options;
-        let settings = Settings::new(config, None, allow_anonymous)?;
+        let GatewayOptions { config, allow_anonymous, state_dir, admin_token, own_threads, source } = options;
+        let made_keys = match state_dir.as_deref().map(MadeKeys::load) {
+            None => MadeKeys::default(),
+            Some(loaded) => loaded.map_err(|fault| StartError::Config(fault.to_string()))?,
+        };
+        let settings = Settings::new(config, &made_keys, None, allow_anonymous)?;
         let listeners = listener::bind_all(&settings.config.server.listen)?;
         let admin_listener = listener::bind(settings.config.server.admin_listen, true)?;
         let api_addrs = listeners.iter().map(local_addr).collect::<Result<Vec<_>, _>>()?;
         let admin_addr = local_addr(&admin_listener)?;
         settings.check_listeners(&api_addrs)?;
 
-        let audit = Audit::start(&settings.config.audit, state_dir.as_deref())?;
+        let told = Told::default();
+        let audit = Audit::start(&settings.config.audit, state_dir.as_deref(), told.clone())?;
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
-        let metrics = Metrics::new(&driver, audit.series());
+        let alerting = Alerting::new(&settings.alerts);
+        let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
+        let operating = Operating::load(state_dir.as_deref());
         let (feed, trail) = audit.feed();
-        let told = Told::default();
-        let watching = Watching::start(&driver, feed, trail, metrics.transitions.clone(), told.clone());
+        let anomalies = Anomalies::default();
+        let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone(), told.clone());
         audit.started(&settings.config);
+        driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
             metrics,
             audit,
             watching,
             told,
+            alerting,
+            anomalies,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -90,11 +103,22 @@ impl Gateway {
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
             admin_token: token::secret_digest(admin_token.as_bytes()),
+            attempts: Attempts::default(),
+            reloading: Reloading {
+                api_addrs: api_addrs.clone(),
+                allow_anonymous,
+                source,
+                one_at_a_time: Mutex::default(),
+            },
+            operating,
+            made_keys: ArcSwap::from_pointee(made_keys),
+            state_dir: state_dir.clone(),
             first_addr,
         });
         if let Some(dir) = &state_dir {
             kept_models::restore(&shared, dir);
         }
+        Alerting::keep_judging(&shared);
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {
@@ -102,20 +126,12 @@ impl Gateway {
         }
         let admin_phase = watch::Sender::new(Phase::Serving);
         tokio::spawn(accept_admin(admin_listener, shared.clone(), admin_phase.subscribe()));
+        state::tell_admin_address(state_dir.as_deref(), admin_addr);
         if let Some(dir) = &state_dir {
             state::keep_saving(&driver, dir);
             kept_models::keep_saving(&shared, dir.clone());
         }
-        Ok(Self {
-            shared,
-            api_addrs,
-            admin_addr,
-            allow_anonymous,
-            state_dir,
-            admin_phase,
-            reloading: Mutex::default(),
-            _cores: cores,
-        })
+        Ok(Self { shared, api_addrs, admin_addr, admin_phase, _cores: cores })
     }
 
     /// Where the API is served; never empty. For `localhost` the IPv4 address first.
@@ -134,7 +150,7 @@ impl Gateway {
     #[must_use]
     pub fn auth(&self) -> &'static str {
         let settings = self.shared.settings.load();
-        if !settings.config.keys.is_empty() {
+        if settings.needs_key {
             "keys"
         } else if settings.upstreams.first().is_some_and(|upstream| upstream.shares_credential()) {
             "upstream"
@@ -150,53 +166,15 @@ impl Gateway {
     /// # Errors
     /// What does not hold together; then nothing has changed.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.shared.settings.load_full();
-        let settings = match Settings::new(config, Some(&before), self.allow_anonymous) {
-            Ok(settings) => settings,
-            Err(error) => {
-                self.shared.metrics.reload_successful.set(0);
-                return Err(error);
-            }
-        };
-        if let Err(error) = settings.check_listeners(&self.api_addrs) {
-            self.shared.metrics.reload_successful.set(0);
-            return Err(error);
-        }
-        // The sockets stay as they are: what may be spent through them must stay guarded as it was.
-        if let Some(addr) = self.api_addrs.iter().find(|addr| !addr.ip().is_loopback())
-            && settings.is_open_to_all()
-            && !self.allow_anonymous
-        {
-            self.shared.metrics.reload_successful.set(0);
-            return Err(StartError::Config(format!(
-                "this process still listens on {addr}: without any [[key]] anybody who reaches it could spend the upstream's \
-                 api_key; restart it to listen elsewhere"
-            )));
-        }
-        let (old, new) = (&before.config.server, &settings.config.server);
-        if old.listen != new.listen || old.admin_listen != new.admin_listen {
-            tracing::warn!("addresses to listen on change with a restart only");
-        }
-        self.shared.audit.reloaded(&before.config, &settings.config);
-        for upstream in &settings.upstreams {
-            let name = &upstream.config.name;
-            let was = before.upstreams.iter().find(|was| was.config.name == *name && !Arc::ptr_eq(was, upstream));
-            if let Some(was) = was {
-                upstream.models.restore(&was.models.kept(), name, &self.shared.metrics);
-            }
-        }
-        let policy = settings.config.policy.clone();
-        self.shared.driver.with(|gate, now| gate.reload(policy, now));
-        self.shared.settings.store(Arc::new(settings));
-        self.shared.metrics.reload_successful.set(1);
-        Ok(())
+        self.shared.take_over(config)
     }
 
-    /// Notes that a configuration was to be taken over and could not be, or could not even be read; the one in force stays.
-    pub fn reload_failed(&self, why: &str) {
-        self.shared.metrics.reload_successful.set(0);
-        self.shared.audit.not_reloaded(why);
+    /// Reads the configuration again, from [`GatewayOptions::source`], and takes it over. Blocks for as long as reading takes.
+    ///
+    /// # Errors
+    /// Why not; then nothing has changed but that the audit trail tells of it.
+    pub fn reread(&self) -> Result<(), String> {
+        self.shared.reread()
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
@@ -215,7 +193,7 @@ impl Gateway {
             self.shared.phase.send_replace(Phase::Cut);
             self.shared.phase.closed().await;
         }
-        if let Some(dir) = &self.state_dir {
+        if let Some(dir) = &self.shared.state_dir {
             if let Err(error) = self.shared.driver.save_state(dir, true) {
                 tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
             }

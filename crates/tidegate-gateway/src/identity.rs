@@ -51,8 +51,10 @@ pub(crate) struct Identity {
 /// Who may call.
 #[derive(Debug)]
 pub(crate) struct Callers {
-    /// With the key's SHA-256; empty: anybody.
+    /// With the key's SHA-256.
     keys: Vec<([u8; 32], Arc<Caller>)>,
+    /// False: anybody.
+    needs_key: bool,
     anonymous: Arc<Caller>,
     by_credential: Mutex<HashMap<[u8; 32], Arc<Caller>>>,
 }
@@ -111,8 +113,9 @@ impl Caller {
 }
 
 impl Callers {
-    pub(crate) fn new(keys: &[KeyConfig]) -> Self {
+    pub(crate) fn new(keys: &[KeyConfig], needs_key: bool) -> Self {
         Self {
+            needs_key,
             keys: keys.iter().map(|key| (key.sha256, Arc::new(Caller::with_key(key)))).collect(),
             anonymous: Arc::new(Caller::without_key(Arc::from("anonymous"), None)),
             by_credential: Mutex::default(),
@@ -121,7 +124,7 @@ impl Callers {
 
     /// Says who makes the call with these headers; takes out of them what may not be sent on. `unix_now`: seconds since 1970.
     pub(crate) fn identify(&self, headers: &mut HeaderMap, unix_now: u64) -> Result<Identity, Box<OwnReply>> {
-        if self.keys.is_empty() { Ok(self.by_headers(headers)) } else { self.by_key(headers, unix_now) }
+        if self.needs_key { self.by_key(headers, unix_now) } else { Ok(self.by_headers(headers)) }
     }
 
     fn by_key(&self, headers: &mut HeaderMap, unix_now: u64) -> Result<Identity, Box<OwnReply>> {
@@ -231,7 +234,7 @@ mod tests {
 
     #[test]
     fn with_keys_everything_comes_from_the_key_and_nothing_of_it_goes_on() {
-        let callers = Callers::new(&[billing()]);
+        let callers = Callers::new(&[billing()], true);
         let mut headers = map(&[("authorization", "Bearer tg-secret"), ("openai-organization", "org-other")]);
         let identity = callers.identify(&mut headers, 999).unwrap();
         assert_eq!((&*identity.caller.tenant, identity.organization.as_deref()), ("acme", Some("acme")));
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn without_keys_a_credential_makes_a_tenant_and_the_word_tidegate_none() {
-        let callers = Callers::new(&[]);
+        let callers = Callers::new(&[], false);
         let mut headers = map(&[("authorization", "bearer tidegate"), ("openai-project", "p")]);
         let identity = callers.identify(&mut headers, 0).unwrap();
         assert_eq!((&*identity.caller.tenant, identity.project.as_deref()), ("anonymous", Some("p")));

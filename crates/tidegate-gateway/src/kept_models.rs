@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tidegate::state;
 
+use crate::metrics::Metrics;
 use crate::model::KeptModels;
-use crate::shared::Shared;
+use crate::shared::{Settings, Shared};
 
 /// The file's name in the state directory.
 const NAME: &str = "models.json";
@@ -39,6 +40,17 @@ pub(crate) fn restore(shared: &Shared, dir: &Path) {
             }
         }
         Err(error) => tracing::warn!("{} cannot be read: {error}; models are learned anew", path.display()),
+    }
+}
+
+/// Gives the models of each upstream that a new configuration has changed what was learned of them before.
+pub(crate) fn carry_over(before: &Settings, after: &Settings, metrics: &Metrics) {
+    for upstream in &after.upstreams {
+        let name = &upstream.config.name;
+        let was = before.upstreams.iter().find(|was| was.config.name == *name && !Arc::ptr_eq(was, upstream));
+        if let Some(was) = was {
+            upstream.models.restore(&was.models.kept(), name, metrics);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::asking::{cost, renamed, subject, without_model};
 use crate::attempt::{Came, Failed, HeadTime, Reply, Sending, Settling, earliest};
 use crate::body::SendBody;
-use crate::metrics::{CallEnd, TenantCalls};
+use crate::metrics::{CallEnd, RETRIED, TenantCalls};
 use crate::model::Model;
 use crate::order::{Answer, Last, Order, SoFar};
 use crate::refusal::OwnReply;
@@ -197,7 +197,7 @@ impl Leg {
             let reason = fault.kind.error_class();
             match settling.failed(fault, failed.usage) {
                 Some(Settled::Retry(waiting)) if order.is_whole() => {
-                    order.shared.metrics.retry(reason, "retried");
+                    order.shared.metrics.retry(reason, RETRIED);
                     tracing::debug!(id = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
                     // Only what is all here: a connection is not held for as long as a wait may take.
                     let answer = failed.reply.filter(|reply| reply.rest.is_none());
@@ -336,18 +336,5 @@ impl Leg {
 
 /// Whether another upstream might serve what failed so: not where the call itself is wrong, as a 4xx says.
 const fn is_the_upstreams(fault: &Fault) -> bool {
-    match fault.kind {
-        FaultKind::RateLimited
-        | FaultKind::TooLarge
-        | FaultKind::QuotaExhausted
-        | FaultKind::SlowDown
-        | FaultKind::Overloaded
-        | FaultKind::Server
-        | FaultKind::RequestTimeout
-        | FaultKind::Connect
-        | FaultKind::Dns
-        | FaultKind::Timeout
-        | FaultKind::Broken => true,
-        FaultKind::Conflict | FaultKind::Unauthorized | FaultKind::NotFound | FaultKind::Invalid => false,
-    }
+    !matches!(fault.kind, FaultKind::Conflict | FaultKind::Unauthorized | FaultKind::NotFound | FaultKind::Invalid)
 }

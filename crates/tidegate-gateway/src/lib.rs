@@ -7,6 +7,7 @@
 //! Prompts, completions and credentials are never logged, recorded or kept, at any level.
 
 mod admin;
+mod alerting;
 mod asking;
 mod attempt;
 mod audit;
@@ -23,15 +24,18 @@ mod guard;
 mod headers;
 mod identity;
 mod kept_models;
+mod keys;
 mod leg;
 mod listener;
 mod metrics;
 mod model;
+mod operating;
 mod order;
 mod pages;
 mod proxy;
 mod quota;
 mod refusal;
+mod reload;
 mod reply;
 mod room;
 mod say;
@@ -49,5 +53,8 @@ mod websocket;
 mod wishes;
 
 pub use gateway::{Gateway, GatewayOptions};
+pub use keys::{KeyFault, MadeKey, MadeKeys, NewKey};
 pub use listener::ListenError;
+pub use reload::ConfigSource;
 pub use shared::StartError;
+pub use state::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};

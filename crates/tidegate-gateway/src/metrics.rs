@@ -2,7 +2,10 @@
 //!
 //! Never waits: counters are atomics, and those of the common path are resolved once and kept (see `crate::model`).
 
+mod durations;
+mod held;
 mod labels;
+mod sampling;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +14,18 @@ use prometheus_client::collector::Collector;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tidegate::Driver;
 use tidegate_core::call::Priority;
 
+use crate::metrics::durations::Durations;
+pub(crate) use crate::metrics::held::Held;
 use crate::metrics::labels::{
-    AttemptLabels, CallLabels, LimitedLabels, PriorityLabels, RetryLabels, TargetLabels, TenantLabels, TokenLabels,
-    TransitionLabels, UpstreamLabels,
+    AttemptLabels, CallLabels, LimitedLabels, PriorityLabels, RefusalLabels, RetryLabels, TargetLabels, TenantLabels,
+    TokenLabels, TransitionLabels, UpstreamLabels,
 };
+use crate::metrics::sampling::Sampled;
 use crate::scrape::Standing;
 
 /// So many models have series of their own; all others share [`OTHER`].
@@ -28,6 +33,12 @@ const MODELS_MAX: usize = 64;
 /// The same of tenants, where they have series at all.
 const TENANTS_MAX: usize = 256;
 const OTHER: &str = "other";
+/// What became of a call that is tried again.
+pub(crate) const RETRIED: &str = "retried";
+/// What became of a call that a limit let not go.
+pub(crate) const REFUSED: &str = "refused";
+/// What became of a call that another upstream was asked for.
+pub(crate) const FELL_BACK: &str = "fell_back";
 
 /// How a call ended, as `tidegate_calls_total` counts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,15 +69,13 @@ impl CallEnd {
     }
 }
 
-fn waits() -> Histogram {
-    Histogram::new([0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0])
-}
+/// In seconds, like all bounds.
+const WAITS: &[f64] = &[0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0];
+const REPLIES: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+const OVERHEADS: &[f64] =
+    &[0.000_025, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0];
 
-fn durations() -> Histogram {
-    Histogram::new([0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0])
-}
-
-type Waits<L> = Family<L, Histogram, fn() -> Histogram>;
+type Spreads<L> = Family<L, Durations, fn() -> Durations>;
 
 /// All that this crate counts.
 #[derive(Debug)]
@@ -79,15 +88,22 @@ pub(crate) struct Metrics {
     attempts: Family<AttemptLabels, Counter>,
     retries: Family<RetryLabels, Counter>,
     limited: Family<LimitedLabels, Counter>,
+    /// Calls that waited for a limit.
+    pub(crate) held: Held,
+    /// Calls that were not let through, by why.
+    refused: Family<RefusalLabels, Counter>,
+    /// All retries that were made, whatever led to them.
+    made_retries: Counter,
+    sampled: Sampled,
     tokens: Family<TokenLabels, Counter>,
     too_many: Family<TargetLabels, Counter>,
-    duration: Waits<TargetLabels>,
-    first_byte: Waits<TargetLabels>,
+    duration: Spreads<TargetLabels>,
+    first_byte: Spreads<TargetLabels>,
     in_flight: Family<UpstreamLabels, Gauge>,
     /// By [`Priority::index`].
-    pub(crate) queue_wait: [Histogram; 3],
+    pub(crate) queue_wait: [Durations; 3],
     /// Time in tidegate, waiting excluded.
-    pub(crate) overhead: Histogram,
+    pub(crate) overhead: Durations,
     /// 1 while the store of levels can be reached.
     pub(crate) store_up: Gauge,
     /// 1 while the configuration in force is the last one that was asked for.
@@ -155,8 +171,8 @@ pub(crate) struct TargetMetrics {
     pub(crate) input_tokens: Counter,
     pub(crate) output_tokens: Counter,
     pub(crate) too_many: Counter,
-    pub(crate) duration: Histogram,
-    pub(crate) first_byte: Histogram,
+    pub(crate) duration: Durations,
+    pub(crate) first_byte: Durations,
     pub(crate) in_flight: Gauge,
 }
 
@@ -167,10 +183,10 @@ impl TargetMetrics {
 }
 
 impl Metrics {
-    /// With the series of `audit`, where there is a trail.
-    pub(crate) fn new(driver: &Driver, audit: Option<Box<dyn Collector>>) -> Self {
+    /// With the series that others keep.
+    pub(crate) fn new(driver: &Driver, others: impl IntoIterator<Item = Box<dyn Collector>>) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
-        let wait_family: Waits<PriorityLabels> = Family::new_with_constructor(waits);
+        let wait_family: Spreads<PriorityLabels> = Family::new_with_constructor(|| Durations::new(WAITS));
         let metrics = Self {
             calls: Family::default(),
             tenants: Family::default(),
@@ -180,16 +196,18 @@ impl Metrics {
             attempts: Family::default(),
             retries: Family::default(),
             limited: Family::default(),
+            held: Held::default(),
+            refused: Family::default(),
+            made_retries: Counter::default(),
+            sampled: Sampled::default(),
             tokens: Family::default(),
             too_many: Family::default(),
-            duration: Family::new_with_constructor(durations),
-            first_byte: Family::new_with_constructor(durations),
+            duration: Family::new_with_constructor(|| Durations::new(REPLIES)),
+            first_byte: Family::new_with_constructor(|| Durations::new(REPLIES)),
             in_flight: Family::default(),
             queue_wait: Priority::ALL
                 .map(|class| wait_family.get_or_create_owned(&PriorityLabels { priority: class.name() })),
-            overhead: Histogram::new([
-                0.000_025, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25,
-            ]),
+            overhead: Durations::new(OVERHEADS),
             reload_successful: Gauge::default(),
             models: Shown::default(),
             registry: Registry::default(),
@@ -197,6 +215,7 @@ impl Metrics {
         let metrics = Self {
             // Under the same names as the breakers' states.
             transitions: Transitions { models: metrics.models.clone(), ..Transitions::default() },
+            held: Held::new(metrics.limited.clone(), metrics.models.clone()),
             ..metrics
         };
         metrics.reload_successful.set(1);
@@ -215,7 +234,12 @@ impl Metrics {
         );
         registry.register("attempts", "Sends to an upstream, by status or kind of failure", metrics.attempts.clone());
         registry.register("retries", "Attempts after the first, by what led to them", metrics.retries.clone());
-        registry.register("rate_limited", "Calls that a limit let not go", metrics.limited.clone());
+        registry.register(
+            "rate_limited",
+            "Calls that a limit held for a second or more, or refused",
+            metrics.limited.clone(),
+        );
+        registry.register("refusals", "Calls that were not let through, by the reason", metrics.refused.clone());
         registry.register("tokens", "Tokens used, as reported or as seen go by", metrics.tokens.clone());
         registry.register("upstream_429", "Replies 429 of an upstream", metrics.too_many.clone());
         registry.register(
@@ -241,8 +265,13 @@ impl Metrics {
             "The version that runs",
             Info::new(vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         );
+        // What a run before learned has its name from the first scrape on, not from its first call.
+        for target in driver.with(|gate, now| gate.status(now)).learned {
+            let (_, model) = target.name.split_once('/').unwrap_or(("", &target.name));
+            metrics.models.bounded(&Arc::from(model));
+        }
         registry.register_collector(Box::new(Standing::new(driver.clone(), metrics.models.clone())));
-        audit.into_iter().for_each(|series| registry.register_collector(series));
+        others.into_iter().for_each(|series| registry.register_collector(series));
         Self { registry, ..metrics }
     }
 
@@ -261,17 +290,20 @@ impl Metrics {
             let labels = TokenLabels { upstream: upstream.clone(), model: model.clone(), kind };
             self.tokens.get_or_create_owned(&labels)
         };
-        TargetMetrics {
-            calls: Priority::ALL.map(|class| {
-                CallEnd::ALL.map(|end| {
-                    self.calls.get_or_create_owned(&CallLabels {
-                        upstream: upstream.clone(),
-                        model: model.clone(),
-                        priority: class.name(),
-                        outcome: end.name(),
-                    })
+        let calls = Priority::ALL.map(|class| {
+            CallEnd::ALL.map(|end| {
+                self.calls.get_or_create_owned(&CallLabels {
+                    upstream: upstream.clone(),
+                    model: model.clone(),
+                    priority: class.name(),
+                    outcome: end.name(),
                 })
-            }),
+            })
+        });
+        let first_byte = self.first_byte.get_or_create_owned(&labels);
+        self.sampled.add(upstream, &model, &calls, &first_byte);
+        TargetMetrics {
+            calls,
             attempts_ok: self.attempts.get_or_create_owned(&AttemptLabels {
                 upstream: upstream.clone(),
                 model: model.clone(),
@@ -281,7 +313,7 @@ impl Metrics {
             output_tokens: tokens("output"),
             too_many: self.too_many.get_or_create_owned(&labels),
             duration: self.duration.get_or_create_owned(&labels),
-            first_byte: self.first_byte.get_or_create_owned(&labels),
+            first_byte,
             in_flight: self.in_flight.get_or_create_owned(&UpstreamLabels { upstream: upstream.clone() }),
             upstream: upstream.clone(),
             model,
@@ -319,9 +351,21 @@ impl Metrics {
     /// A retry that `reason` (an error class) led to: `retried`, or why there was none.
     pub(crate) fn retry(&self, reason: &'static str, result: &'static str) {
         self.retries.get_or_create(&RetryLabels { reason, result }).inc();
+        if result == RETRIED || result == FELL_BACK {
+            self.made_retries.inc();
+        }
     }
 
-    /// A limit let a call not go: `refused`, or where another upstream was asked then, `fell_back`.
+    /// A call was not let through, because of `reason` (`limit`, `breaker`, …).
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    fn refusals(&self, reason: &'static str) -> u64 {
+        self.refused.get(&RefusalLabels { reason }).map_or(0, |count| count.get())
+    }
+
+    /// A limit let a call not go: [`REFUSED`], or where another upstream was asked then, [`FELL_BACK`].
     pub(crate) fn limited(
         &self,
         target: &TargetMetrics,
@@ -329,6 +373,9 @@ impl Metrics {
         dimension: &'static str,
         action: &'static str,
     ) {
+        if action == REFUSED {
+            self.held.hit(limit);
+        }
         let labels = LimitedLabels { limit: limit.clone(), dimension, model: target.model.clone(), action };
         self.limited.get_or_create(&labels).inc();
     }

@@ -21,14 +21,11 @@ use crate::body::Passage;
 use crate::candidates::Candidates;
 use crate::identity::Identity;
 use crate::leg::{Cannot, Ended, Leg};
-use crate::metrics::CallEnd;
+use crate::metrics::{CallEnd, FELL_BACK, REFUSED};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Settings, Shared};
 use crate::wishes::Wishes;
-
-/// What became of a call that another upstream was asked for, as the series have it.
-const FELL_BACK: &str = "fell_back";
 
 /// What a caller gets.
 pub(crate) type Answer = Result<Response<ReplyBody>, Box<OwnReply>>;
@@ -187,10 +184,19 @@ impl Order<'_> {
                 continue;
             }
             so_far.goes_to(&leg, candidates);
+            self.note_user(&leg);
             return Ok(leg);
         }
         so_far.others_left = 0;
         passed_over.ok_or_else(|| Box::new(OwnReply::unserved_model(self.named.unwrap_or(""))))
+    }
+
+    /// Where users have limits of their own, it is looked out for who names ever new ones.
+    fn note_user(&self, leg: &Leg) {
+        if let (true, Some(user)) = (self.settings.has_user_limits, &leg.subject.user) {
+            let caller = &self.identity.caller;
+            self.shared.anomalies.named(caller.key.as_ref().unwrap_or(&caller.tenant), user);
+        }
     }
 
     /// The call at the next upstream that is worth asking.
@@ -222,7 +228,10 @@ impl Order<'_> {
         if let Some(result) = cannot.given_up {
             self.shared.metrics.retry(cannot.reason, result);
         }
-        self.count_limit(leg, &cannot, "refused");
+        self.count_limit(leg, &cannot, REFUSED);
+        if cannot.end == CallEnd::Refused {
+            self.shared.metrics.refused(cannot.reason);
+        }
         if stamp.attempts > 0 {
             self.measure(so_far.outside, stamp);
         }

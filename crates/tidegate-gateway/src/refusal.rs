@@ -22,6 +22,9 @@ const UNAVAILABLE: &str = "service_unavailable_error";
 /// An SDK that waits longer than this gives up or retries at once instead.
 const WORTH_WAITING_MAX: Duration = Duration::from_secs(60);
 
+/// So many names are listed for one that is not known.
+const KNOWN_SHOWN_MAX: usize = 40;
+
 /// An answer of our own.
 #[derive(Debug)]
 pub(crate) struct OwnReply {
@@ -120,6 +123,34 @@ impl OwnReply {
         Self { allow: Some(allowed), ..Self::new(status, INVALID, "method_not_allowed", "bad_request", message) }
     }
 
+    /// 404: there is no such thing, but there are others.
+    pub(crate) fn not_known<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> Self {
+        let name: String = name.chars().take(200).collect();
+        let mut known: Vec<&str> = known.collect();
+        known.sort_unstable();
+        known.dedup();
+        let more = known.len().saturating_sub(KNOWN_SHOWN_MAX);
+        known.truncate(KNOWN_SHOWN_MAX);
+        let list = match (known.is_empty(), more) {
+            (true, _) => "there is none yet".to_owned(),
+            (false, 0) => format!("there are: {}", known.join(", ")),
+            (false, more) => format!("there are: {} and {more} more", known.join(", ")),
+        };
+        let message = format!("no {what} \"{name}\"; {list}");
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
+    }
+
+    /// 409: it does not go together with how things are.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID, "conflict", "bad_request", message.into())
+    }
+
+    /// 409: the configuration cannot be taken over.
+    pub(crate) fn not_reloaded(why: &str) -> Self {
+        let message = format!("the configuration was not reloaded, the one before stays in force: {why}");
+        Self::new(StatusCode::CONFLICT, INVALID, "invalid_config", "bad_request", message)
+    }
+
     /// 404: nothing is kept of the call.
     pub(crate) fn unexplained(call: &str) -> Self {
         let call: String = call.chars().take(64).collect();
@@ -139,6 +170,13 @@ impl OwnReply {
     /// 401: the key is not known.
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key", "auth", message.into())
+    }
+
+    /// 429: too many tokens were guessed.
+    pub(crate) fn too_many_attempts(wait: Duration) -> Self {
+        let message = format!("too many wrong tokens were shown. Please try again in {}.", Spoken(wait));
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { retry_after: Some(wait), ..Self::new(status, "requests", "rate_limit_exceeded", "auth", message) }
     }
 
     /// 403: known, but not for this.
@@ -166,6 +204,11 @@ impl OwnReply {
         let message = "the audit trail cannot be written, and calls are not let through without it".to_owned();
         let reply = Self::new(StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, "audit_unavailable", "audit", message);
         Self { should_retry: true, retry_after: Some(Duration::from_secs(1)), ..reply }
+    }
+
+    /// 503: what an operator wants would leave no trace in the audit trail.
+    pub(crate) fn unchanged(why: &str) -> Self {
+        Self { message: format!("tidegate: {why}; nothing has changed"), ..Self::unrecorded() }
     }
 
     /// 429: its turn came, but only when nobody waited for it any more. No limit has a number to tell.

@@ -3,6 +3,7 @@
 //! One series for an upstream and model, however many accounts are behind it; models without series of their own share one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -42,7 +43,7 @@ type Counted<'s> = (Vec<(&'static str, &'s str)>, u64);
 
 impl Collector for Standing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let status = self.driver.with(|gate, now| gate.status(now));
+        let (status, shadow) = self.driver.with(|gate, now| (gate.status(now), gate.shadow_held()));
         let mut family = |name: &str, help: &str, series: Vec<Series<'_>>| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (labels, value) in series {
@@ -110,23 +111,23 @@ impl Collector for Standing {
         family("limit_used_ratio", "How far the fullest level of each limit is used up", used.collect())?;
         let budget = status.retry_budget_remaining as f64;
         family("retry_budget_remaining", "Retries that the budget still allows", vec![(Vec::new(), budget)])?;
-        self.encode_reservations(&status, &mut encoder)
+        self.encode_reservations(&status, &shadow, &mut encoder)
     }
 }
 
 impl Standing {
     /// How far reservations were from what calls used, and what shadow limits would have held.
-    fn encode_reservations(&self, status: &Status, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+    fn encode_reservations(
+        &self,
+        status: &Status,
+        shadow: &BTreeMap<Arc<str>, u64>,
+        encoder: &mut DescriptorEncoder<'_>,
+    ) -> std::fmt::Result {
         let mut reserved: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
         for target in &status.learned {
             let sums = reserved.entry(self.labels(&target.name)).or_default();
             sums.0 = sums.0.saturating_add(target.reserved_tokens);
             sums.1 = sums.1.saturating_add(target.reservation_error_tokens);
-        }
-        let mut shadow: BTreeMap<&str, u64> = BTreeMap::new();
-        for level in status.limits.iter().filter(|level| level.mode == "shadow") {
-            let held: u64 = level.meters.iter().map(|meter| meter.would_hold).sum();
-            *shadow.entry(&level.limit).or_default() += held;
         }
         let mut family = |name: &str, help: &str, series: Vec<Counted<'_>>| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -145,7 +146,7 @@ impl Standing {
             "How far off those reservations were, in either direction",
             of(|sums| sums.1),
         )?;
-        let shadow = shadow.into_iter().map(|(limit, held)| (vec![("limit", limit)], held)).collect();
+        let shadow = shadow.iter().map(|(limit, held)| (vec![("limit", &**limit)], *held)).collect();
         family("shadow_held", "Calls that limits in shadow mode would have held back", shadow)
     }
 }

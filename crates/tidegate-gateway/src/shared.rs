@@ -1,25 +1,32 @@
 //! Holds what every call needs: the core's driver, the configuration in force, the series, and whether the process is ending.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tidegate::Driver;
-use tidegate_core::config::Config;
-use tidegate_core::limit::{Dimension, Mode};
+use tidegate_core::config::{AlertConfig, Config};
+use tidegate_core::limit::{Dimension, Mode, Scope};
 use tidegate_core::openai::models::ModelGroups;
 use tidegate_core::retry::RetryPolicy;
+use tidegate_watch::anomaly::Anomalies;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::Attempts;
+use crate::alerting::{Alerting, Configured, Destination};
 use crate::audit::Audit;
 use crate::candidates::Shares;
 use crate::guard::Guard;
 use crate::identity::Callers;
+use crate::keys::MadeKeys;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
+use crate::operating::Operating;
 use crate::quota::OutOfQuota;
+use crate::reload::Reloading;
 use crate::room::Room;
 use crate::sticky::Made;
 use crate::told::Told;
@@ -58,7 +65,11 @@ pub(crate) enum Phase {
 pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) guard: Guard,
+    /// That of the admin listener: no page but its own has anything to ask there.
+    pub(crate) admin_guard: Guard,
     pub(crate) callers: Callers,
+    /// Whether calls need a key.
+    pub(crate) needs_key: bool,
     pub(crate) groups: ModelGroups,
     /// Never empty.
     pub(crate) upstreams: Vec<Arc<Upstream>>,
@@ -69,6 +80,9 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<TlsAcceptor>,
     /// Whether replies are to speak of limits of our own.
     pub(crate) has_own_limits: bool,
+    /// Whether users have limits of their own, which new ones would be a way round.
+    pub(crate) has_user_limits: bool,
+    pub(crate) alerts: Vec<Configured>,
 }
 
 /// What every call needs.
@@ -80,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) audit: Audit,
     pub(crate) watching: Watching,
     pub(crate) told: Told,
+    pub(crate) alerting: Alerting,
+    pub(crate) anomalies: Anomalies,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,
@@ -88,6 +104,13 @@ pub(crate) struct Shared {
     pub(crate) made: Made,
     /// Hash of the token that this process made or was given.
     pub(crate) admin_token: [u8; 32],
+    /// Who guesses that.
+    pub(crate) attempts: Attempts,
+    pub(crate) reloading: Reloading,
+    pub(crate) operating: Operating,
+    pub(crate) made_keys: ArcSwap<MadeKeys>,
+    /// Where state is kept. `None`: nowhere.
+    pub(crate) state_dir: Option<PathBuf>,
     /// `127.0.0.1:8080`: what a client that names no host is told to use.
     pub(crate) first_addr: String,
 }
@@ -106,7 +129,13 @@ impl Shared {
 
 impl Settings {
     /// Makes `config` ready. Upstreams of `before` that have not changed stay, and their connections with them.
-    pub(crate) fn new(mut config: Config, before: Option<&Self>, allow_anonymous: bool) -> Result<Self, StartError> {
+    pub(crate) fn new(
+        mut config: Config,
+        made: &MadeKeys,
+        before: Option<&Self>,
+        allow_anonymous: bool,
+    ) -> Result<Self, StartError> {
+        let needs_key = !config.keys.is_empty() || made.are_needed();
         if config.upstreams.is_empty() {
             config.set_upstreams(vec![tidegate_core::config::UpstreamConfig::default()]);
         }
@@ -120,18 +149,16 @@ impl Settings {
             };
             upstreams.push(upstream);
         }
-        if !config.keys.is_empty()
-            && let Some(open) = upstreams.iter().find(|upstream| !upstream.shares_credential())
-        {
+        if needs_key && let Some(open) = upstreams.iter().find(|upstream| !upstream.shares_credential()) {
             return Err(StartError::Config(format!(
-                "[[key]] is configured, but upstream \"{}\" has no api_key: a tidegate key is never forwarded; set its \
+                "calls need a tidegate key, but upstream \"{}\" has no api_key: a tidegate key is never forwarded; set its \
                  api_key to env:NAME or file:PATH",
                 open.config.name
             )));
         }
         let beyond = config.server.listen.iter().find(|addr| !addr.is_loopback());
         if let Some(addr) = beyond
-            && config.keys.is_empty()
+            && !needs_key
             && !allow_anonymous
             && upstreams.iter().any(|upstream| upstream.shares_credential())
         {
@@ -141,23 +168,31 @@ impl Settings {
             )));
         }
         let has_own_limits = config.policy.limits.iter().any(|limit| !limit.is_mirror() && limit.mode == Mode::Enforce);
+        let has_user_limits = config.policy.limits.iter().any(|limit| limit.per.contains(&Scope::User));
         let tls = config.server.tls.as_ref().map(crate::tls::acceptor).transpose().map_err(StartError::Config)?;
+        let with_destination = |alert: &AlertConfig| Ok((alert.clone(), Destination::of(alert)?));
+        let alerts: Result<_, String> = config.alerts.iter().map(with_destination).collect();
+        let alerts = alerts.map_err(StartError::Config)?;
         Ok(Self {
             tls,
+            admin_guard: Guard::new(&config.server.allowed_hosts, &[]),
             guard: Guard::new(&config.server.allowed_hosts, &config.server.allowed_origins),
-            callers: Callers::new(&config.keys),
+            callers: Callers::new(&made.beside(&config.keys), needs_key),
+            needs_key,
             groups: ModelGroups::new(&config.model_groups),
             shares: Shares::new(upstreams.iter().map(|upstream| upstream.config.weight)),
             upstreams,
             retry: RetryPolicy::new(Arc::new(config.policy.retry.clone())),
             has_own_limits,
+            has_user_limits,
+            alerts,
             config,
         })
     }
 
     /// True if whoever reaches the listener spends a credential of ours.
     pub(crate) fn is_open_to_all(&self) -> bool {
-        self.config.keys.is_empty() && self.upstreams.iter().any(|upstream| upstream.shares_credential())
+        !self.needs_key && self.upstreams.iter().any(|upstream| upstream.shares_credential())
     }
 
     /// What listening at `addrs` does not go together with.
@@ -226,14 +261,14 @@ mod tests {
     async fn keys_need_an_upstream_with_a_credential_and_a_shared_one_needs_keys_beyond_loopback() {
         let open = with_upstreams(vec![upstream("a")]);
         let keyed = Config { keys: vec![KeyConfig::default()], ..open.clone() };
-        assert!(Settings::new(keyed, None, false).is_err());
+        assert!(Settings::new(keyed, &MadeKeys::default(), None, false).is_err());
         let shared = UpstreamConfig { api_key: Some(SecretSource::Placeholder), ..upstream("a") };
         let mut config = with_upstreams(vec![shared]);
-        assert!(Settings::new(config.clone(), None, false).is_ok());
+        assert!(Settings::new(config.clone(), &MadeKeys::default(), None, false).is_ok());
         config.server.listen = vec!["0.0.0.0:0".parse().unwrap()];
-        assert!(Settings::new(config.clone(), None, false).is_err());
-        assert!(Settings::new(config.clone(), None, true).is_ok());
+        assert!(Settings::new(config.clone(), &MadeKeys::default(), None, false).is_err());
+        assert!(Settings::new(config.clone(), &MadeKeys::default(), None, true).is_ok());
         config.keys = vec![KeyConfig::default()];
-        assert!(Settings::new(config, None, false).is_ok());
+        assert!(Settings::new(config, &MadeKeys::default(), None, false).is_ok());
     }
 }

@@ -4,14 +4,19 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use tidegate::Driver;
 use tidegate_core::config::Policy;
 use tidegate_core::gate::Gate;
 
-/// The file with the admin listener's token.
-const ADMIN_TOKEN: &str = "admin-token";
+use crate::token;
+
+/// The file in a gateway's state directory with the admin listener's token.
+pub const ADMIN_TOKEN_FILE: &str = "admin-token";
+/// The file in a gateway's state directory that says where its admin listener is, for programs on the same machine.
+pub const ADMIN_ADDRESS_FILE: &str = "admin-address";
 
 /// A core with `policy` and what the run before left in `dir`.
 pub(crate) fn restored(policy: Policy, dir: Option<&Path>) -> Gate {
@@ -40,6 +45,21 @@ pub(crate) fn keep_saving(driver: &Driver, dir: &Path) {
     });
 }
 
+/// Puts `text` in the place of the file at `path`, for its owner alone: a crash at any instant leaves the old one or the new one, whole.
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = private(&aside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    // The name is on disk once the directory is.
+    #[cfg(unix)]
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
 fn private(path: &Path) -> io::Result<fs::File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -48,9 +68,21 @@ fn private(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
+/// Says where the admin listener is reached from this machine.
+pub(crate) fn tell_admin_address(dir: Option<&Path>, mut addr: SocketAddr) {
+    let Some(path) = dir.map(|dir| dir.join(ADMIN_ADDRESS_FILE)) else { return };
+    if addr.ip().is_unspecified() {
+        let loopback = if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        addr.set_ip(loopback);
+    }
+    if let Err(error) = replace(&path, addr.to_string().as_bytes()) {
+        tracing::warn!("{} cannot be written: {error}; `tidegate admin` will not find this process", path.display());
+    }
+}
+
 /// The admin listener's token: that of the state directory, made at the first start for its owner alone.
 pub(crate) fn admin_token(dir: Option<&Path>) -> String {
-    let Some(path) = dir.map(|dir| dir.join(ADMIN_TOKEN)) else {
+    let Some(path) = dir.map(|dir| dir.join(ADMIN_TOKEN_FILE)) else {
         tracing::info!("no state directory: set TIDEGATE_ADMIN_TOKEN to use the admin listener");
         return made_token();
     };
@@ -73,14 +105,11 @@ pub(crate) fn admin_token(dir: Option<&Path>) -> String {
 
 /// 32 bytes that nobody can guess, as hexadecimal digits.
 fn made_token() -> String {
-    let mut bytes = [0; 32];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    if random.fill(&mut bytes).is_err() {
+    token::random_digits(32).unwrap_or_else(|| {
         // No token at all is safer than one that can be guessed: nothing has this hash's text.
         tracing::warn!("the system has no randomness: the admin listener cannot be used without TIDEGATE_ADMIN_TOKEN");
-        return String::new();
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        String::new()
+    })
 }
 
 #[cfg(test)]
@@ -96,7 +125,7 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let mode = fs::metadata(dir.path().join(ADMIN_TOKEN)).unwrap().permissions().mode();
+            let mode = fs::metadata(dir.path().join(ADMIN_TOKEN_FILE)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
     }

@@ -32,6 +32,25 @@ pub(crate) fn fingerprint(digest: &[u8; 32]) -> String {
     digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// So many bytes that nobody can guess, as hexadecimal digits. `None`: the system has no randomness.
+pub(crate) fn random_digits(bytes: usize) -> Option<String> {
+    let mut random = vec![0; bytes];
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut random).ok()?;
+    Some(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The hash that 64 hexadecimal digits stand for.
+pub(crate) fn from_hex(digits: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (position, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * position..2 * position + 2], 16).ok()?;
+    }
+    Some(hash)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

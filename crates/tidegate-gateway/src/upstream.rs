@@ -201,7 +201,7 @@ mod tests {
         if !bearer.is_empty() {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_static(bearer));
         }
-        let identity = Callers::new(&[]).identify(&mut headers, 0).unwrap();
+        let identity = Callers::new(&[], false).identify(&mut headers, 0).unwrap();
         let account = upstream.address(&mut headers, &identity);
         (headers, account)
     }
@@ -281,7 +281,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(headers::ORGANIZATION, HeaderValue::from_static("org-1"));
             headers.insert(headers::PROJECT, HeaderValue::from_static("proj-1"));
-            let identity = Callers::new(&[]).identify(&mut headers, 0).unwrap();
+            let identity = Callers::new(&[], false).identify(&mut headers, 0).unwrap();
             upstream.address(&mut headers, &identity);
             let told = [headers::ORGANIZATION, headers::PROJECT].map(|name| headers.contains_key(name));
             assert_eq!(told, [is_told; 2], "{base_url}");

@@ -3,15 +3,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate::Driver;
+use tidegate::{Driver, WeakDriver};
 use tidegate_core::event::Event;
+use tidegate_watch::anomaly::Anomalies;
 use tidegate_watch::audit::{Feed, Trail};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::event_log::EventLog;
-use crate::metrics::Transitions;
+use crate::metrics::{Held, Metrics, Transitions};
 use crate::told::Told;
 
 /// How often events are taken. Those that come meanwhile wake nobody: a call pays for its event, not for a switch of tasks.
@@ -29,12 +30,16 @@ impl Watching {
         driver: &Driver,
         feed: Feed,
         trail: Option<Trail>,
-        transitions: Transitions,
+        metrics: &Metrics,
+        anomalies: Anomalies,
         told: Told,
     ) -> Self {
         let (end, ended) = oneshot::channel();
         let events = if feed.takes_calls() { driver.subscribe() } else { driver.subscribe_notable() };
-        let watcher = Watcher { events, trail, feed, transitions, told, log: EventLog::default() };
+        let (transitions, held) = (metrics.transitions.clone(), metrics.held.clone());
+        let driver = driver.downgrade();
+        let watcher =
+            Watcher { driver, events, trail, feed, transitions, held, anomalies, told, log: EventLog::default() };
         Self(Mutex::new(Some((end, tokio::spawn(watcher.run(ended))))))
     }
 
@@ -50,10 +55,13 @@ impl Watching {
 }
 
 struct Watcher {
+    driver: WeakDriver,
     events: broadcast::Receiver<Arc<Event>>,
     trail: Option<Trail>,
     feed: Feed,
     transitions: Transitions,
+    held: Held,
+    anomalies: Anomalies,
     told: Told,
     log: EventLog,
 }
@@ -83,6 +91,10 @@ impl Watcher {
     fn take(&mut self, event: &Event) {
         if let Event::StateChanged { breaker, from, to, .. } = event {
             self.transitions.count(breaker, from.name(), to.name());
+        }
+        self.held.take(event);
+        if let Some(driver) = self.driver.upgrade() {
+            self.anomalies.take(event, driver.now());
         }
         let Some(record) = self.feed.record(event) else {
             self.told.unrecorded(event, &self.feed);
@@ -119,6 +131,7 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_core::config::Policy;
     use tidegate_watch::audit::TrailOptions;
 
     use super::*;
@@ -132,10 +145,13 @@ mod tests {
             sender.send(Arc::new(Event::LimitsReset)).unwrap();
         }
         let watcher = Watcher {
+            driver: Driver::new(Policy::default(), 1).downgrade(),
             events,
             trail: Some(trail.clone()),
             feed: Feed::new(false, None),
             transitions: Transitions::default(),
+            held: Held::default(),
+            anomalies: Anomalies::default(),
             told: Told::default(),
             log: EventLog::default(),
         };

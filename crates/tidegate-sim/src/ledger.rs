@@ -1,6 +1,6 @@
 //! Counts what happened and keeps the newest requests, in memory and, if asked, as JSON lines in a file.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -90,6 +90,9 @@ pub struct Stats {
     pub refused: u64,
     /// The same by what was short: `requests`, `tokens`, `requests_day`, `tokens_day`, `images`, and each as `too_large_…`.
     pub refused_by: BTreeMap<String, u64>,
+    /// Requests that came although a wait that the limiter had told of their group was not over. Not counted: those that came
+    /// within 50 ms of it, which crossed it on the way.
+    pub came_early: u64,
     /// Every 429 sent, faults included.
     pub status_429: u64,
     /// Replies by status.
@@ -135,10 +138,15 @@ pub struct GroupStats {
     pub levels: BTreeMap<&'static str, Level>,
 }
 
+/// A request that comes so soon after a wait was told was under way by then.
+const CROSSES_MICROS: u64 = 50_000;
+
 /// The counters and the log.
 pub(crate) struct Ledger {
     pub(crate) stats: Stats,
     entries: VecDeque<LogEntry>,
+    /// By group: when a wait was told, and when it ends.
+    waits: HashMap<String, (u64, u64)>,
     file: Option<(Sender<LogEntry>, JoinHandle<()>)>,
 }
 
@@ -155,7 +163,7 @@ impl Ledger {
                 Some((sender, thread))
             }
         };
-        Ok(Ledger { stats: Stats::default(), entries: VecDeque::new(), file })
+        Ok(Ledger { stats: Stats::default(), entries: VecDeque::new(), waits: HashMap::new(), file })
     }
 
     /// Records a request that ended.
@@ -170,8 +178,18 @@ impl Ledger {
         self.entries.push_back(entry);
     }
 
-    /// The limiter's answer to one call.
-    pub(crate) fn count_admission(&mut self, group: &str, charge: Charge, refusal: Option<Refusal>) {
+    /// The limiter's answer to one call, at `now` in microseconds.
+    pub(crate) fn count_admission(&mut self, group: &str, charge: Charge, refused: Option<&Refused>, now: u64) {
+        let in_force = self.waits.get(group).filter(|(told_at, until)| now > told_at + CROSSES_MICROS && now < *until);
+        self.stats.came_early += u64::from(in_force.is_some());
+        if let Some(refused) = refused.filter(|refused| !refused.too_large) {
+            let until = now + refused.wait_micros;
+            let known = self.waits.entry(group.to_owned()).or_insert((now, until));
+            if until > known.1 {
+                *known = (now, until);
+            }
+        }
+        let refusal = refused.map(Refusal::of);
         if !self.stats.groups.contains_key(group) {
             self.stats.groups.insert(group.to_owned(), GroupStats::default());
         }

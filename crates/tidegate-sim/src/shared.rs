@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 
+use crate::Options;
 use crate::draw;
 use crate::ledger::{Ledger, LogEntry, Stats};
 use crate::limiter::{Charge, Refused, Remaining, Rules, Upstream};
 use crate::reply::Files;
 use crate::scenario::{Scenario, micros};
-use crate::{Options, Refusal};
 
 /// More accounts or groups than this share one limiter: memory stays bounded whatever names come.
 const LIMITERS_MAX: usize = 10_000;
@@ -116,8 +116,8 @@ impl Shared {
             Ok(remaining) => (remaining, None),
             Err(refused) => (upstream.look(now), Some(refused)),
         });
-        let refusal = refused.as_ref().map(Refusal::of);
-        self.with_ledger(|ledger| ledger.count_admission(&place.group, charge, refusal));
+        let now = micros(self.elapsed());
+        self.with_ledger(|ledger| ledger.count_admission(&place.group, charge, refused.as_ref(), now));
         (remaining, refused)
     }
 

@@ -17,7 +17,7 @@ use tidegate_core::time::Time;
 
 pub use notice::{Notice, Turn};
 pub use rule::CALM_FOR;
-pub use sample::Sample;
+pub use sample::{Counts, Sample};
 pub use spread::Spread;
 pub use window::{CALLS_MIN, WINDOW};
 
@@ -51,6 +51,8 @@ pub struct Standing {
     pub since: Option<String>,
     /// The signal at the last look. `None`: too few calls to tell.
     pub value: Option<f64>,
+    /// Whom it is about, those that most of it is about first, at most ten.
+    pub about: Vec<String>,
 }
 
 impl Alerts {
@@ -105,6 +107,7 @@ impl Alerts {
                 state: state.name(),
                 since: state.since().map(shown),
                 value: rule.value(),
+                about: self.window.about(config.when),
             }
         };
         self.rules.iter().map(standing).collect()

@@ -3,6 +3,7 @@
 //! Decides nothing itself: `tidegate_core::breaker` does. This adds a clock, a lock and a guard for each attempt, so that one
 //! that is dropped at any point gives its place back and counts for nothing.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +53,15 @@ struct Inner {
     clock: Clock,
     teller: Teller,
     callbacks: Mutex<Vec<Callback>>,
+    changes: Mutex<Changes>,
+}
+
+/// Changes of state that have yet to be told, in their order.
+#[derive(Default)]
+struct Changes {
+    untold: VecDeque<(BreakerState, BreakerState)>,
+    /// Somebody tells them: whoever brings about another leaves it to him.
+    is_telling: bool,
 }
 
 type Callback = Arc<dyn Fn(BreakerState) -> Result<(), BoxError> + Send + Sync>;
@@ -93,6 +103,7 @@ impl CircuitBreaker {
             clock: Clock::start(),
             teller: Teller::default(),
             callbacks: Mutex::default(),
+            changes: Mutex::default(),
         }))
     }
 
@@ -114,7 +125,7 @@ impl CircuitBreaker {
                 Ok(result) => result,
                 Err(_) => {
                     attempt.failed(&Fault::new(FaultKind::Timeout, "not done in time"));
-                    return Err(Error::Timeout { after, attempts: 1, may_be_billed: true });
+                    return Err(Error::Timeout { after, attempts: 1, last: None, may_be_billed: true });
                 }
             },
         };
@@ -145,9 +156,8 @@ impl CircuitBreaker {
         }
         let before = breaker.state();
         let permit = breaker.permit(now);
-        let state = breaker.state();
-        drop(breaker);
-        self.0.changed((state != before).then_some(before), state);
+        let before = (breaker.state() != before).then_some(before);
+        self.0.changed(breaker, before);
         if permit.is_probe() {
             self.0.teller.tell(|| Event::ProbeStarted { breaker: self.0.name.clone() });
         }
@@ -181,8 +191,11 @@ impl CircuitBreaker {
         self.0.force(BreakerState::ForcedClosed);
     }
 
-    /// Calls `callback` with each new state, in the task that brought it about. One that panics or fails is contained: the
-    /// call goes on, and subscribers are told of a [`Event::CallbackError`].
+    /// Calls `callback` with each new state, one after the other in the order in which they came about, in a task that brought
+    /// about one of them: where another task is just telling of an earlier one, it tells of the next as well. By then the
+    /// breaker may be in a later state.
+    ///
+    /// One that panics or fails is contained: the call goes on, and subscribers are told of a [`Event::CallbackError`].
     pub fn on_state_change<R: CallbackResult>(&self, callback: impl Fn(BreakerState) -> R + Send + Sync + 'static) {
         let callback: Callback = Arc::new(move |state| callback(state).into_result());
         self.0.callbacks.lock().unwrap_or_else(PoisonError::into_inner).push(callback);
@@ -192,6 +205,12 @@ impl CircuitBreaker {
     #[must_use]
     pub fn subscribe(&self) -> Events {
         self.0.teller.subscribe()
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.0.teller.call(callback, call)
     }
 }
 
@@ -211,13 +230,47 @@ impl Inner {
 
     fn force(&self, state: BreakerState) {
         let now = self.clock.now();
-        let before = self.lock().force(state, now);
-        self.changed(before, state);
+        let mut breaker = self.lock();
+        let before = breaker.force(state, now);
+        self.changed(breaker, before);
     }
 
-    /// Tells of a change; never under the lock, so that a callback may ask the breaker.
-    fn changed(&self, before: Option<BreakerState>, to: BreakerState) {
-        let Some(from) = before else { return };
+    /// Lets go of the breaker and tells of a change: not under its lock, so that a callback may ask the breaker.
+    fn changed(&self, breaker: MutexGuard<'_, Breaker>, before: Option<BreakerState>) {
+        let has_changed = self.note(&breaker, before);
+        drop(breaker);
+        if has_changed {
+            self.tell_changes();
+        }
+    }
+
+    /// Puts a change among those to be told; under the breaker's lock, so that they stand in their order.
+    fn note(&self, breaker: &Breaker, before: Option<BreakerState>) -> bool {
+        if let Some(from) = before {
+            self.changes().untold.push_back((from, breaker.state()));
+        }
+        before.is_some()
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_changes(&self) {
+        if std::mem::replace(&mut self.changes().is_telling, true) {
+            return;
+        }
+        loop {
+            let mut changes = self.changes();
+            let next = changes.untold.pop_front();
+            changes.is_telling = next.is_some();
+            drop(changes);
+            let Some((from, to)) = next else { return };
+            self.tell_change(from, to);
+        }
+    }
+
+    fn tell_change(&self, from: BreakerState, to: BreakerState) {
         self.teller.tell(|| Event::StateChanged { breaker: self.name.clone(), from, to });
         let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for callback in callbacks {
@@ -234,6 +287,7 @@ impl Inner {
         let failures = breaker.failures_in_a_row();
         let before = breaker.record(permit, tenant, result, fault, now);
         let (state, removed) = (breaker.state(), breaker.take_passed());
+        let has_changed = self.note(&breaker, before);
         drop(breaker);
         let (name, duration) = (|| self.name.clone(), now.since(began_at));
         if removed > 0 {
@@ -249,7 +303,9 @@ impl Inner {
             }),
             _ => {}
         }
-        self.changed(before, state);
+        if has_changed {
+            self.tell_changes();
+        }
     }
 }
 

@@ -35,6 +35,10 @@ pub struct Call {
     pub(crate) when_open: WhenOpen,
     /// To which endpoint of OpenAI's it goes, where its reply tells how many tokens it used.
     pub(crate) endpoint: Option<Endpoint>,
+    /// Of the input, the tokens that were counted by bytes and may be set right by what such calls really took.
+    pub(crate) calibrated_tokens: u64,
+    /// What its real input is compared with, where that teaches anything.
+    pub(crate) teaches: Option<u64>,
 }
 
 impl Call {
@@ -62,6 +66,8 @@ impl Call {
             timeout: None,
             when_open: WhenOpen::Refuse,
             endpoint: None,
+            calibrated_tokens: 0,
+            teaches: None,
         }
     }
 
@@ -81,6 +87,8 @@ impl Call {
         let mut call = Self::new(model).with_request_type(request_type);
         call.cost = estimate::estimate(&request, &Calibration::default());
         call.endpoint = Some(route.endpoint);
+        call.calibrated_tokens = request.calibrated_tokens();
+        call.teaches = request.teaches();
         call.subject.user = request.named_user().map(Arc::from);
         call
     }
@@ -164,17 +172,15 @@ impl Call {
     /// Tokens that go in, and the most that may come out; instead of an estimate of both together.
     #[must_use]
     pub fn with_tokens(mut self, input: u64, max_output: u64) -> Self {
-        self.cost.input_tokens = input;
         self.cost.max_output_tokens = Some(max_output);
-        self
+        self.input_is(input)
     }
 
     /// Tokens that go in, where nothing bounds what comes out: what such calls wrote before is expected.
     #[must_use]
     pub fn with_input_tokens(mut self, input: u64) -> Self {
-        self.cost.input_tokens = input;
         self.cost.max_output_tokens = None;
-        self
+        self.input_is(input)
     }
 
     /// Images asked for.
@@ -241,6 +247,13 @@ impl Call {
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.cost.input_tokens.saturating_add(self.cost.output_or(0)).max(self.cost.declared_tokens)
+    }
+
+    const fn input_is(mut self, tokens: u64) -> Self {
+        self.cost.input_tokens = tokens;
+        // Whoever says it knows it.
+        self.calibrated_tokens = 0;
+        self
     }
 
     /// The same in the core's words, from `now` on.

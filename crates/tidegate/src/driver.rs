@@ -15,12 +15,14 @@ use std::time::Duration;
 use tidegate_core::call::Call;
 use tidegate_core::config::Policy;
 use tidegate_core::cost::Usage;
-use tidegate_core::event::Interest;
+use tidegate_core::event::{Event, Interest};
 use tidegate_core::gate::{Demand, Gate, Output, Ticket};
 use tidegate_core::refusal::{Reason, Refusal};
 use tidegate_core::time::Time;
 use tokio::sync::{Notify, mpsc};
 
+#[cfg(feature = "tower")]
+use crate::calibrations::Calibrations;
 use crate::clock::Clock;
 use crate::events::{Events, Teller, contained};
 
@@ -52,6 +54,8 @@ struct Inner {
     sooner: Arc<Notify>,
     events: Teller,
     notable: Teller,
+    #[cfg(feature = "tower")]
+    calibrations: Calibrations,
     /// True while somebody writes what happens to the log.
     #[cfg(feature = "openai")]
     is_logged: AtomicBool,
@@ -117,6 +121,8 @@ impl Driver {
             sooner: Arc::default(),
             events,
             notable: Teller::default(),
+            #[cfg(feature = "tower")]
+            calibrations: Calibrations::default(),
             #[cfg(feature = "openai")]
             is_logged: false.into(),
             demands: Mutex::default(),
@@ -185,11 +191,26 @@ impl Driver {
         (policy.queue.max_wait, policy.retry.attempt_timeout, policy.retry.total_timeout)
     }
 
+    /// How far estimates of the calls that it drives are off.
+    #[cfg(feature = "tower")]
+    pub(crate) fn calibrations(&self) -> &Calibrations {
+        &self.0.calibrations
+    }
+
     /// Leave to write to the log what happens, until the guard is dropped. `None`: somebody does already.
     #[cfg(feature = "openai")]
     pub(crate) fn log(&self) -> Option<LogGuard> {
         let is_logged = self.0.is_logged.swap(true, Ordering::Relaxed);
         (!is_logged).then(|| LogGuard(self.downgrade()))
+    }
+
+    /// Tells subscribers what the core itself does not see.
+    pub fn tell(&self, event: Event) {
+        let event = Arc::new(event);
+        if event.is_notable() {
+            self.0.notable.send(event.clone());
+        }
+        self.0.events.send(event);
     }
 
     /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.

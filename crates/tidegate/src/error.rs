@@ -17,6 +17,8 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a call did not end well.
 ///
 /// "Not sent" is said of the attempt that was to be made: where that was not the first, those before it were sent and failed.
+///
+/// Says in its own words what happened; what an operation's own error says is that of its [`source`](std::error::Error::source).
 #[non_exhaustive]
 #[derive(Debug)]
 pub enum Error {
@@ -69,7 +71,9 @@ pub enum Error {
         after: Duration,
         /// Attempts begun.
         attempts: u32,
-        /// The upstream may have done, and billed, work.
+        /// The error of the last attempt that ended before. `None`: none had.
+        last: Option<BoxError>,
+        /// The upstream may have done, and billed, work in the last one.
         may_be_billed: bool,
     },
     /// Nothing new is let through: paused, or about to end.
@@ -109,11 +113,16 @@ impl Error {
         }
     }
 
-    /// The operation's own error, if it ended with one of type `E`.
+    /// The operation's own error, the last if there were several, if it is one of type `E`.
     #[must_use]
     pub fn upstream<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        self.cause()?.downcast_ref()
+    }
+
+    fn cause(&self) -> Option<&BoxError> {
         match self {
-            Self::Upstream { error, .. } | Self::Exhausted { last: error, .. } => error.downcast_ref(),
+            Self::Upstream { error, .. } | Self::Exhausted { last: error, .. } => Some(error),
+            Self::Timeout { last, .. } => last.as_ref(),
             _ => None,
         }
     }
@@ -193,17 +202,17 @@ impl fmt::Display for Error {
             Self::CircuitOpen { breaker, .. } => {
                 write!(f, "circuit breaker is open for {} ({})", breaker.name, breaker.cause)?;
             }
-            Self::Exhausted { attempts, reason, last, .. } => {
+            Self::Exhausted { attempts, reason, fault, .. } => {
                 let why = match reason {
                     GiveUpReason::BudgetExhausted => ", as retries have used up their share of calls",
                     GiveUpReason::DeadlineExceeded => ", as another could not start in time",
-                    GiveUpReason::NotRetryable | GiveUpReason::AttemptsExhausted => "",
+                    _ => "",
                 };
-                write!(f, "gave up after {attempts} attempts{why}; last: {last}")?;
+                write!(f, "gave up after {attempts} attempts{why}; last: {}", in_a_word(fault))?;
             }
             Self::Timeout { after, attempts, .. } => write!(f, "not done within {after:?}, attempts: {attempts}")?,
             Self::Cancelled { reason } => write!(f, "nothing new is let through: {reason}")?,
-            Self::Upstream { error, .. } => return error.fmt(f),
+            Self::Upstream { fault, .. } => write!(f, "failed: {}", in_a_word(fault))?,
         }
         if self.may_be_billed() {
             f.write_str("; the last attempt may have been billed")?;
@@ -217,9 +226,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Upstream { error, .. } | Self::Exhausted { last: error, .. } => Some(error.as_ref()),
-            _ => None,
-        }
+        self.cause().map(|error| error.as_ref() as _)
     }
+}
+
+/// `temporary_error (500)`: what an error's own words would be repeated for, as they are its source's.
+fn in_a_word(fault: &Fault) -> String {
+    let class = fault.kind.error_class();
+    fault.status.map_or_else(|| class.to_owned(), |status| format!("{class} ({status})"))
 }

@@ -35,10 +35,17 @@ impl ToFault for std::io::Error {
         use std::io::ErrorKind;
         let kind = match self.kind() {
             ErrorKind::TimedOut => FaultKind::Timeout,
-            ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
-                FaultKind::Connect
-            }
-            _ => FaultKind::Broken,
+            ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown => FaultKind::Connect,
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::NotConnected
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof => FaultKind::Broken,
+            // A file that is missing says nothing of a service.
+            _ => FaultKind::Unknown,
         };
         Fault::new(kind, self.kind().to_string())
     }
@@ -50,17 +57,22 @@ impl ToFault for tokio::time::error::Elapsed {
     }
 }
 
-/// Judged by what is inside, as far as its type is known here or in what it was caused by; else a fault of the service.
+/// Judged by what is inside, as far as its type is known here or in what it was caused by.
+///
+/// Else it is [`FaultKind::Unknown`]: that a layer within sheds load, or a timeout of the program's own has passed, is not the
+/// service's fault. A program that knows better says so, with a type of its own or a layer's `classify`.
 impl ToFault for BoxError {
     fn to_fault(&self) -> Fault {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self.as_ref());
         while let Some(error) = cause {
-            if let Some(fault) = known(error) {
+            if let Some(fault) = known(error).filter(|fault| fault.kind != FaultKind::Unknown) {
                 return fault;
             }
-            cause = error.source();
+            // An error put into an `io::Error` is not its source.
+            let within = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            cause = within.map_or_else(|| error.source(), |within| Some(within));
         }
-        Fault::new(FaultKind::Server, "failed in a way that is not known")
+        Fault::new(FaultKind::Unknown, "failed in a way that is not known")
     }
 }
 

@@ -127,6 +127,8 @@
 #![cfg_attr(not(feature = "openai"), allow(rustdoc::broken_intra_doc_links))]
 
 mod breaker;
+#[cfg(feature = "tower")]
+mod calibrations;
 mod call;
 mod clock;
 pub mod driver;
@@ -134,6 +136,7 @@ mod error;
 mod events;
 mod fault;
 mod limiter;
+mod progress;
 #[cfg(feature = "openai")]
 mod provider;
 mod retry;
@@ -160,6 +163,7 @@ pub use service::{
     AsCall, CircuitBreakerLayer, CircuitBreakerService, GuardedBody, RateLimitLayer, RateLimitService, Repeatable,
     Reply, ReplyFuture, RetryLayer, RetryService, SentOnce, TidegateLayer, TidegateService,
 };
+/// What decides: for what has no method here. Of the same version always, and as much of this crate's interface as the rest.
 pub use tidegate_core as core;
 pub use tidegate_core::breaker::BreakerState;
 pub use tidegate_core::call::{Priority, RequestType};

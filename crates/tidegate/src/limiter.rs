@@ -61,6 +61,7 @@ pub enum LimitType {
 
 /// How limits stand for one call. A look reserves nothing: whoever comes next may take what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Check {
     /// It could go now.
     pub allowed: bool,
@@ -80,6 +81,7 @@ pub struct Check {
 
 /// What is limited, and how much of it is in use by all calls together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LimitInfo {
     /// Where no override says otherwise; of several limits the lowest. `None`: not limited.
     pub requests_per_minute: Option<u64>,
@@ -107,7 +109,8 @@ impl RateLimiter {
         Self::with_limits([limit])
     }
 
-    /// Keeps to several limits at once, each with its own name: a call takes from all that it matches, or from none.
+    /// Keeps to several limits at once: a call takes from all that it matches, or from none. Of those that have one name the
+    /// later ones get a number after it: `rate_limit_2`.
     ///
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
@@ -122,7 +125,8 @@ impl RateLimiter {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn with_policy(limits: Vec<Limit>, queue: QueueConfig) -> Self {
+    pub fn with_policy(mut limits: Vec<Limit>, queue: QueueConfig) -> Self {
+        name_apart(&mut limits);
         let upstream = UpstreamPolicy { name: "openai".into(), learn_limits: false, token_charge: TokenCharge::Input };
         let policy = Policy { limits, queue, upstreams: vec![upstream], ..Policy::default() };
         Self::of(Driver::new(policy, seed()))
@@ -240,8 +244,33 @@ impl RateLimiter {
         self.driver.subscribe()
     }
 
+    /// How far estimates of the calls that it limits are off.
+    #[cfg(feature = "tower")]
+    pub(crate) fn calibrations(&self) -> &crate::calibrations::Calibrations {
+        self.driver.calibrations()
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.driver.contained(callback, call)
+    }
+
     fn timed(&self, call: &Call) -> core::Call {
         call.at(self.driver.now(), self.driver.max_wait(), None)
+    }
+}
+
+/// Levels go by the names of their limits: two of one name would be one limit, and only the later would bind.
+pub(crate) fn name_apart(limits: &mut [Limit]) {
+    for at in 1..limits.len() {
+        let (earlier, rest) = limits.split_at_mut(at);
+        let is_taken = |name: &str| earlier.iter().any(|limit| &*limit.name == name);
+        let name = rest[0].name.clone();
+        let numbered = (2..).map(|number| format!("{name}_{number}")).find(|name| !is_taken(name));
+        if let Some(numbered) = numbered.filter(|_| is_taken(&name)) {
+            rest[0].name = numbered.into();
+        }
     }
 }
 

@@ -101,6 +101,7 @@ pub enum Content {
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MessageChunk {
     /// The answer's, as the API names it.
     pub id: String,

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::clock::Clock;
 use crate::error::{BoxError, Error};
 use crate::events::{Events, Teller};
 use crate::fault::ToFault;
+use crate::progress::Progress;
 
 /// The delay where a strategy of the program's own panicked when asked for one.
 const DELAY_WITHOUT_WORD: Duration = Duration::from_secs(1);
@@ -106,13 +106,13 @@ impl Retry {
         Fut: Future<Output = Result<T, E>>,
         E: ToFault + Into<BoxError>,
     {
-        let begun = AtomicU32::new(0);
-        let (run, attempt_timeout, total_timeout) = self.begin(call, &begun);
+        let progress = Progress::default();
+        let (run, attempt_timeout, total_timeout) = self.begin(call, &progress);
         let work = attempts(run, operation, attempt_timeout);
         let Some(after) = total_timeout else { return work.await };
         match tokio::time::timeout(after, work).await {
             Ok(result) => result,
-            Err(_) => Err(self.ran_out(call, begun.load(Ordering::Relaxed), after)),
+            Err(_) => Err(self.ran_out(call, &progress, after)),
         }
     }
 
@@ -120,7 +120,7 @@ impl Retry {
     pub(crate) fn begin<'r>(
         &'r self,
         call: &'r Call,
-        begun: &'r AtomicU32,
+        progress: &'r Progress,
     ) -> (Run<'r>, Option<Duration>, Option<Duration>) {
         let now = self.inner.clock.now();
         let mut rules = self.inner.lock();
@@ -129,14 +129,14 @@ impl Retry {
         let total_timeout = [call.timeout, config.total_timeout].into_iter().flatten().min();
         let bounds = [call.max_wait, total_timeout];
         let deadline = bounds.into_iter().flatten().min().map_or(Time::NEVER, |bound| now + bound);
-        let run = Run { retry: self, call, begun, history: History::default(), began_at: now, deadline };
+        let run = Run { retry: self, call, progress, history: History::default(), began_at: now, deadline };
         (run, config.attempt_timeout, total_timeout)
     }
 
     /// The call's time was up.
-    pub(crate) fn ran_out(&self, call: &Call, attempts: u32, after: Duration) -> Error {
-        self.inner.gave_up(call, attempts, GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
-        Error::Timeout { after, attempts, may_be_billed: attempts > 0 }
+    pub(crate) fn ran_out(&self, call: &Call, progress: &Progress, after: Duration) -> Error {
+        self.inner.gave_up(call, progress.attempts(), GiveUpReason::DeadlineExceeded, FaultKind::Timeout);
+        progress.timed_out(after)
     }
 
     /// Whether the attempt number `attempt` (from 1) that failed with `error` is worth another.
@@ -179,6 +179,12 @@ impl Retry {
     #[must_use]
     pub fn subscribe(&self) -> Events {
         self.inner.teller.subscribe()
+    }
+
+    /// Calls a callback of the program's own. `None`: it panicked, which subscribers have been told.
+    #[cfg(feature = "tower")]
+    pub(crate) fn contained<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
+        self.inner.teller.call(callback, call)
     }
 
     /// The rules and a sequence of random numbers of one's own, to be asked without the lock: a strategy may be the program's.
@@ -226,7 +232,7 @@ impl Inner {
 pub(crate) struct Run<'r> {
     retry: &'r Retry,
     call: &'r Call,
-    begun: &'r AtomicU32,
+    progress: &'r Progress,
     history: History,
     began_at: Time,
     deadline: Time,
@@ -235,11 +241,17 @@ pub(crate) struct Run<'r> {
 impl Run<'_> {
     /// Attempts begun.
     pub(crate) fn attempt(&self) -> u32 {
-        self.begun.load(Ordering::Relaxed)
+        self.progress.attempts()
+    }
+
+    /// The attempt that failed is followed by another.
+    pub(crate) fn goes_on(&self, failure: Failure) {
+        self.progress.failed(failure);
     }
 
     pub(crate) fn starts(&mut self) {
-        let attempt = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let attempt = self.attempt() + 1;
+        self.progress.begins(attempt);
         self.began_at = self.retry.inner.clock.now();
         self.retry.inner.teller.tell(|| Event::AttemptStart { call: self.call.id.clone(), attempt });
     }
@@ -286,7 +298,10 @@ where
                 return Ok(value);
             }
             Err(failure) => match run.failed(&failure.fault) {
-                Decision::Retry { delay } => tokio::time::sleep(delay).await,
+                Decision::Retry { delay } => {
+                    run.goes_on(failure);
+                    tokio::time::sleep(delay).await;
+                }
                 Decision::GiveUp(reason) => return Err(failure.into_error(run.attempt(), reason)),
             },
         }
@@ -297,7 +312,9 @@ impl Failure {
     pub(crate) fn into_error(self, attempts: u32, reason: GiveUpReason) -> Error {
         let Self { fault, error } = self;
         match (error, reason) {
-            (Err(after), GiveUpReason::NotRetryable) => Error::Timeout { after, attempts, may_be_billed: true },
+            (Err(after), GiveUpReason::NotRetryable) => {
+                Error::Timeout { after, attempts, last: None, may_be_billed: true }
+            }
             (Ok(error), GiveUpReason::NotRetryable) => Error::of_upstream(fault, error),
             (last, _) => {
                 let last = last.unwrap_or_else(|_| fault.clone());
@@ -305,6 +322,11 @@ impl Failure {
                 Error::Exhausted { attempts, reason, fault, last, may_be_billed }
             }
         }
+    }
+
+    /// The attempt's error; of one that was cancelled, or was answered, what kind of failure it was.
+    pub(crate) fn into_last(self) -> BoxError {
+        self.error.unwrap_or(self.fault)
     }
 }
 

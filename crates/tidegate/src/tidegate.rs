@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tidegate_core::breaker::BreakerState;
@@ -23,7 +22,8 @@ use crate::driver::{Attempt, Driver, Permit, Settled};
 use crate::error::{BoxError, Error};
 use crate::events::{Events, Teller};
 use crate::fault::ToFault;
-use crate::limiter::RateLimiter;
+use crate::limiter::{RateLimiter, name_apart};
+use crate::progress::Progress;
 use crate::retry::{Contained, seed, within};
 
 /// All of it; clones share it.
@@ -63,7 +63,8 @@ pub struct TidegateBuilder {
 }
 
 impl TidegateBuilder {
-    /// Keeps to this limit, beside those that the upstream is found to have. More than one: each needs a name.
+    /// Keeps to this limit, beside those that the upstream is found to have. Of several that have one name the later ones get a
+    /// number after it: `rate_limit_2`.
     pub fn limit(mut self, limit: RateLimitConfig) -> Self {
         self.policy.limits.push(limit.into_limit());
         self
@@ -105,7 +106,8 @@ impl TidegateBuilder {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn build(self) -> Tidegate {
+    pub fn build(mut self) -> Tidegate {
+        name_apart(&mut self.policy.limits);
         let mut retry = RetryPolicy::new(Arc::new(self.policy.retry.clone()));
         for (error, strategy) in self.strategies {
             retry = retry.with_strategy(error, strategy);
@@ -134,7 +136,8 @@ impl Tidegate {
     /// # Panics
     /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
-    pub fn with_policy(policy: Policy) -> Self {
+    pub fn with_policy(mut policy: Policy) -> Self {
+        name_apart(&mut policy.limits);
         Self { driver: Driver::new(policy, seed()) }
     }
 
@@ -151,14 +154,11 @@ impl Tidegate {
     {
         let (max_wait, attempt_timeout, total_timeout) = self.driver.bounds();
         let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
-        let begun = AtomicU32::new(0);
+        let progress = Progress::default();
         let admitted = self.driver.admit(call.at(self.driver.now(), max_wait, total_timeout));
-        let work = attempts(admitted, operation, attempt_timeout, &begun);
+        let work = attempts(admitted, operation, attempt_timeout, &progress);
         let Some(after) = total_timeout else { return work.await };
-        tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
-            let attempts = begun.load(Ordering::Relaxed);
-            Err(Error::Timeout { after, attempts, may_be_billed: attempts > 0 })
-        })
+        tokio::time::timeout(after, work).await.unwrap_or_else(|_| Err(progress.timed_out(after)))
     }
 
     /// Waits for the call's turn, for whoever makes and settles the attempts without [`Tidegate::execute`].
@@ -220,7 +220,7 @@ async fn attempts<T, E, Fut>(
     admitted: crate::driver::Admission,
     mut operation: impl FnMut(Attempt) -> Fut,
     attempt_timeout: Option<Duration>,
-    begun: &AtomicU32,
+    progress: &Progress,
 ) -> Result<T, Error>
 where
     Fut: Future<Output = Result<T, E>>,
@@ -230,7 +230,7 @@ where
     loop {
         permit.sent();
         let number = permit.attempt();
-        begun.store(number, Ordering::Relaxed);
+        progress.begins(number);
         let sent_at = tokio::time::Instant::now();
         let failure = match within(attempt_timeout, operation(permit.handle())).await {
             Ok(value) => {
@@ -242,7 +242,10 @@ where
             Err(failure) => failure,
         };
         permit = match next(permit, &failure.fault) {
-            Next::Wait(waiting) => waiting.await?,
+            Next::Wait(waiting) => {
+                progress.failed(failure);
+                waiting.await?
+            }
             Next::GiveUp(reason) => return Err(failure.into_error(number, reason)),
         };
     }

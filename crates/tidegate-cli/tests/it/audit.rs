@@ -1,6 +1,8 @@
+use std::process::{Command, Stdio};
+
 use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
 
-use crate::process::{Place, chat};
+use crate::process::{Place, Running, chat, http};
 
 /// A trail of three records in `state`, with its writer.
 fn trail(place: &Place) -> Trail {
@@ -110,4 +112,46 @@ fn what_a_gateway_refused_is_in_its_trail_while_it_runs_and_after_it_was_killed(
     assert_eq!(gateway.end().code, Some(0));
     let kept = place.run(&audit(&["query", "--kind", "config"])).stdout;
     assert_eq!(kept.matches("config started").count(), 2, "{kept}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_full_disk_the_gateway_follows_on_failure_raises_the_alert_and_goes_on_once_there_is_room() {
+    let place = Place::new();
+    place.file(
+        "tidegate.toml",
+        "[audit]\non_failure = \"refuse\"\n[limit.each]\nper = [\"user\"]\ntokens_per_minute = 1\n\
+         [[alert]]\nname = \"audit\"\nwhen = \"audit_failed\"\n\
+         webhook = \"http://127.0.0.1:1/hooks/T0P-SECRET\"\n",
+    );
+    // No file may grow beyond so many KiB; without the trap the signal would end the process instead of failing the write.
+    let script = "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\"";
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_tidegate"), "serve", "--sim", "--state-dir", "state"]);
+    command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.current_dir(place.path()).env_clear().env("HOME", place.path()).stdin(Stdio::null());
+    let mut gateway = Running::start(command);
+    let (api, admin) = (gateway.announced("api"), gateway.announced("admin"));
+    // Each refusal is a record.
+    let reason =
+        |reply: &str| reply.lines().find_map(|line| line.strip_prefix("x-tidegate-reason: ")).map(str::to_owned);
+    let refused = || reason(&chat(&api, &[]).1).unwrap();
+    while refused() != "audit" {}
+    let is_told =
+        || http("GET", &format!("{admin}/metrics"), &[], "").1.contains("tidegate_alert_firing{alert=\"audit\"} 1");
+    while !is_told() {
+        assert_eq!(refused(), "audit");
+    }
+    gateway.logs("alert: audit: 1 audit record not written");
+    let room = Command::new("prlimit").args(["--pid", &gateway.id(), "--fsize=unlimited"]).status().unwrap();
+    assert!(room.success());
+    while refused() == "audit" {}
+    gateway.signal("TERM");
+    let ended = gateway.end();
+    assert_eq!(ended.code, Some(0));
+    let dead = "an alert could not be delivered: connection refused; trying on";
+    assert!(ended.stderr.contains(dead) && !ended.stderr.contains("T0P-SECRET"), "{}", ended.stderr);
+    let alerts = place.run(&audit(&["query", "--kind", "alert"])).stdout;
+    assert!(alerts.contains("alert fired why=\"audit: 1 audit record not written; alert above 0\""), "{alerts}");
+    assert_eq!(place.run(&audit(&["verify"])).code, Some(0));
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod admin;
 mod audit;
 mod check;
 mod demo;
@@ -11,6 +12,7 @@ mod plan;
 mod process;
 mod run;
 mod run_breaks;
+mod secrets;
 mod serve;
 mod sharing;
 mod sim;

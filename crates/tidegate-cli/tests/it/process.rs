@@ -97,6 +97,11 @@ impl Running {
         running
     }
 
+    /// Its process.
+    pub(crate) fn id(&self) -> String {
+        self.child.id().to_string()
+    }
+
     /// The value of `name=…` in the ready line.
     pub(crate) fn announced(&self, name: &str) -> String {
         let prefix = format!("{name}=");

@@ -13,6 +13,7 @@ use crate::limit::Limit;
 
 /// `[queue]`.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct QueueConfig {
     /// Queueing and back-off together; no attempt starts after it.
     pub max_wait: Duration,
@@ -41,9 +42,40 @@ impl Default for QueueConfig {
     }
 }
 
+impl QueueConfig {
+    /// How long calls may wait that say nothing of it, queueing and back-off together.
+    #[must_use]
+    pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
+        self.max_wait = max_wait;
+        self
+    }
+
+    /// Calls that may wait at once.
+    #[must_use]
+    pub fn with_max_waiting(mut self, calls: usize) -> Self {
+        self.max_waiting = calls;
+        self
+    }
+
+    /// Share of each level, 0 to 1, that lower classes leave free while a higher one is active.
+    #[must_use]
+    pub fn with_reserve(mut self, share: f64) -> Self {
+        self.reserve = share;
+        self
+    }
+
+    /// The share of a tenant among those of one class. Absent: 1.
+    #[must_use]
+    pub fn with_weight(mut self, tenant: impl Into<Arc<str>>, weight: u32) -> Self {
+        self.weights.insert(tenant.into(), weight);
+        self
+    }
+}
+
 /// How random the delay before a retry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Jitter {
     /// Exactly the delay.
     None,
@@ -60,6 +92,7 @@ pub enum Jitter {
 
 /// `[retry.strategy.NAME]`: what is different for one error class or code. `None`: as in `[retry]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct RetryStrategyConfig {
     /// Sends, the first included.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +108,29 @@ pub struct RetryStrategyConfig {
     pub backoff_multiplier: Option<f64>,
 }
 
+impl RetryStrategyConfig {
+    /// Sends, the first included.
+    #[must_use]
+    pub fn with_max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// The delay before the first retry, and the bound of those after it.
+    #[must_use]
+    pub fn with_delays(mut self, base: Duration, max: Duration) -> Self {
+        (self.base_delay, self.max_delay) = (Some(base), Some(max));
+        self
+    }
+
+    /// Growth from retry to retry.
+    #[must_use]
+    pub fn with_backoff_multiplier(mut self, multiplier: f64) -> Self {
+        self.backoff_multiplier = Some(multiplier);
+        self
+    }
+}
+
 /// `retry.budget`: retries may not exceed this share of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct RetryBudgetConfig {
@@ -86,6 +142,7 @@ pub struct RetryBudgetConfig {
 
 /// `[retry]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct RetryConfig {
     /// Sends, the first included.
     pub max_attempts: u32,
@@ -190,6 +247,20 @@ impl RetryConfig {
         self
     }
 
+    /// Another error class or code that is worth a retry.
+    #[must_use]
+    pub fn with_retryable_error(mut self, error: impl Into<String>) -> Self {
+        self.retryable_errors.push(error.into());
+        self
+    }
+
+    /// No other rule for any error class or code.
+    #[must_use]
+    pub fn without_strategies(mut self) -> Self {
+        self.strategies.clear();
+        self
+    }
+
     /// How random delays are.
     #[must_use]
     pub fn with_jitter(mut self, jitter: Jitter) -> Self {
@@ -218,6 +289,7 @@ fn by_priority<S: Serializer>(factors: &[f64; 3], serializer: S) -> Result<S::Ok
 
 /// `[breaker]`: one breaker per account and model group.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct BreakerConfig {
     /// Consecutive failures that open it.
     pub failure_threshold: u32,

@@ -1,11 +1,12 @@
 //! How everything stands at one instant, for people and metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::{Gate, State};
-use crate::breaker::FORCED;
+use crate::breaker::{BreakerState, FORCED};
 use crate::call::Priority;
 use crate::ledger::{LEARNED, Level, Source};
 use crate::meter::Meter;
@@ -201,6 +202,20 @@ impl Gate {
             cause: FORCED.to_owned(),
             next_probe_in_seconds: None,
         })
+    }
+
+    /// Names of the breakers that let nothing through, or probes alone: open, half open, or forced open.
+    #[must_use]
+    pub fn open_breakers(&self) -> BTreeSet<Arc<str>> {
+        let lets_through = |state| matches!(state, BreakerState::Closed | BreakerState::ForcedClosed);
+        let open = self.targets.iter().filter(|(_, target)| !lets_through(target.breaker.state()));
+        open.map(|(_, target)| target.name.clone()).collect()
+    }
+
+    /// How many calls each limit in shadow mode would have held back.
+    #[must_use]
+    pub fn shadow_held(&self) -> BTreeMap<Arc<str>, u64> {
+        self.ledger.shadow_held()
     }
 
     /// The levels of configured limits.

@@ -216,7 +216,7 @@ impl Gate {
                 Reason::Limit(report) | Reason::TooLarge(report) => Some(report.clone()),
                 _ => None,
             };
-            self.emit(|| Event::Refused { call, whose, reason, limit, waited });
+            self.emit(|| Event::Refused { call, whose, reason, limit, waited, retry_after });
         }
         self.outputs.push_back(Output::Refused { ticket, refusal: Box::new(refusal) });
         self.close_entry(ticket);

@@ -2,8 +2,9 @@
 //!
 //! 8 at first, one more for each good reply (so that each round of replies doubles it), 8 more for each second without any.
 //! Where 16 replies told no limit, nothing but a refusal will, and it must not be met by a herd: from then on each second
-//! reply adds one. A limit that becomes known does not let everybody go at once either, as it may be enforced over a second:
-//! it goes on doubling, at least as fast as twice what the limit lets flow, and is lifted after ten seconds.
+//! reply adds one. A limit that becomes known does not let everybody go at once either, as it may be enforced over a second,
+//! which a herd would meet as one: from then on half as many again are added as the limit lets flow, and ten seconds later
+//! nothing is bounded any more.
 
 use crate::time::Time;
 
@@ -24,7 +25,7 @@ pub(crate) struct ColdStart {
     cap: u64,
     good: u64,
     counted_at: Time,
-    /// When a limit became known, and twice the calls a second that it lets flow.
+    /// When a limit became known, and by how many calls a second the bound grows from then on.
     told: Option<(Time, u64)>,
 }
 
@@ -57,14 +58,15 @@ impl ColdStart {
         self.cap(now);
         self.counted_at = now;
         self.good += 1;
-        if self.told.is_some() || self.good <= TELLING || self.good.is_multiple_of(2) {
+        if self.told.is_none() && (self.good <= TELLING || self.good.is_multiple_of(2)) {
             self.cap += 1;
         }
     }
 
-    /// A limit became known that lets so many calls a second flow. Of several the first counts.
+    /// A limit became known that lets so many calls a second flow. Of several the lowest counts, from when the first was told.
     pub(crate) fn told(&mut self, per_second: u64, now: Time) {
-        self.told.get_or_insert((now, per_second.saturating_mul(2)));
+        let (_, grows) = self.told.get_or_insert((now, u64::MAX));
+        *grows = per_second.saturating_add(per_second / 2).min(*grows);
     }
 }
 
@@ -92,14 +94,16 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_becomes_known_keeps_it_doubling_and_never_below_what_flows() {
+    fn the_lowest_limit_that_becomes_known_bounds_how_fast_it_grows() {
         let mut start = ColdStart::new(Time::ZERO);
         (0..20).for_each(|_| start.good_reply(Time::ZERO));
+        start.told(1000, Time::ZERO);
         start.told(100, Time::ZERO);
+        start.told(500, Time::ZERO);
         assert_eq!(start.cap(Time::ZERO), Some(26));
         (0..26).for_each(|_| start.good_reply(Time::ZERO));
-        assert_eq!(start.cap(Time::ZERO), Some(52));
-        assert_eq!(start.cap(Time::from_micros(1_000_000)), Some(208));
+        assert_eq!(start.cap(Time::ZERO), Some(26), "however soon replies come");
+        assert_eq!(start.cap(Time::from_micros(1_000_000)), Some(158));
         assert_eq!(start.cap(Time::from_secs(10)), None);
     }
 

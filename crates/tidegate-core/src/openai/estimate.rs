@@ -92,6 +92,15 @@ impl Request<'_> {
         (!says_nothing).then(|| self.uncalibrated())
     }
 
+    /// Of the estimate, the tokens that a calibration is applied to: none but in responses.
+    #[must_use]
+    pub const fn calibrated_tokens(&self) -> u64 {
+        match self.endpoint {
+            Endpoint::Responses | Endpoint::ResponsesCompact => self.uncalibrated(),
+            _ => 0,
+        }
+    }
+
     /// Bytes ÷ 4 of all that responses count.
     const fn uncalibrated(&self) -> u64 {
         self.text_bytes.saturating_add(self.tools_bytes).div_ceil(4)
@@ -128,7 +137,7 @@ pub fn estimate(request: &Request<'_>, calibration: &Calibration) -> Cost {
         Endpoint::ChatCompletions => by_chars.saturating_add(CHAT_FRAME_TOKENS),
         Endpoint::Responses | Endpoint::ResponsesCompact => {
             let frame = if request.tools_bytes > 0 { RESPONSES_TOOLS_TOKENS } else { RESPONSES_FRAME_TOKENS };
-            calibration.apply(request.uncalibrated()).saturating_add(frame)
+            calibration.apply(request.calibrated_tokens()).saturating_add(frame)
         }
         _ => by_chars,
     };

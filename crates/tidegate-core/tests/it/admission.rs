@@ -248,6 +248,23 @@ fn idle_levels_are_forgotten() {
 }
 
 #[test]
+fn what_a_shadow_limit_would_have_held_is_counted_on_when_levels_are_forgotten() {
+    let shadow = Limit { mode: Mode::Shadow, ..bucket("trial", &[Scope::User], &[(RPM, 60), (TPM, 1)]) };
+    let mut bench = Bench::with_limits(vec![shadow]);
+    let mut counted = 0;
+    for user in 0..3000 {
+        let ticket = bench.admit(call(&format!("user-{user}"), 2));
+        bench.succeed(ticket, 2);
+        bench.run_for(Duration::from_millis(100));
+        let now = bench.gate.shadow_held()["trial"];
+        assert!(now > counted, "{now} after {counted}");
+        counted = now;
+    }
+    assert_eq!(counted, 3000);
+    assert!(bench.gate.status(bench.now).limits.len() < 2000, "none was forgotten");
+}
+
+#[test]
 fn a_clock_that_jumps_back_gives_no_credit_and_does_no_harm() {
     let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(TPM, 60)])]);
     bench.admit(call("ada", 60));

@@ -222,8 +222,8 @@ proptest! {
             let within = times[..=last].iter().filter(|other| at.micros_since(**other) < 60_000_000).count() as u64;
             prop_assert!(within <= most(*at), "{within} within a minute, of {} at {at:?}", most(*at));
         }
-        // And afterwards as much as ever: nobody waits for ever.
+        // And afterwards as much as ever: nobody waits for ever. Where all of a minute goes at once, one of two may have just passed.
         let later = times.iter().filter(|at| **at >= start + Duration::from_secs(480)).count();
-        prop_assert!(later >= 36, "{later} in the last two minutes");
+        prop_assert!(later >= 20, "{later} in the last two minutes");
     }
 }

@@ -40,7 +40,7 @@ fn waiters_of_one_lane_go_first_in_first_out() {
 #[test]
 fn classes_share_the_room_by_their_weights_while_they_contend() {
     let mut bench = Bench::new(Policy {
-        queue: tidegate_core::config::QueueConfig { reserve: 0.0, ..Default::default() },
+        queue: tidegate_core::config::QueueConfig::default().with_reserve(0.0),
         ..policy(vec![bucket("team", &[], &[(RPM, 600)])])
     });
     many(&mut bench, 600, || call("start", 1));

@@ -3,6 +3,8 @@
 use http::Method;
 use tidegate_core::config::AdminRole;
 
+use super::overriding::ToBreaker;
+
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -11,6 +13,17 @@ pub(super) enum Endpoint {
     Events,
     Explain,
     Audit,
+    Alerts,
+    Breaker(ToBreaker),
+    ResetLimits,
+    ResetLimit,
+    BoostLimit,
+    Pause,
+    Resume,
+    Reload,
+    Keys,
+    MakeKey,
+    RevokeKey,
 }
 
 /// How an endpoint is asked, and who may.
@@ -30,14 +43,29 @@ const fn row(method: Method, path: &'static str, wants: Option<AdminRole>, endpo
 
 const ANYBODY: Option<AdminRole> = None;
 const VIEWER: Option<AdminRole> = Some(AdminRole::Viewer);
+const OPERATOR: Option<AdminRole> = Some(AdminRole::Operator);
 
 /// All that there is; where two paths match, the first.
-static TABLE: [Row; 5] = [
+static TABLE: &[Row] = &[
     row(Method::GET, "/metrics", ANYBODY, Endpoint::Metrics),
     row(Method::GET, "/admin/v1/status", VIEWER, Endpoint::Status),
     row(Method::GET, "/admin/v1/events", VIEWER, Endpoint::Events),
     row(Method::GET, "/admin/v1/explain/{}", VIEWER, Endpoint::Explain),
     row(Method::GET, "/admin/v1/audit", VIEWER, Endpoint::Audit),
+    row(Method::GET, "/admin/v1/alerts", VIEWER, Endpoint::Alerts),
+    row(Method::POST, "/admin/v1/breakers/{}/force-open", OPERATOR, Endpoint::Breaker(ToBreaker::ForceOpen)),
+    row(Method::POST, "/admin/v1/breakers/{}/force-half-open", OPERATOR, Endpoint::Breaker(ToBreaker::ForceHalfOpen)),
+    row(Method::POST, "/admin/v1/breakers/{}/force-closed", OPERATOR, Endpoint::Breaker(ToBreaker::ForceClosed)),
+    row(Method::POST, "/admin/v1/breakers/{}/reset", OPERATOR, Endpoint::Breaker(ToBreaker::Reset)),
+    row(Method::POST, "/admin/v1/limits/reset", OPERATOR, Endpoint::ResetLimits),
+    row(Method::POST, "/admin/v1/limits/{}/reset", OPERATOR, Endpoint::ResetLimit),
+    row(Method::POST, "/admin/v1/limits/{}/boost", OPERATOR, Endpoint::BoostLimit),
+    row(Method::POST, "/admin/v1/pause", OPERATOR, Endpoint::Pause),
+    row(Method::POST, "/admin/v1/resume", OPERATOR, Endpoint::Resume),
+    row(Method::POST, "/admin/v1/reload", OPERATOR, Endpoint::Reload),
+    row(Method::GET, "/admin/v1/keys", VIEWER, Endpoint::Keys),
+    row(Method::POST, "/admin/v1/keys", OPERATOR, Endpoint::MakeKey),
+    row(Method::DELETE, "/admin/v1/keys/{}", OPERATOR, Endpoint::RevokeKey),
 ];
 
 /// What a request asks for.
@@ -55,7 +83,7 @@ pub(super) enum Found<'p> {
 pub(super) fn find<'p>(method: &Method, path: &'p str) -> Found<'p> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let mut allowed: Vec<&str> = Vec::new();
-    for row in &TABLE {
+    for row in TABLE {
         let Some(name) = name_in(row.path, path) else { continue };
         if row.method == method {
             return Found::Endpoint(row, name);

@@ -1,5 +1,6 @@
 //! Decides what a viewer is told of how everything stands, and why a call was held or refused.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use tidegate_core::gate::{Explanation, Status};
 
 use super::Ask;
 use super::answer::{Answer, json};
+use crate::operating::Standing;
 use crate::refusal::OwnReply;
 use crate::shared::Phase;
 
@@ -17,6 +19,8 @@ struct StatusView<'s> {
     upstreams: Vec<UpstreamView<'s>>,
     #[serde(flatten)]
     core: Status,
+    /// What operators have said that is in force.
+    overrides: Arc<Standing>,
 }
 
 #[derive(Serialize)]
@@ -42,6 +46,7 @@ pub(super) fn status(ask: &Ask) -> Answer {
             })
             .collect(),
         core: ask.shared.driver.with(|gate, now| gate.status(now)),
+        overrides: ask.shared.operating.now(),
     })
 }
 

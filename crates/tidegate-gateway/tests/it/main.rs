@@ -3,13 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod admin;
+mod alerting;
 mod auditing;
 mod bad_input;
 mod ending;
+mod keys;
 mod learning;
+mod operating;
 mod passing;
 mod refusing;
 mod retrying;
+mod series;
 mod simulated;
 mod support;
 mod telling;

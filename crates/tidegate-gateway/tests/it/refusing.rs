@@ -331,6 +331,7 @@ async fn a_gateway_that_would_call_itself_does_not_start() {
             state_dir: None,
             admin_token: None,
             own_threads: false,
+            source: None,
         };
         let error = tidegate_gateway::Gateway::start(options).await.unwrap_err().to_string();
         assert!(error.contains("is this gateway itself: set base_url"), "{error}");

@@ -42,14 +42,28 @@ pub(crate) fn config(addr: SocketAddr) -> Config {
 /// Starts a gateway.
 pub(crate) async fn start(config: Config) -> Gateway {
     let admin_token = Some("operator".to_owned());
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir: None, admin_token, own_threads: false };
+    let options = GatewayOptions {
+        config,
+        allow_anonymous: false,
+        state_dir: None,
+        admin_token,
+        own_threads: false,
+        source: None,
+    };
     Gateway::start(options).await.unwrap()
 }
 
 /// The same, which keeps what survives a restart in `dir`.
 pub(crate) async fn start_in(dir: &std::path::Path, config: Config) -> Gateway {
     let state_dir = Some(dir.to_owned());
-    let options = GatewayOptions { config, allow_anonymous: false, state_dir, admin_token: None, own_threads: false };
+    let options = GatewayOptions {
+        config,
+        allow_anonymous: false,
+        state_dir,
+        admin_token: None,
+        own_threads: false,
+        source: None,
+    };
     Gateway::start(options).await.unwrap()
 }
 

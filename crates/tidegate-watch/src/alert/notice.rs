@@ -10,9 +10,6 @@ use tidegate_core::time::Time;
 
 use super::rule::{Rule, State};
 
-/// A notice names no more breakers or callers.
-const NAMES_MAX: usize = 10;
-
 /// Why there is something to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -37,7 +34,7 @@ pub struct Notice {
     pub above: f64,
     /// The signal. `None`: too few calls to tell.
     pub value: Option<f64>,
-    /// What the signal counts, by name, where it has names.
+    /// Whom it is about, those that most of it is about first: breakers, limits, upstreams and models, callers.
     pub about: Vec<String>,
     /// When it is told.
     pub at: Time,
@@ -73,7 +70,7 @@ struct Slack {
 }
 
 impl Notice {
-    pub(super) fn new(rule: &Rule, turn: Turn, at: Time, about: &[String]) -> Self {
+    pub(super) fn new(rule: &Rule, turn: Turn, at: Time, about: Vec<String>) -> Self {
         let config = rule.config();
         let (since, number) = match rule.told_state() {
             State::Firing { since, told, .. } => (since, told + u32::from(turn == Turn::Over)),
@@ -85,7 +82,7 @@ impl Notice {
             when: config.when,
             above: config.above,
             value: rule.value(),
-            about: about.iter().take(NAMES_MAX).cloned().collect(),
+            about,
             at,
             since,
             number,

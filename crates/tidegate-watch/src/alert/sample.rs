@@ -1,6 +1,12 @@
 //! What is counted where calls are served, at one instant: all that alerts are judged by.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::spread::Spread;
+
+/// Counts by name: of a limit, of an upstream and model.
+pub type Counts = BTreeMap<Arc<str>, u64>;
 
 /// How the counters stand. Those that count only ever rise.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,6 +19,10 @@ pub struct Sample {
     pub held: u64,
     /// Calls that a limit or a full queue turned away.
     pub refused: u64,
+    /// Those that a limit held or refused, by the limit.
+    pub limited: Counts,
+    /// Those that failed at an upstream, by `upstream/model`.
+    pub failed: Counts,
     /// Attempts after the first.
     pub retries: u64,
     /// From sending an attempt to the head of its reply.

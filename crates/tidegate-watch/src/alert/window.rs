@@ -1,18 +1,22 @@
 //! What happened within the last minute: the value of each signal.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_core::config::AlertSignal;
 use tidegate_core::time::Time;
 
-use super::sample::Sample;
+use super::sample::{Counts, Sample};
 use super::spread::Spread;
 
 /// Shares, quantiles and losses are those of the last minute.
 pub const WINDOW: Duration = Duration::from_secs(60);
 /// A share of fewer calls is none: 1 of 1 is no alarm. Of quantiles it takes so many that one call alone is not the quantile.
 pub const CALLS_MIN: u64 = 10;
+/// An alert names no more of those whom it is about.
+const NAMES_MAX: usize = 10;
 /// Where there are more samples than one a second, the newest in between make way.
 const SAMPLES_MAX: usize = 128;
 
@@ -66,14 +70,32 @@ impl Window {
         }
     }
 
-    /// What a signal counts, by name, where it has names.
-    pub(super) fn about(&self, signal: AlertSignal) -> &[String] {
-        match (signal, self.samples.back()) {
-            (AlertSignal::BreakerOpen, Some((_, last))) => &last.breakers_open,
-            (AlertSignal::BypassSuspected, Some((_, last))) => &last.suspected,
-            _ => &[],
-        }
+    /// Whom a signal is about, those that most of it is about first.
+    pub(super) fn about(&self, signal: AlertSignal) -> Vec<String> {
+        let (Some((_, first)), Some((_, last))) = (self.samples.front(), self.samples.back()) else {
+            return Vec::new();
+        };
+        let mut about = match signal {
+            AlertSignal::BreakerOpen => last.breakers_open.clone(),
+            AlertSignal::BypassSuspected => last.suspected.clone(),
+            AlertSignal::RateLimited => most(&first.limited, &last.limited),
+            AlertSignal::ErrorRate => most(&first.failed, &last.failed),
+            _ => Vec::new(),
+        };
+        about.truncate(NAMES_MAX);
+        about
     }
+}
+
+/// The names whose counts have risen, the most risen first.
+fn most(before: &Counts, now: &Counts) -> Vec<String> {
+    let rise = |(name, count): (&Arc<str>, &u64)| {
+        let rise = count.saturating_sub(before.get(name).copied().unwrap_or(0));
+        (rise > 0).then(|| (Reverse(rise), name.to_string()))
+    };
+    let mut risen: Vec<_> = now.iter().filter_map(rise).collect();
+    risen.sort_unstable();
+    risen.into_iter().map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]
@@ -111,6 +133,21 @@ mod tests {
             window.push(Time::from_secs(second), sample.clone());
         }
         assert_eq!(window.value(AlertSignal::ErrorRate), Some(0.0), "those have left the window");
+    }
+
+    #[test]
+    fn who_is_most_of_it_within_the_last_minute_is_named_first() {
+        let mut window = over(100, |sample| {
+            *sample.limited.entry("team".into()).or_default() += 1;
+            *sample.limited.entry("learned".into()).or_default() += 5;
+            sample.failed.entry("openai/gpt-4o".into()).or_insert(7);
+        });
+        assert_eq!(window.about(AlertSignal::RateLimited), ["learned", "team"]);
+        assert!(window.about(AlertSignal::ErrorRate).is_empty(), "that was before");
+        let (_, mut sample) = window.samples.back().unwrap().clone();
+        sample.failed.insert("azure/gpt-4o".into(), 1);
+        window.push(Time::from_secs(101), sample);
+        assert_eq!(window.about(AlertSignal::ErrorRate), ["azure/gpt-4o"]);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Feed {
                 let record = Record { limit: limit.clone(), ..self.about(record, call, Some(whose)) };
                 Some(record.with("attempt", u64::from(*attempt)).with("waited_us", micros(*queued_for)))
             }
-            Event::Refused { call, whose, reason, limit, waited } => {
+            Event::Refused { call, whose, reason, limit, waited, .. } => {
                 self.forget(call);
                 let record = Record { why: Some((*reason).into()), ..Record::new(Kind::Throttle, "refused") };
                 let record = self.about(record, call, Some(whose)).with("waited_us", micros(*waited));
@@ -113,6 +113,10 @@ impl Feed {
             }
             Event::LimitsReset => Some(Record::new(Kind::Override, "limits reset")),
             Event::RetryBudgetExhausted => self.budget_exhausted(),
+            Event::BypassSuspected { caller, pattern, count } => {
+                let record = Record { tenant: Some(caller.clone()), ..Record::new(Kind::Anomaly, "bypass suspected") };
+                Some(Record { why: Some((*pattern).into()), ..record }.with("count", *count))
+            }
             // The configuration's own record says more; the others are none of what a trail is kept for.
             _ => None,
         }
@@ -243,6 +247,7 @@ mod tests {
             reason: "limit",
             limit: Some(report),
             waited: Duration::from_millis(2500),
+            retry_after: None,
         };
         let said = text(Feed::new(false, None).record(&refused));
         assert!(

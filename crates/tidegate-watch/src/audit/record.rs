@@ -33,6 +33,10 @@ pub enum Kind {
     Key,
     /// Something works worse than it should: a store out of reach, a retry budget used up.
     Degradation,
+    /// A caller seems to go round its limits.
+    Anomaly,
+    /// An alert fired, or is over.
+    Alert,
     /// Records could not be written; how many.
     Gap,
     /// Records had their time and were removed.
@@ -43,7 +47,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Throttle,
         Self::Retry,
         Self::Breaker,
@@ -51,6 +55,8 @@ impl Kind {
         Self::Config,
         Self::Key,
         Self::Degradation,
+        Self::Anomaly,
+        Self::Alert,
         Self::Gap,
         Self::Retention,
         Self::Call,
@@ -67,6 +73,8 @@ impl Kind {
             Self::Config => "config",
             Self::Key => "key",
             Self::Degradation => "degradation",
+            Self::Anomaly => "anomaly",
+            Self::Alert => "alert",
             Self::Gap => "gap",
             Self::Retention => "retention",
             Self::Call => "call",

@@ -86,6 +86,12 @@ impl Permit {
         Attempt { inner: self.inner.clone(), ticket: self.ticket, number: self.attempt }
     }
 
+    /// The call took `real` tokens of input, as its reply says.
+    #[cfg(feature = "tower")]
+    pub(crate) fn learn(&self, lesson: crate::calibrations::Lesson, real: u64) {
+        self.inner.calibrations.learn(lesson, real);
+    }
+
     /// 1 for the first send.
     #[must_use]
     pub fn attempt(&self) -> u32 {

@@ -1,12 +1,16 @@
 //! The layer that only stops calling what has been failing.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tidegate_core::fault::Fault;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
-use super::look::{self, Looked};
+use super::idle::IDLE_TIMEOUT;
+use super::judge::Judge;
+use super::look::Looked;
 use super::{AsCall, Ready, Reply, ReplyFuture, finish, poll_ready};
 use crate::breaker::CircuitBreaker;
 use crate::error::{BoxError, Error};
@@ -15,13 +19,31 @@ use crate::error::{BoxError, Error};
 #[derive(Clone, Debug)]
 pub struct CircuitBreakerLayer {
     breaker: CircuitBreaker,
+    judge: Judge,
+    idle_timeout: Option<Duration>,
 }
 
 impl CircuitBreakerLayer {
     /// Shares `breaker` with whatever else uses it.
     #[must_use]
     pub const fn new(breaker: CircuitBreaker) -> Self {
-        Self { breaker }
+        Self { breaker, judge: Judge::NONE, idle_timeout: Some(IDLE_TIMEOUT) }
+    }
+
+    /// How long a reply may be silent while it is read before it counts as broken off. Absent: 300 s. `None`: for ever.
+    #[must_use]
+    pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let breaker = self.breaker.clone();
+        self.judge = Judge::new(move |error| breaker.contained("classify", || classify(error)).flatten());
+        self
     }
 }
 
@@ -29,14 +51,14 @@ impl<S> Layer<S> for CircuitBreakerLayer {
     type Service = CircuitBreakerService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CircuitBreakerService { breaker: self.breaker.clone(), inner }
+        CircuitBreakerService { layer: self.clone(), inner }
     }
 }
 
 /// The service of a [`CircuitBreakerLayer`]; clones share all but the inner service.
 #[derive(Clone, Debug)]
 pub struct CircuitBreakerService<S> {
-    breaker: CircuitBreaker,
+    layer: CircuitBreakerLayer,
     inner: S,
 }
 
@@ -55,15 +77,18 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let mut ready = Ready::take::<R>(&mut self.inner);
-        let breaker = self.breaker.clone();
+        let mut ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
+        let (breaker, idle_timeout) = (self.layer.breaker.clone(), self.layer.idle_timeout);
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let attempt = breaker.try_begin(&call)?;
             match ready.attempt(request, &call, |_| {}).await {
-                Ok(Looked { response, watch, fault: None }) => {
-                    finish::<S::Response>(response, watch, Guard { attempt: Some(attempt), ..Guard::default() }, &call)
-                }
+                Ok(Looked { response, watch, fault: None }) => finish::<S::Response>(
+                    response,
+                    watch,
+                    Guard { attempt: Some(attempt), idle_timeout, ..Guard::default() },
+                    &call,
+                ),
                 Ok(Looked { response, fault: Some(fault), .. }) => {
                     attempt.failed(&fault);
                     finish::<S::Response>(response, Watch::Nothing, Guard::default(), &call)

@@ -14,8 +14,11 @@ use tidegate_core::openai::stream::StreamMeter;
 use tidegate_core::openai::usage;
 use tidegate_core::outcome::{Ending, Outcome};
 
+use super::idle::Idle;
 use crate::breaker::BreakerAttempt;
+use crate::calibrations::Lesson;
 use crate::driver::Permit;
+use crate::error::BoxError;
 
 /// Of a reply of JSON that goes by so much is kept to find its usage at the end.
 const KEPT_BYTES_MAX: usize = 1 << 20;
@@ -118,10 +121,20 @@ pub(crate) struct Guard {
     pub(crate) permit: Option<Permit>,
     pub(crate) attempt: Option<BreakerAttempt>,
     pub(crate) first_byte_after: Option<Duration>,
+    /// What is learned from the use that it tells.
+    pub(crate) lesson: Option<Lesson>,
+    /// How long the reply may be silent. `None`: for ever.
+    pub(crate) idle_timeout: Option<Duration>,
 }
 
 impl Guard {
-    pub(crate) fn succeeded(&mut self, usage: Option<Usage>) {
+    /// `told`: as the reply says, which `usage` may only estimate.
+    pub(crate) fn succeeded(&mut self, usage: Option<Usage>, told: Option<Usage>) {
+        if let (Some(permit), Some(told)) = (&self.permit, told)
+            && let Some(lesson) = self.lesson.take()
+        {
+            permit.learn(lesson, told.input_tokens);
+        }
         self.end(Ending::Success, usage);
         if let Some(attempt) = self.attempt.take() {
             attempt.succeeded();
@@ -149,18 +162,22 @@ impl Guard {
 
 /// The body of a reply: the same bytes as they come. When it ends, the call is settled; when it is dropped before, the
 /// connection is closed and the call charged with what was seen.
+///
+/// Its error is the upstream's own, or a [`Fault`] where it was silent for longer than a layer allows.
 #[derive(Debug)]
 pub struct GuardedBody<B> {
     body: HeldBody<B>,
     watch: Watch,
     guard: Guard,
+    idle: Idle,
     /// As estimated: what a stream that tells no usage has read.
     input_tokens: u64,
 }
 
 impl<B: Body<Data = Bytes>> GuardedBody<B> {
     pub(crate) fn new(body: HeldBody<B>, watch: Watch, guard: Guard, input_tokens: u64) -> Self {
-        let mut guarded = Self { body, watch, guard, input_tokens };
+        let idle = Idle::new(guard.idle_timeout);
+        let mut guarded = Self { body, watch, guard, idle, input_tokens };
         guarded.settle_if_over();
         if guarded.body.rest.is_none() {
             guarded.ended();
@@ -182,15 +199,18 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
             return;
         }
         match &mut self.watch {
-            Watch::Nothing => self.guard.succeeded(None),
-            Watch::Read(usage) => self.guard.succeeded(*usage),
-            Watch::Json(kept, _) => self.guard.succeeded(usage::from_json(&join(kept))),
+            Watch::Nothing => self.guard.succeeded(None, None),
+            Watch::Read(usage) => self.guard.succeeded(*usage, *usage),
+            Watch::Json(kept, _) => {
+                let usage = usage::from_json(&join(kept));
+                self.guard.succeeded(usage, usage);
+            }
             Watch::Stream(meter) => {
                 meter.finish();
                 let used = Some(meter.used(self.input_tokens));
                 match meter.fault() {
                     Some(fault) => self.guard.cut_short(fault, used),
-                    None if meter.is_complete() => self.guard.succeeded(used),
+                    None if meter.is_complete() => self.guard.succeeded(used, meter.reported()),
                     None => {
                         let fault = Fault::new(FaultKind::Broken, "the stream closed before its last event");
                         self.guard.cut_short(&fault, used);
@@ -205,25 +225,29 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
         self.settle_if_over();
     }
 
+    fn broke_off(&mut self, why: impl Into<Box<str>>) -> Fault {
+        self.body.rest = None;
+        let (fault, seen) = (Fault::new(FaultKind::Broken, why), self.seen());
+        self.guard.cut_short(&fault, seen);
+        fault
+    }
+
     fn settle_if_over(&mut self) {
         // Clients close after the last event without waiting for the connection's own end: that is no leaving.
         if let Watch::Stream(meter) = &self.watch
             && meter.has_ended()
         {
             let used = meter.used(self.input_tokens);
-            self.guard.succeeded(Some(used));
+            self.guard.succeeded(Some(used), meter.reported());
         }
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for GuardedBody<B> {
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         if let Some(piece) = this.body.held.pop_front() {
             this.body.held_bytes -= piece.len();
@@ -233,7 +257,13 @@ impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         let Some(rest) = &mut this.body.rest else { return Poll::Ready(None) };
-        match std::task::ready!(rest.as_mut().poll_frame(context)) {
+        let Poll::Ready(frame) = rest.as_mut().poll_frame(context) else {
+            let after = std::task::ready!(this.idle.poll_over(context));
+            let fault = this.broke_off(format!("the reply was silent for {after:?}"));
+            return Poll::Ready(Some(Err(fault.into())));
+        };
+        this.idle.ended();
+        match frame {
             Some(Ok(frame)) => {
                 let is_end = rest.is_end_stream();
                 if let Some(piece) = frame.data_ref() {
@@ -246,10 +276,8 @@ impl<B: Body<Data = Bytes>> Body for GuardedBody<B> {
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
-                this.body.rest = None;
-                let seen = this.seen();
-                this.guard.cut_short(&Fault::new(FaultKind::Broken, "the reply broke off"), seen);
-                Poll::Ready(Some(Err(error)))
+                this.broke_off("the reply broke off");
+                Poll::Ready(Some(Err(error.into())))
             }
             None => {
                 this.ended();

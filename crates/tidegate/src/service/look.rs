@@ -17,7 +17,6 @@ use tokio::time::Instant;
 
 use super::guard::{HeldBody, Watch};
 use crate::error::{BoxError, Error};
-use crate::fault::ToFault;
 use crate::retry::Failure;
 
 /// A status is passed on so long after the reply began, whatever has come by then.
@@ -144,13 +143,12 @@ fn broken(error: impl Into<BoxError>) -> Failure {
     Failure { fault: Box::new(Fault::new(FaultKind::Broken, "the reply broke off")), error: Ok(error.into()) }
 }
 
-/// A service's own error.
-pub(super) fn failure(error: impl Into<BoxError>) -> Failure {
-    let error = error.into();
-    Failure { fault: Box::new(error.to_fault()), error: Ok(error) }
-}
-
 impl Failure {
+    /// The one there is, or that of a reply that says what `fault` does.
+    pub(super) fn of(fault: Fault, failure: Option<Self>) -> Self {
+        failure.unwrap_or_else(|| Self { error: Ok(fault.clone().into()), fault: Box::new(fault) })
+    }
+
     /// As an error that was not, or cannot be, retried.
     pub(super) fn into_upstream(self) -> Error {
         self.into_error(1, tidegate_core::refusal::GiveUpReason::NotRetryable)

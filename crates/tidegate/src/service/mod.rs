@@ -9,6 +9,8 @@
 
 mod breaker;
 mod guard;
+mod idle;
+mod judge;
 mod limit;
 mod look;
 #[cfg(feature = "openai")]
@@ -38,6 +40,7 @@ pub use retry::{RetryLayer, RetryService};
 pub use whole::{TidegateLayer, TidegateService};
 
 use guard::{Guard, HeldBody, Watch};
+use judge::Judge;
 use look::Looked;
 
 /// A request that says what it costs.
@@ -157,17 +160,18 @@ pub type ReplyFuture<T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send>>
 /// A service that has said that it is ready, and what it is asked again for further attempts.
 struct Ready<S> {
     service: S,
+    judge: Judge,
     was_called: bool,
 }
 
 impl<S> Ready<S> {
     /// Takes the service that is ready out of `place`, and leaves a clone, which has yet to become so.
-    fn take<R>(place: &mut S) -> Self
+    fn take<R>(place: &mut S, judge: &Judge) -> Self
     where
         S: Service<R> + Clone,
     {
         let clone = place.clone();
-        Self { service: std::mem::replace(place, clone), was_called: false }
+        Self { service: std::mem::replace(place, clone), judge: judge.clone(), was_called: false }
     }
 
     /// Makes one attempt and looks at what comes. `head` is told the reply's headers as soon as they are there.
@@ -181,9 +185,10 @@ impl<S> Ready<S> {
         S: Service<R, Response: Reply, Error: Into<BoxError>>,
     {
         if std::mem::replace(&mut self.was_called, true) {
-            std::future::poll_fn(|context| self.service.poll_ready(context)).await.map_err(look::failure)?;
+            let ready = std::future::poll_fn(|context| self.service.poll_ready(context)).await;
+            ready.map_err(|error| self.judge.failure(error))?;
         }
-        let response = self.service.call(request).await.map_err(look::failure)?.into_http();
+        let response = self.service.call(request).await.map_err(|error| self.judge.failure(error))?.into_http();
         head(response.headers());
         look::look(response.map(HeldBody::new), call.endpoint).await
     }
@@ -209,5 +214,5 @@ fn poll_ready<R, S>(service: &mut S, context: &mut Context<'_>) -> Poll<Result<(
 where
     S: Service<R, Error: Into<BoxError>>,
 {
-    service.poll_ready(context).map_err(|error| look::failure(error).into_upstream())
+    service.poll_ready(context).map_err(|error| Judge::NONE.failure(error).into_upstream())
 }

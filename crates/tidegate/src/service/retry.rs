@@ -1,31 +1,43 @@
 //! The layer that only retries.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tidegate_core::fault::Fault;
 use tidegate_core::retry::Decision;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
-use super::look::{self, Looked};
+use super::judge::Judge;
+use super::look::Looked;
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
 use crate::call::Call;
 use crate::error::{BoxError, Error};
-use crate::retry::{Retry, Run, within_failing};
+use crate::progress::Progress;
+use crate::retry::{Failure, Retry, Run, within_failing};
 
 /// Retries a service's calls.
 #[derive(Clone, Debug)]
 pub struct RetryLayer {
     retry: Retry,
+    judge: Judge,
 }
 
 impl RetryLayer {
     /// Shares the rules and the budget of `retry` with whatever else uses it.
     #[must_use]
     pub const fn new(retry: Retry) -> Self {
-        Self { retry }
+        Self { retry, judge: Judge::NONE }
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let retry = self.retry.clone();
+        self.judge = Judge::new(move |error| retry.contained("classify", || classify(error)).flatten());
+        self
     }
 }
 
@@ -33,14 +45,14 @@ impl<S> Layer<S> for RetryLayer {
     type Service = RetryService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RetryService { retry: self.retry.clone(), inner }
+        RetryService { layer: self.clone(), inner }
     }
 }
 
 /// The service of a [`RetryLayer`]; clones share all but the inner service.
 #[derive(Clone, Debug)]
 pub struct RetryService<S> {
-    retry: Retry,
+    layer: RetryLayer,
     inner: S,
 }
 
@@ -59,17 +71,17 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let ready = Ready::take::<R>(&mut self.inner);
-        let retry = self.retry.clone();
+        let ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
+        let retry = self.layer.retry.clone();
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
-            let begun = AtomicU32::new(0);
-            let (run, attempt_timeout, total_timeout) = retry.begin(&call, &begun);
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
+            let progress = Progress::default();
+            let (run, attempt_timeout, total_timeout) = retry.begin(&call, &progress);
             let work = attempts(ready, request, &call, run, attempt_timeout);
             let Some(after) = total_timeout else { return work.await };
             match tokio::time::timeout(after, work).await {
                 Ok(result) => result,
-                Err(_) => Err(retry.ran_out(&call, begun.load(Ordering::Relaxed), after)),
+                Err(_) => Err(retry.ran_out(&call, &progress, after)),
             }
         })
     }
@@ -107,7 +119,7 @@ where
         match (run.failed(&fault), failed) {
             (Decision::Retry { delay }, failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
-                drop(failed);
+                run.goes_on(Failure::of(fault, failed.err()));
                 tokio::time::sleep(delay).await;
             }
             (_, Ok(response)) => {

@@ -2,21 +2,25 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tidegate_core::fault::Fault;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::guard::{Guard, Watch};
+use super::idle::IDLE_TIMEOUT;
+use super::judge::Judge;
 use super::look::{self, Looked};
 use super::{Ready, Repeatable, Reply, ReplyFuture, finish, for_good, poll_ready};
+use crate::calibrations::Lesson;
 use crate::call::Call;
 use crate::driver::Admission;
 use crate::error::{BoxError, Error};
-use crate::retry::within_failing;
+use crate::progress::Progress;
+use crate::retry::{Failure, within_failing};
 use crate::tidegate::{Next, Tidegate, next};
 
 /// Limits, retries and the circuit breaker together, around a service.
@@ -39,6 +43,8 @@ use crate::tidegate::{Next, Tidegate, next};
 pub struct TidegateLayer {
     tidegate: Tidegate,
     map: Option<MapCall>,
+    judge: Judge,
+    idle_timeout: Option<Duration>,
 }
 
 type MapCall = Arc<dyn Fn(Call) -> Call + Send + Sync>;
@@ -47,7 +53,7 @@ impl TidegateLayer {
     /// Shares `tidegate` with whatever else uses it.
     #[must_use]
     pub const fn new(tidegate: Tidegate) -> Self {
-        Self { tidegate, map: None }
+        Self { tidegate, map: None, judge: Judge::NONE, idle_timeout: Some(IDLE_TIMEOUT) }
     }
 
     /// Says more of calls than their requests do: for whom they are, how urgent, until when. Where `map` panics,
@@ -55,6 +61,22 @@ impl TidegateLayer {
     #[must_use]
     pub fn map_call(mut self, map: impl Fn(Call) -> Call + Send + Sync + 'static) -> Self {
         self.map = Some(Arc::new(map));
+        self
+    }
+
+    /// How long a reply may be silent while it is read before it counts as broken off. Absent: 300 s. `None`: for ever.
+    #[must_use]
+    pub const fn with_idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// Judges errors of the service's own that nothing is known of here, or otherwise: what kind of failure each is. `None`: as
+    /// it would be without. One that panics is contained and told.
+    #[must_use]
+    pub fn classify(mut self, classify: impl Fn(&BoxError) -> Option<Fault> + Send + Sync + 'static) -> Self {
+        let driver = self.tidegate.driver().clone();
+        self.judge = Judge::new(move |error| driver.contained("classify", || classify(error)).flatten());
         self
     }
 }
@@ -95,10 +117,12 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let ready = Ready::take::<R>(&mut self.inner);
-        let (driver, map) = (self.layer.tidegate.driver().clone(), self.layer.map.clone());
+        let ready = Ready::take::<R>(&mut self.inner, &self.layer.judge);
+        let TidegateLayer { tidegate, map, idle_timeout, .. } = self.layer.clone();
+        let driver = tidegate.driver().clone();
         Box::pin(async move {
-            let call = request.call().await.map_err(|error| look::failure(error).into_upstream())?;
+            let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
+            let call = driver.calibrations().applied(call);
             let call = match map {
                 Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
                 None => call,
@@ -106,13 +130,10 @@ where
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();
             let total_timeout = [call.timeout, total_timeout].into_iter().flatten().min();
             let admitted = driver.admit(call.at(driver.now(), max_wait, total_timeout));
-            let begun = AtomicU32::new(0);
-            let work = attempts(ready, request, &call, admitted, attempt_timeout, &begun);
+            let progress = Progress::default();
+            let work = attempts(ready, request, &call, admitted, (attempt_timeout, idle_timeout), &progress);
             let Some(after) = total_timeout else { return work.await };
-            tokio::time::timeout(after, work).await.unwrap_or_else(|_| {
-                let attempts = begun.load(Ordering::Relaxed);
-                Err(Error::Timeout { after, attempts, may_be_billed: attempts > 0 })
-            })
+            tokio::time::timeout(after, work).await.unwrap_or_else(|_| Err(progress.timed_out(after)))
         })
     }
 }
@@ -122,8 +143,8 @@ async fn attempts<R, S>(
     request: R,
     call: &Call,
     admitted: Admission,
-    attempt_timeout: Option<Duration>,
-    begun: &AtomicU32,
+    (attempt_timeout, idle_timeout): (Option<Duration>, Option<Duration>),
+    progress: &Progress,
 ) -> Result<<S::Response as Reply>::Guarded, Error>
 where
     R: Repeatable,
@@ -139,12 +160,19 @@ where
         request = now.again();
         permit.sent();
         let number = permit.attempt();
-        begun.store(number, Ordering::Relaxed);
+        progress.begins(number);
         let sent_at = Instant::now();
         let attempt = ready.attempt(now, call, |headers| permit.observe(&look::limits(headers)));
         let (fault, failed) = match within_failing(attempt_timeout, attempt).await {
             Ok(Looked { response, watch, fault: None }) => {
-                let guard = Guard { permit: Some(permit), attempt: None, first_byte_after: Some(sent_at.elapsed()) };
+                let first_byte_after = Some(sent_at.elapsed());
+                let guard = Guard {
+                    permit: Some(permit),
+                    lesson: Lesson::of(call),
+                    first_byte_after,
+                    idle_timeout,
+                    ..Guard::default()
+                };
                 return finish::<S::Response>(response, watch, guard, call);
             }
             Ok(Looked { response, fault: Some(fault), .. }) => (fault, Ok(response)),
@@ -154,7 +182,7 @@ where
         match (next(permit, &fault), failed) {
             (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
-                drop(failed);
+                progress.failed(Failure::of(fault, failed.err()));
                 permit = waiting.await?;
             }
             (_, Ok(response)) => {

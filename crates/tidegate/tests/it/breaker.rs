@@ -233,6 +233,52 @@ async fn a_callback_that_panics_or_fails_is_contained_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_a_callback_brings_about_is_told_after_the_one_that_it_was_told_of() {
+    let breaker = breaker();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let acts = breaker.clone();
+    breaker.on_state_change(move |state| {
+        if state == BreakerState::ForcedOpen {
+            acts.force_half_open();
+        }
+    });
+    let states = seen.clone();
+    breaker.on_state_change(move |state| states.lock().unwrap().push(state));
+    breaker.force_open();
+    assert_eq!(*seen.lock().unwrap(), [BreakerState::ForcedOpen, BreakerState::HalfOpen]);
+}
+
+#[test]
+fn changes_are_told_one_after_the_other_in_their_order() {
+    const CHANGES: usize = 500;
+    let breaker = breaker();
+    let (told, telling) = (Arc::new(std::sync::Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+    let states = told.clone();
+    breaker.on_state_change(move |state| {
+        assert_eq!(telling.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+        states.lock().unwrap().push(state);
+        telling.fetch_sub(1, Ordering::SeqCst);
+    });
+    let mut events = breaker.subscribe();
+    std::thread::scope(|scope| {
+        for open in [true, false] {
+            let breaker = breaker.clone();
+            scope.spawn(move || {
+                (0..CHANGES).for_each(|_| if open { breaker.force_open() } else { breaker.force_closed() });
+            });
+        }
+    });
+    let mut before = BreakerState::Closed;
+    let mut told = told.lock().unwrap().clone().into_iter();
+    while let Ok(event) = events.try_recv() {
+        let Event::StateChanged { from, to, .. } = *event else { panic!("{event:?}") };
+        assert_eq!((from, told.next()), (before, Some(to)));
+        before = to;
+    }
+    assert_eq!((told.next(), breaker.state()), (None, before));
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_tell_of_each_call_and_of_what_it_changed() {
     let breaker = CircuitBreaker::named("chat", BreakerConfig::default().with_failure_threshold(2));
     let mut events = breaker.subscribe();

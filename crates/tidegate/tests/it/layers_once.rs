@@ -52,8 +52,7 @@ const QUOTA: &str = r#"{"error": {"code": "insufficient_quota", "type": "insuffi
 
 #[tokio::test(start_paused = true)]
 async fn the_reply_to_what_cannot_be_made_again_is_the_callers_whatever_the_rules_say() {
-    let mut config = RetryConfig::default();
-    config.retryable_errors.push("insufficient_quota".into());
+    let config = RetryConfig::default().with_retryable_error("insufficient_quota");
     for (status, body) in [(500, "down"), (429, QUOTA)] {
         let whole = Tidegate::builder().retry(config.clone()).strategy("temporary_error", Always).build();
         let service = TidegateLayer::new(whole).layer(service_fn(move |_: Once| answer(status, body)));

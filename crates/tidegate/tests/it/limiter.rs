@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use tidegate::{Call, Dimension, Error, Event, LimitType, Priority, RateLimitConfig, RateLimiter, Scope, Usage};
+use tidegate::{
+    Call, Dimension, Error, Event, LimitType, Priority, RateLimitConfig, RateLimiter, Scope, Tidegate, Usage,
+};
 use tokio::time::{Instant, advance, timeout};
 
 fn limiter() -> RateLimiter {
@@ -120,6 +122,29 @@ async fn a_call_takes_from_every_limit_or_from_none() {
         limiter.try_reserve(&of(user)).unwrap().settle(Usage::default());
     }
     assert!(limiter.try_reserve(&of("dora")).is_err(), "the team's five are gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_to_which_nobody_gave_a_name_all_hold() {
+    let limits = || {
+        let [requests, tokens, day] = [(); 3].map(|()| RateLimitConfig::default());
+        [requests.with_requests_per_minute(2), tokens.with_tokens_per_minute(100), day.with_requests_per_day(9)]
+    };
+    let [requests, tokens, day] = limits();
+    let whole = Tidegate::builder().limit(requests).limit(tokens).limit(day).build();
+    for limiter in [RateLimiter::with_limits(limits()), whole.limiter()] {
+        let refused_by = |tokens| match limiter.try_reserve(&call().with_estimated_tokens(tokens)) {
+            Err(Error::Refused { limit, .. } | Error::TooLarge { limit }) => limit.limit.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused_by(101), "rate_limit_2");
+        for _ in 0..2 {
+            limiter.try_reserve(&call().with_estimated_tokens(1)).unwrap().settle(Usage::new(1, 0));
+        }
+        assert_eq!(refused_by(1), "rate_limit");
+        let info = limiter.info();
+        assert_eq!((info.requests_in_last_minute, info.tokens_in_last_minute, info.requests_today), (2, 2, 2));
+    }
 }
 
 #[tokio::test(start_paused = true)]

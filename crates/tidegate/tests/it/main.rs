@@ -5,8 +5,15 @@
 mod allocations;
 mod breaker;
 mod driver;
+mod errors;
 #[cfg(feature = "tower")]
 mod layers;
+#[cfg(feature = "tower")]
+mod layers_idle;
+#[cfg(feature = "tower")]
+mod layers_judging;
+#[cfg(feature = "tower")]
+mod layers_learning;
 #[cfg(feature = "tower")]
 mod layers_once;
 mod limiter;

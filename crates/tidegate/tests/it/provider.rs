@@ -8,8 +8,9 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tidegate::{
     BreakerConfig, Call, Content, Error, Event, Fault, Message, MessageRequest, Priority, Provider, RateLimitConfig,
-    RetryConfig, Tidegate,
+    RetryConfig, Tidegate, Usage,
 };
+use tracing::Level;
 
 use crate::openai::{config, simulator, tidegate};
 
@@ -88,7 +89,8 @@ async fn parts_and_further_options_go_through_and_unknown_ones_are_told() {
     answer(&provider, parts.clone()).await.unwrap();
     parts.options.insert("sede".to_owned(), json!(7));
     let error = answer(&provider, parts).await.unwrap_err();
-    assert!(error.to_string().contains("unknown option \"sede\""), "{error}");
+    let said = std::error::Error::source(&error).unwrap().to_string();
+    assert!(said.contains("unknown option \"sede\""), "{said}");
     assert_eq!(simulator.log().len(), 1);
 }
 
@@ -141,23 +143,67 @@ impl std::io::Write for Lines {
     }
 }
 
+impl Lines {
+    /// Everything that is logged in this thread, until the guard is dropped.
+    fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_max_level(Level::TRACE).with_ansi(false).with_writer(move || writer.clone());
+        (lines, tracing::subscriber::set_default(subscriber.finish()))
+    }
+
+    /// Those of this crate that say `what`, once there are any.
+    async fn that_say(&self, what: &str) -> Vec<String> {
+        loop {
+            let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+            let mut said: Vec<_> = text.lines().filter(|line| line.contains(what)).map(str::to_owned).collect();
+            said.retain(|line| line.contains("tidegate::provider"));
+            if !said.is_empty() {
+                return said;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_happens_is_logged_once_however_many_providers_share_it() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-    let _logs = tracing::subscriber::set_default(subscriber);
+    let (lines, _logs) = Lines::of_this_thread();
     let tidegate = Tidegate::builder().build();
     let _providers = [(); 3].map(|()| Provider::new(OpenAIConfig::default(), tidegate.clone()));
     let call = Call::new("gpt-4o").with_id("test");
     tidegate.execute(&call, |_| async { Err::<(), _>(Fault::of_status(400)) }).await.unwrap_err();
-    let count = || String::from_utf8_lossy(&lines.0.lock().unwrap()).matches("attempt failed").count();
-    while count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    lines.that_say("attempt failed").await;
     // Whoever else was told has had its turn by then.
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(count(), 1);
+    assert_eq!(lines.that_say("attempt failed").await.len(), 1);
+}
+
+#[tokio::test]
+async fn uses_failures_and_changes_of_state_are_logged_each_at_its_level() {
+    let (lines, _logs) = Lines::of_this_thread();
+    let tidegate = Tidegate::builder().breaker(BreakerConfig::default().with_failure_threshold(1)).build();
+    let _provider = Provider::new(OpenAIConfig::default(), tidegate.clone());
+    let call = Call::new("gpt-4o").with_id("test-1").with_user("anna").with_organization("acme").with_tokens(100, 50);
+    tidegate
+        .execute(&call, |attempt| async move {
+            attempt.used(Usage::new(90, 20));
+            Ok::<_, Fault>(())
+        })
+        .await
+        .unwrap();
+    tidegate.execute(&call, |_| async { Err::<(), _>(Fault::of_status(503)) }).await.unwrap_err();
+    for (level, what, parts) in [
+        (Level::DEBUG, "usage recorded", &["anna", "acme", "gpt-4o", "tokens=110"][..]),
+        (Level::WARN, "attempt failed", &["operation_id=test-1", "attempt=1", "temporary_error"]),
+        (Level::INFO, "circuit breaker state changed", &["state=\"open\""]),
+        (Level::ERROR, "circuit breaker call failure", &["temporary_error", "failure_count=1"]),
+    ] {
+        let line = &lines.that_say(what).await[0];
+        assert!(line.contains(&format!(" {level} ")), "{level}: {line}");
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
 }

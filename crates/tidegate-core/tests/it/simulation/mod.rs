@@ -14,7 +14,7 @@ use world::{Report, Scenario, World};
 /// Without a reserve: what is kept free for bursts of a higher class is no loss, but it would hide one.
 fn learning(charge: TokenCharge) -> Policy {
     let upstream = UpstreamPolicy { name: "openai".into(), learn_limits: true, token_charge: charge };
-    let queue = QueueConfig { reserve: 0.0, ..QueueConfig::default() };
+    let queue = QueueConfig::default().with_reserve(0.0);
     Policy { upstreams: vec![upstream], queue, ..Policy::default() }
 }
 

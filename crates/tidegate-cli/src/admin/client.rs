@@ -1,0 +1,147 @@
+//! Finds the admin listener of a running gateway, and asks it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use reqwest::{Client, Method, StatusCode, redirect};
+use serde_json::Value;
+use tidegate_gateway::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};
+
+use crate::outcome::Failure;
+use crate::serve::runtime;
+use crate::state_dir;
+
+/// Longer than anything takes that the admin listener does.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Which gateway, and what opens it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Reach {
+    /// The admin listener, such as http://127.0.0.1:8081 [default: that of the gateway that runs on this machine]
+    #[arg(long, value_name = "URL", global = true)]
+    admin: Option<String>,
+
+    /// The token [default: that of the state directory]; other users of the machine can see command lines, but not the environment
+    #[arg(long, value_name = "T", env = "TIDEGATE_ADMIN_TOKEN", hide_env_values = true, global = true)]
+    token: Option<String>,
+
+    /// Where the gateway keeps its state [default: $STATE_DIRECTORY, $XDG_STATE_HOME/tidegate, ~/.local/state/tidegate]
+    #[arg(long, value_name = "D", global = true)]
+    state_dir: Option<PathBuf>,
+}
+
+/// A gateway that can be asked.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    base: String,
+    token: String,
+}
+
+impl Reach {
+    /// Where state is kept, if anything tells.
+    pub(crate) fn dir(&self) -> Option<PathBuf> {
+        self.state_dir.clone().or_else(state_dir::usual_place)
+    }
+
+    /// True if a gateway on this machine has the state directory, or another one was named.
+    pub(crate) fn is_running(&self) -> bool {
+        self.admin.is_some() || self.dir().is_some_and(|dir| state_dir::is_in_use(&dir))
+    }
+
+    /// The gateway that is meant.
+    ///
+    /// # Errors
+    /// None runs here and none is named, or nothing opens it.
+    pub(crate) fn find(&self) -> Result<Admin, Failure> {
+        let dir = self.dir();
+        let kept = |name: &str| dir.as_deref().map(|dir| dir.join(name)).and_then(|path| read(&path));
+        let base = match &self.admin {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None if self.is_running() => {
+                kept(ADMIN_ADDRESS_FILE).map(|addr| format!("http://{addr}")).ok_or_else(|| {
+                    Failure::Failed(
+                        "the gateway does not tell where its admin listener is; name it with --admin URL".to_owned(),
+                    )
+                })?
+            }
+            None => {
+                let place =
+                    dir.as_deref().map_or_else(|| "no state directory".to_owned(), |dir| dir.display().to_string());
+                return Err(Failure::Failed(format!(
+                    "no gateway is running with its state in {place}; start one with tidegate serve, or name its --state-dir or its \
+                     --admin URL"
+                )));
+            }
+        };
+        let token = self.token.clone().filter(|token| !token.trim().is_empty()).or_else(|| kept(ADMIN_TOKEN_FILE));
+        let token = token.ok_or_else(|| {
+            Failure::Failed(format!("no token for {base}: set TIDEGATE_ADMIN_TOKEN, or name the gateway's --state-dir"))
+        })?;
+        Ok(Admin { base, token })
+    }
+}
+
+impl Admin {
+    /// What it answers.
+    ///
+    /// # Errors
+    /// Nobody answers, or what was refused and why.
+    pub(crate) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        runtime()?.block_on(self.exchange(method, path, body))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let failed = |error: reqwest::Error| {
+            // It names the URL itself, which is said already.
+            let why = error.without_url();
+            let cause = std::error::Error::source(&why).map_or_else(String::new, |cause| format!(": {cause}"));
+            Failure::Failed(format!("{} does not answer: {why}{cause}", self.base))
+        };
+        tidegate_bulk::choose_crypto();
+        // Not through a proxy: this is a machine's own, or one beside it.
+        let client = Client::builder().no_proxy().redirect(redirect::Policy::none()).timeout(ANSWERED_WITHIN);
+        let client = client.build().map_err(failed)?;
+        let mut request = client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let reply = request.send().await.map_err(failed)?;
+        let status = reply.status();
+        let text = reply.text().await.map_err(failed)?;
+        let told: Option<Value> = serde_json::from_str(&text).ok();
+        match told {
+            Some(told) if status.is_success() => Ok(told),
+            told => Err(Failure::Failed(self.refused(status, told.as_ref()))),
+        }
+    }
+
+    fn refused(&self, status: StatusCode, told: Option<&Value>) -> String {
+        let message = told.and_then(|told| told["error"]["message"].as_str());
+        let message = message.map(|message| message.trim_start_matches("tidegate: "));
+        match (status, message) {
+            (StatusCode::UNAUTHORIZED, Some(_)) => format!(
+                "{} does not know this token: set TIDEGATE_ADMIN_TOKEN to one that it does, or name the gateway's --state-dir",
+                self.base
+            ),
+            (_, Some(message)) => message.to_owned(),
+            (status, None) => format!("{} answers {status}, which no admin listener of tidegate does", self.base),
+        }
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// A name as one part of a path.
+pub(crate) fn in_path(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

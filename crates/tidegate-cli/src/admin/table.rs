@@ -1,0 +1,164 @@
+//! Writes the status of a gateway for people: what binds first.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// Levels shown of all limits together; the rest is counted.
+const LEVELS_MAX: usize = 40;
+
+/// All of it.
+pub(super) fn status(status: &Value) -> String {
+    let mut text = format!("tidegate {}, {}", plain(&status["version"]), plain(&status["state"]));
+    if let Some(reason) = status["paused"].as_str() {
+        let _ = write!(text, ", PAUSED: {reason}");
+    }
+    let _ = write!(text, "\n\n{}\n\n{}\n\n{}", limits(status), breakers(status), queue(status));
+    let _ = write!(text, "\n\n{}", learned(status));
+    for boost in status["overrides"]["boosts"].as_array().into_iter().flatten() {
+        let (limit, factor) = (plain(&boost["limit"]), plain(&boost["factor"]));
+        let _ = write!(
+            text,
+            "\n\nboost of {limit} × {factor} until {}, by {}",
+            plain(&boost["until"]),
+            plain(&boost["by"])
+        );
+    }
+    text
+}
+
+/// Levels of limits, the fullest first.
+pub(super) fn limits(status: &Value) -> String {
+    let mut rows: Vec<(f64, [String; 6])> = Vec::new();
+    for level in status["limits"].as_array().into_iter().flatten() {
+        for meter in level["meters"].as_array().into_iter().flatten() {
+            let (limit, remaining) = (number(&meter["limit"]), number(&meter["remaining"]));
+            let used = if limit > 0.0 { ((limit - remaining) / limit).max(0.0) } else { 1.0 };
+            let mut notes = Vec::new();
+            if meter["binds"] == true {
+                notes.push("holds calls".to_owned());
+            }
+            if level["mode"] == "shadow" {
+                notes.push(format!("shadow, would have held {}", meter["would_hold"]));
+            }
+            if let Some(boost) = level.get("boost") {
+                notes.push(format!("× {} for {:.0}s yet", plain(&boost["factor"]), number(&boost["ends_in_seconds"])));
+            }
+            let cells = [
+                plain(&level["limit"]),
+                plain(&level["key"]),
+                plain(&meter["dimension"]),
+                format!("{:.0} %", used * 100.0),
+                format!("{} of {}", meter["remaining"], meter["limit"]),
+                notes.join(", "),
+            ];
+            rows.push((used, cells));
+        }
+    }
+    rows.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+    let more = rows.len().saturating_sub(LEVELS_MAX);
+    rows.truncate(LEVELS_MAX);
+    let mut text = table(["LIMIT", "WHOSE", "OF WHAT", "USED", "LEFT", ""], rows.into_iter().map(|(_, cells)| cells));
+    if more > 0 {
+        let _ = write!(text, "\n… and {more} less used; --json has them all");
+    }
+    text
+}
+
+/// Breakers.
+pub(super) fn breakers(status: &Value) -> String {
+    let held = status["overrides"]["breakers"].as_array();
+    let rows = status["breakers"].as_array().into_iter().flatten().map(|breaker| {
+        let next =
+            breaker["next_probe_in_seconds"].as_f64().map_or_else(String::new, |wait| format!("probe in {wait:.0}s"));
+        let said = held.into_iter().flatten().find(|held| held["name"] == breaker["name"]);
+        let said = said.map_or_else(String::new, |said| {
+            let reason = said["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
+            format!("by {} at {}{reason}", plain(&said["by"]), plain(&said["at"]))
+        });
+        let cause = if said.is_empty() { plain(&breaker["cause"]) } else { said };
+        [plain(&breaker["name"]), plain(&breaker["state"]), next, cause]
+    });
+    table(["BREAKER", "STATE", "", "CAUSE"], rows)
+}
+
+fn queue(status: &Value) -> String {
+    let queue = &status["queue"];
+    let by_priority: Vec<String> = queue["waiting"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, waiting)| number(waiting) > 0.0)
+        .map(|(priority, waiting)| format!("{priority} {waiting}"))
+        .collect();
+    let detail = if by_priority.is_empty() {
+        String::new()
+    } else {
+        format!(" ({}; the oldest for {:.1}s)", by_priority.join(", "), number(&queue["oldest_seconds"]))
+    };
+    format!("waiting {}{detail}, in flight {}", queue["depth"], status["in_flight"])
+}
+
+fn learned(status: &Value) -> String {
+    let rows = status["learned"].as_array().into_iter().flatten().flat_map(|target| {
+        target["limits"].as_array().into_iter().flatten().map(|limit| {
+            [
+                plain(&target["name"]),
+                plain(&limit["dimension"]),
+                format!("{} of {}", limit["remaining"], limit["limit"]),
+                format!("{}, {:.0}s ago", plain(&limit["source"]), number(&limit["age_seconds"])),
+            ]
+        })
+    });
+    table(["LEARNED OF", "WHAT", "LEFT", "FROM"], rows)
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned)
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+/// Columns as wide as their widest cell; without rows, that there is none.
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<[String; N]> = rows.collect();
+    if rows.is_empty() {
+        return format!("{}: none", head[0].to_lowercase());
+    }
+    let mut widths = head.map(|cell| cell.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let head = line(head.to_vec());
+    let rows = rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+    [head].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_fullest_level_comes_first_and_says_what_it_does() {
+        let meter = |remaining: i64, binds| json!({"dimension": "requests_per_minute", "limit": 10, "remaining": remaining, "binds": binds});
+        let told = limits(&json!({"limits": [
+            {"limit": "a", "key": "x", "mode": "enforce", "meters": [meter(9, false)]},
+            {"limit": "b", "key": "y", "mode": "enforce", "meters": [meter(-2, true)], "boost": {"factor": 1.5, "ends_in_seconds": 61.2}},
+        ]}));
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(lines[0], "LIMIT  WHOSE  OF WHAT              USED   LEFT");
+        assert_eq!(lines[1], "b      y      requests_per_minute  120 %  -2 of 10  holds calls, × 1.5 for 61s yet");
+        assert!(lines[2].starts_with("a      x "), "{told}");
+        assert_eq!(limits(&json!({"limits": []})), "limit: none");
+    }
+}

@@ -1,0 +1,234 @@
+//! `tidegate key`: makes, lists and revokes tidegate keys, through the running gateway, or in the state directory where none runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tidegate_core::config::OnAuditFailure;
+use tidegate_gateway::{MadeKeys, NewKey};
+use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
+
+use crate::admin::client::{Reach, in_path};
+use crate::admin::told;
+use crate::config_files::ConfigFiles;
+use crate::outcome::{Failure, print};
+use crate::state_dir::StateDir;
+
+/// Who the one is that can write the state directory.
+const LOCAL: &str = "local";
+
+/// `tidegate key`.
+#[derive(Args, Debug)]
+#[command(after_help = "Example: KEY=$(tidegate key new billing --organization acme)\n\
+                        The key is printed once, and only its hash is kept. Once there is one, calls need a key.")]
+pub(crate) struct KeyArgs {
+    #[command(subcommand)]
+    mode: KeyMode,
+
+    #[command(flatten)]
+    reach: Reach,
+
+    /// The gateway's configuration, where no gateway runs; repeat it as for serve
+    #[arg(long, value_name = "F", global = true)]
+    config: Vec<PathBuf>,
+
+    /// Why; kept in the audit trail
+    #[arg(long, value_name = "WHY", global = true)]
+    reason: Option<String>,
+
+    /// Prints JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyMode {
+    /// Makes a key and prints it, the only time that it is told
+    New(NewArgs),
+    /// Lists keys, without what they are
+    List,
+    /// Takes a key away: the next call that shows it is refused
+    Revoke {
+        /// The key's name
+        name: String,
+    },
+}
+
+#[derive(Args, Debug)]
+struct NewArgs {
+    /// Its name in limits, logs and metrics
+    name: String,
+    /// Organization of its calls
+    #[arg(long, value_name = "O")]
+    organization: Option<String>,
+    /// Project of its calls
+    #[arg(long, value_name = "P")]
+    project: Option<String>,
+    /// User of its calls, where these name none
+    #[arg(long, value_name = "U")]
+    user: Option<String>,
+    /// Highest priority that its calls may ask for: low, normal or high
+    #[arg(long, value_name = "P")]
+    max_priority: Option<String>,
+    /// Priority of calls that ask for none
+    #[arg(long, value_name = "P")]
+    default_priority: Option<String>,
+    /// Whether its calls may name the user whom they count for
+    #[arg(long, value_name = "true|false")]
+    may_name_users: Option<bool>,
+    /// What it may use: inference or all
+    #[arg(long, value_name = "P")]
+    paths: Vec<String>,
+    /// Refused from then on, such as 2027-01-01
+    #[arg(long, value_name = "T")]
+    expires: Option<String>,
+}
+
+impl NewArgs {
+    fn key(self, reason: Option<String>) -> NewKey {
+        NewKey {
+            name: self.name,
+            organization: self.organization,
+            project: self.project,
+            user: self.user,
+            max_priority: self.max_priority,
+            default_priority: self.default_priority,
+            may_name_users: self.may_name_users,
+            paths: Some(self.paths).filter(|paths| !paths.is_empty()),
+            expires: self.expires,
+            reason,
+        }
+    }
+}
+
+/// Makes, lists or revokes.
+pub(crate) fn run(args: KeyArgs) -> Result<(), Failure> {
+    let KeyArgs { mode, reach, config, reason, json } = args;
+    if reach.is_running() {
+        return online(mode, &reach, reason, json);
+    }
+    let Some(state) = StateDir::take(reach.dir())? else {
+        return Err(Failure::Failed(
+            "there is no state directory that could be written; name a --state-dir".to_owned(),
+        ));
+    };
+    Offline { dir: state.path(), config, reason, json }.run(mode)
+}
+
+fn online(mode: KeyMode, reach: &Reach, reason: Option<String>, as_json: bool) -> Result<(), Failure> {
+    let admin = reach.find()?;
+    match mode {
+        KeyMode::New(new) => {
+            let body = serde_json::to_value(new.key(reason)).map_err(|error| Failure::Failed(error.to_string()))?;
+            let made = admin.ask(Method::POST, "/admin/v1/keys", Some(&body))?;
+            shown_once(&made, as_json)
+        }
+        KeyMode::List => list(&admin.ask(Method::GET, "/admin/v1/keys", None)?, as_json),
+        KeyMode::Revoke { name } => {
+            let path = format!("/admin/v1/keys/{}", in_path(&name));
+            told(&admin.ask(Method::DELETE, &path, Some(&json!({ "reason": reason })))?, as_json)
+        }
+    }
+}
+
+/// The key alone on standard output, for scripts.
+fn shown_once(made: &Value, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&made.to_string());
+    }
+    for warning in made["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        tracing::warn!("{warning}");
+    }
+    print(made["key"].as_str().unwrap_or_default())
+}
+
+fn list(told: &Value, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return print(&told.to_string());
+    }
+    for key in told["keys"].as_array().into_iter().flatten() {
+        let mut line = key["name"].as_str().unwrap_or_default().to_owned();
+        for field in ["organization", "project", "user", "paths", "expires", "created_by", "created_at", "origin"] {
+            if let Some(value) = key[field].as_str() {
+                line += &format!("  {}={value}", field.replace('_', "-"));
+            }
+        }
+        if key["is_expired"] == true {
+            line += "  EXPIRED";
+        }
+        print(&line)?;
+    }
+    Ok(())
+}
+
+/// No gateway runs: the state directory is this process's alone.
+struct Offline<'d> {
+    dir: &'d Path,
+    config: Vec<PathBuf>,
+    reason: Option<String>,
+    json: bool,
+}
+
+impl Offline<'_> {
+    fn run(self, mode: KeyMode) -> Result<(), Failure> {
+        let failed = |fault: tidegate_gateway::KeyFault| Failure::Failed(fault.to_string());
+        let mut keys = MadeKeys::load(self.dir).map_err(failed)?;
+        match mode {
+            KeyMode::New(new) => {
+                let new = new.key(None);
+                let name: Arc<str> = new.name.as_str().into();
+                let configured = ConfigFiles::new(self.config.clone()).read()?.keys;
+                if configured.iter().any(|key| key.name == name) {
+                    return Err(Failure::Failed(format!("there is a key \"{name}\" in the configuration already")));
+                }
+                let secret = keys.make(new, LOCAL.into()).map_err(failed)?;
+                self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
+                keys.save(self.dir).map_err(failed)?;
+                shown_once(&json!({ "name": name, "key": secret }), self.json)
+            }
+            KeyMode::List => {
+                let keys: Vec<Value> = keys
+                    .all()
+                    .iter()
+                    .map(|made| {
+                        let mut key = serde_json::to_value(&made.key).unwrap_or_default();
+                        key["created_by"] = (&*made.created_by).into();
+                        key["created_at"] = made.created_at.as_str().into();
+                        key["origin"] = "state directory".into();
+                        key
+                    })
+                    .collect();
+                list(&json!({ "keys": keys }), self.json)
+            }
+            KeyMode::Revoke { name } => {
+                keys.revoke(&name).map_err(failed)?;
+                let name: Arc<str> = name.into();
+                self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
+                keys.save(self.dir).map_err(failed)?;
+                told(&json!({ "what": "revoked", "before": &*name }), self.json)
+            }
+        }
+    }
+
+    /// Writes it into the trail before it takes effect, as a gateway does.
+    fn record(&self, record: Record) -> Result<(), Failure> {
+        let audit = ConfigFiles::new(self.config.clone()).read()?.audit;
+        let record = Record { who: Some(LOCAL.into()), why: self.reason.as_deref().map(Into::into), ..record };
+        let options = TrailOptions { retention: audit.retention, ..TrailOptions::new(self.dir.join(&audit.path)) };
+        let written = Trail::start(options)
+            .map_err(|error| error.to_string())
+            .and_then(|trail| trail.append_durable(record).map_err(|error| error.to_string()));
+        match written {
+            Ok(()) => Ok(()),
+            Err(why) if audit.on_failure == OnAuditFailure::Refuse => {
+                Err(Failure::Failed(format!("{why}; nothing has changed")))
+            }
+            Err(why) => {
+                tracing::warn!("it takes effect without a record: {why}");
+                Ok(())
+            }
+        }
+    }
+}

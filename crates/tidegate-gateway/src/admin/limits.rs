@@ -1,0 +1,162 @@
+//! Decides what operators can do to limits: set them back to full, raise them for a while.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidegate_core::limit::{Limit, Scope};
+use tidegate_watch::audit::{Kind, Record};
+
+use super::Ask;
+use super::answer::{Answer, json};
+use super::body;
+use super::overriding::reason_of;
+use crate::operating::{self, Change, Raised, Said, Standing, to_gate};
+use crate::refusal::OwnReply;
+
+const BOOST: &str = r#"{"factor":1.5,"for":"10m","match":{"user":"ada"},"reason":"…"}; match and reason may be left out, and factor 1 ends a boost"#;
+const FACTOR_MAX: f64 = 1000.0;
+const LASTING_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Boosts in force at one time: each is looked at for each new level.
+const BOOSTS_MAX: usize = 256;
+const PATTERN_BYTES_MAX: usize = 256;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BoostBody {
+    factor: f64,
+    #[serde(rename = "for")]
+    lasting: Option<String>,
+    #[serde(rename = "match", default)]
+    matching: BTreeMap<String, String>,
+    reason: Option<String>,
+}
+
+/// Sets every level back to full.
+pub(super) async fn reset_all(mut ask: Ask) -> Answer {
+    let reason = reason_of(&mut ask).await?;
+    let by = ask.by.clone();
+    let done = operating::change(&ask.shared, move |_, _| {
+        let record = Record { who: Some(by), why: reason, ..Record::new(Kind::Override, "reset of all limits") };
+        Ok(Change { record, act: to_gate(|gate, now| gate.reset_limits(now)) })
+    });
+    let mut done = done.await?;
+    done.warnings.extend(saved(&ask).await);
+    json(&done)
+}
+
+/// Sets the levels of one limit back to full.
+pub(super) async fn reset(mut ask: Ask) -> Answer {
+    let reason = reason_of(&mut ask).await?;
+    let (name, by): (Arc<str>, _) = (ask.name.as_str().into(), ask.by.clone());
+    let done = operating::change(&ask.shared, move |shared, _| {
+        find(&shared.settings.load().config.policy.limits, &name)?;
+        let record = Record {
+            limit: Some(name.clone()),
+            who: Some(by),
+            why: reason,
+            ..Record::new(Kind::Override, "reset of a limit")
+        };
+        let act = to_gate(move |gate, now| {
+            gate.reset_limit(&name, now);
+        });
+        Ok(Change { record, act })
+    });
+    let mut done = done.await?;
+    done.warnings.extend(saved(&ask).await);
+    json(&done)
+}
+
+/// Raises a limit, or some of its levels, for a while.
+pub(super) async fn boost(mut ask: Ask) -> Answer {
+    let BoostBody { factor, lasting, matching, reason } = body::read(ask.request.body_mut(), BOOST).await?;
+    let wrong = |message: String| Err(Box::new(OwnReply::invalid_body(format!("{message}; send {BOOST}"))));
+    if !(1.0..=FACTOR_MAX).contains(&factor) {
+        return wrong(format!("factor must be from 1 to {FACTOR_MAX}"));
+    }
+    let lasting = match lasting.as_deref().map(humantime::parse_duration) {
+        Some(Ok(lasting)) if (Duration::from_secs(1)..=LASTING_MAX).contains(&lasting) => lasting,
+        None if factor == 1.0 => Duration::ZERO,
+        Some(_) => return wrong("for must be a duration from 1s to 30d".to_owned()),
+        None => return wrong("for is missing".to_owned()),
+    };
+    let reason = body::reason(reason)?;
+    let (name, by): (Arc<str>, _) = (ask.name.into(), ask.by);
+    let matching: BTreeMap<String, Arc<str>> =
+        matching.into_iter().map(|(scope, pattern)| (scope, pattern.into())).collect();
+    let done = operating::change(&ask.shared, move |shared, standing| {
+        let settings = shared.settings.load();
+        let limit = find(&settings.config.policy.limits, &name)?;
+        check(limit, &matching)?;
+        let said = Said::now(by.clone(), reason.clone());
+        let raised = Raised::new(name, factor, matching, lasting, said);
+        let (before, after) = replace(standing, raised);
+        if standing.boosts.len() > BOOSTS_MAX {
+            let message = format!("there are {BOOSTS_MAX} boosts already; end one of them with factor 1");
+            return Err(Box::new(OwnReply::invalid_body(message)));
+        }
+        let record = Record {
+            limit: Some(limit.name.clone()),
+            who: Some(by),
+            why: reason,
+            before: Some(before.into()),
+            after: Some(after.into()),
+            ..Record::new(Kind::Override, "boost")
+        };
+        Ok(Change { record, act: None })
+    });
+    json(&done.await?)
+}
+
+/// Puts a boost in the place of one that selects the same levels; how these stood before, and how they will.
+fn replace(standing: &mut Standing, raised: Raised) -> (String, String) {
+    let is_same = |other: &Raised| other.limit == raised.limit && other.matching == raised.matching;
+    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), shown);
+    standing.boosts.retain(|other| !is_same(other));
+    if raised.factor == 1.0 {
+        return (before, "× 1".to_owned());
+    }
+    let after = shown(&raised);
+    standing.boosts.push(raised);
+    (before, after)
+}
+
+fn shown(raised: &Raised) -> String {
+    let matching: Vec<String> = raised.matching.iter().map(|(scope, pattern)| format!("{scope} {pattern}")).collect();
+    let whose = if matching.is_empty() { String::new() } else { format!(" for {}", matching.join(", ")) };
+    format!("× {}{whose} until {}", raised.factor, raised.until)
+}
+
+fn find<'l>(limits: &'l [Limit], name: &str) -> Result<&'l Limit, Box<OwnReply>> {
+    limits
+        .iter()
+        .find(|limit| &*limit.name == name)
+        .ok_or_else(|| Box::new(OwnReply::not_known("limit", name, limits.iter().map(|limit| &*limit.name))))
+}
+
+/// A boost selects levels by what the limit has them for.
+fn check(limit: &Limit, matching: &BTreeMap<String, Arc<str>>) -> Result<(), Box<OwnReply>> {
+    let foreign = matching.keys().find(|scope| Scope::parse(scope).is_none_or(|scope| !limit.per.contains(&scope)));
+    if let Some(foreign) = foreign {
+        let foreign: String = foreign.chars().take(64).collect();
+        let per: Vec<&str> = limit.per.iter().map(|scope| scope.name()).collect();
+        let has =
+            if per.is_empty() { "one level for all".to_owned() } else { format!("a level per {}", per.join(", ")) };
+        let message = format!("match may not name \"{foreign}\": the limit \"{}\" has {has}", limit.name);
+        return Err(Box::new(OwnReply::invalid_body(message)));
+    }
+    if matching.values().any(|pattern| pattern.len() > PATTERN_BYTES_MAX || pattern.chars().any(char::is_control)) {
+        let message = format!("a name or pattern in match may have {PATTERN_BYTES_MAX} bytes, and be on one line");
+        return Err(Box::new(OwnReply::invalid_body(message)));
+    }
+    Ok(())
+}
+
+/// Saves levels at once: a process that dies now must not bring back what was forgotten. What went wrong, if anything did.
+async fn saved(ask: &Ask) -> Option<String> {
+    let dir = ask.shared.state_dir.clone()?;
+    let driver = ask.shared.driver.clone();
+    let saved = tokio::task::spawn_blocking(move || driver.save_state(&dir, false)).await;
+    saved.ok()?.err().map(|error| format!("levels cannot be saved: {error}; after a crash they are as they were"))
+}

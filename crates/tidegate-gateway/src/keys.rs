@@ -1,0 +1,269 @@
+//! Decides which keys there are beside those of the configuration: made and revoked while the gateway runs, or offline.
+//!
+//! They lie in one file of the state directory, whole at any instant and for its owner alone; a key itself is shown once and never
+//! kept. Where that file is there, calls need a key, even if it has none left: to revoke the last one must not let everybody in.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tidegate_core::call::Priority;
+use tidegate_core::config::{KeyConfig, KeyPaths};
+
+use crate::shared::unix_now;
+use crate::{state, token};
+
+/// The file's name in the state directory.
+const NAME: &str = "keys.json";
+const FORMAT: u32 = 1;
+const NAME_CHARS_MAX: usize = 64;
+/// Keys that may be made.
+const KEYS_MAX: usize = 10_000;
+/// Letters and digits after `tg-`: 256 random bits.
+const SECRET_BYTES: usize = 32;
+
+/// Why a key cannot be made, found or kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyFault {
+    /// What was asked for is no key.
+    #[error("{0}")]
+    Wrong(String),
+    /// There is one of that name.
+    #[error("there is a key \"{0}\" already; revoke it first, or choose another name")]
+    Taken(String),
+    /// There is none of that name.
+    #[error("no key \"{0}\"")]
+    Unknown(String),
+    /// The file cannot be read or written.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// What a key is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Its name in limits, logs and metrics: letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// As `organization` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// As `project` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// As `user` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// As `max_priority` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_priority: Option<String>,
+    /// As `default_priority` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_priority: Option<String>,
+    /// As `may_name_users` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_name_users: Option<bool>,
+    /// As `paths` of `[[key]]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Vec<String>>,
+    /// A date or an instant: refused from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Why it is made; for the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A key that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeKey {
+    /// 64 hexadecimal digits.
+    sha256: String,
+    /// Who made it.
+    pub created_by: Arc<str>,
+    /// RFC 3339.
+    pub created_at: String,
+    /// What it is.
+    pub key: NewKey,
+}
+
+/// The keys of a state directory that were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MadeKeys {
+    keys: Vec<MadeKey>,
+    /// Whether there is a file of them.
+    is_kept: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    format: u32,
+    keys: Vec<MadeKey>,
+}
+
+impl MadeKeys {
+    /// Those of `dir`; none where there is no file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none: nobody can tell then who may call.
+    pub fn load(dir: &Path) -> Result<Self, KeyFault> {
+        let path = dir.join(NAME);
+        let wrong = |why: String| KeyFault::File { path: path.clone(), why };
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(wrong(error.to_string())),
+        };
+        let kept: Kept = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if kept.format != FORMAT {
+            return Err(wrong(format!("format {} is not known to this version", kept.format)));
+        }
+        for made in &kept.keys {
+            made.config().map_err(|error| wrong(format!("key \"{}\": {error}", made.key.name)))?;
+        }
+        Ok(Self { keys: kept.keys, is_kept: true })
+    }
+
+    /// Puts them into `dir`.
+    ///
+    /// # Errors
+    /// It cannot be written; what was there is still there.
+    pub fn save(&mut self, dir: &Path) -> Result<(), KeyFault> {
+        let path = dir.join(NAME);
+        let kept = serde_json::to_vec(&Kept { format: FORMAT, keys: self.keys.clone() });
+        let written = kept.map_err(std::io::Error::other).and_then(|text| state::replace(&path, &text));
+        written.map_err(|error| KeyFault::File { path, why: error.to_string() })?;
+        self.is_kept = true;
+        Ok(())
+    }
+
+    /// Makes a key, and says it: it is not kept.
+    ///
+    /// # Errors
+    /// It is none, or there is one of that name.
+    pub fn make(&mut self, mut key: NewKey, by: Arc<str>) -> Result<String, KeyFault> {
+        key.reason = None;
+        if self.find(&key.name).is_some() {
+            return Err(KeyFault::Taken(key.name));
+        }
+        if self.keys.len() >= KEYS_MAX {
+            return Err(KeyFault::Wrong(format!("there are {KEYS_MAX} keys already; revoke some")));
+        }
+        let Some(random) = token::random_digits(SECRET_BYTES) else {
+            return Err(KeyFault::Wrong("the system has no randomness to make a key of".to_owned()));
+        };
+        let secret = format!("tg-{random}");
+        let sha256 = token::secret_digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let created_at = humantime::format_rfc3339_seconds(UNIX_EPOCH + unix_now()).to_string();
+        let made = MadeKey { sha256, created_by: by, created_at, key };
+        let config = made.config().map_err(KeyFault::Wrong)?;
+        if config.expires.is_some_and(|expires| expires <= unix_now().as_secs()) {
+            return Err(KeyFault::Wrong("expires is over already".to_owned()));
+        }
+        self.keys.push(made);
+        Ok(secret)
+    }
+
+    /// Takes a key away.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn revoke(&mut self, name: &str) -> Result<(), KeyFault> {
+        let before = self.keys.len();
+        self.keys.retain(|made| made.key.name != name);
+        if self.keys.len() == before { Err(KeyFault::Unknown(name.to_owned())) } else { Ok(()) }
+    }
+
+    /// The key of that name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&MadeKey> {
+        self.keys.iter().find(|made| made.key.name == name)
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> &[MadeKey] {
+        &self.keys
+    }
+
+    /// Whether calls need a key because of them.
+    pub(crate) fn are_needed(&self) -> bool {
+        self.is_kept || !self.keys.is_empty()
+    }
+
+    /// Those of the configuration, and these; where both have a name, the configuration's.
+    pub(crate) fn beside(&self, configured: &[KeyConfig]) -> Vec<KeyConfig> {
+        let is_free = |name: &str| !configured.iter().any(|key| &*key.name == name);
+        let made = self.keys.iter().filter(|made| is_free(&made.key.name)).filter_map(|made| made.config().ok());
+        configured.iter().cloned().chain(made).collect()
+    }
+}
+
+impl MadeKey {
+    /// As `[[key]]` has it.
+    pub(crate) fn config(&self) -> Result<KeyConfig, String> {
+        let key = &self.key;
+        let is_name = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
+        if key.name.is_empty() || key.name.len() > NAME_CHARS_MAX || !key.name.chars().all(is_name) {
+            return Err(format!("name must be 1 to {NAME_CHARS_MAX} letters, digits, dots, underscores and dashes"));
+        }
+        let text = |what: &str, value: &Option<String>| match value.as_deref().map(str::trim) {
+            Some("") => Err(format!("{what} is empty; leave it out")),
+            Some(value) if value.chars().count() > 256 || value.chars().any(char::is_control) => {
+                Err(format!("{what} must be one line of at most 256 characters"))
+            }
+            value => Ok(value.map(Arc::from)),
+        };
+        let priority = |what: &str, word: &Option<String>| match word {
+            None => Ok(None),
+            Some(word) => Priority::parse(word).map(Some).ok_or_else(|| format!("{what} must be low, normal or high")),
+        };
+        let default = KeyConfig::default();
+        let max_priority = priority("max_priority", &key.max_priority)?.unwrap_or(default.max_priority);
+        let wanted = priority("default_priority", &key.default_priority)?;
+        if wanted.is_some_and(|wanted| wanted > max_priority) {
+            return Err("default_priority is above max_priority".to_owned());
+        }
+        let paths = match key.paths.as_deref() {
+            None => default.paths,
+            Some([]) => return Err("paths must be [\"inference\"] or [\"all\"]".to_owned()),
+            Some(words) if words.iter().any(|word| !matches!(word.as_str(), "inference" | "all")) => {
+                return Err("paths must be [\"inference\"] or [\"all\"]".to_owned());
+            }
+            Some(words) if words.iter().any(|word| word == "all") => KeyPaths::All,
+            Some(_) => KeyPaths::Inference,
+        };
+        Ok(KeyConfig {
+            name: key.name.as_str().into(),
+            sha256: token::from_hex(&self.sha256).ok_or("sha256 is no hash")?,
+            organization: text("organization", &key.organization)?,
+            user: text("user", &key.user)?,
+            project: text("project", &key.project)?,
+            max_priority,
+            default_priority: wanted.unwrap_or(default.default_priority.min(max_priority)),
+            may_name_users: key.may_name_users.unwrap_or(default.may_name_users),
+            paths,
+            expires: key.expires.as_deref().map(expiry).transpose()?,
+        })
+    }
+}
+
+/// A date or an instant in seconds since 1970; a date alone is its first moment, UTC.
+fn expiry(written: &str) -> Result<u64, String> {
+    let full = if written.len() == 10 { format!("{written}T00:00:00Z") } else { written.to_owned() };
+    let at = humantime::parse_rfc3339(&full).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    at.map(|at| at.as_secs())
+        .ok_or_else(|| "expires must be a date such as 2027-01-01 or 2027-01-01T12:00:00Z".to_owned())
+}
+
+/// A time in seconds since 1970, as people write it.
+pub(crate) fn shown(seconds: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+}

@@ -1,0 +1,334 @@
+//! Decides how an operator's word takes effect: first it is recorded, then kept for the next start, then in force.
+//!
+//! One at a time, and to its end even where whoever asked for it leaves: what the trail tells of has happened. What stays in force
+//! (a pause, held breakers, raised limits) is in one file of the state directory, whole at any instant.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use tidegate_core::breaker::BreakerState;
+use tidegate_core::gate::{Boost, Gate, Overrides};
+use tidegate_core::limit::Scope;
+use tidegate_core::time::Time;
+use tidegate_watch::audit::{Kind, Record};
+
+use crate::refusal::OwnReply;
+use crate::shared::{Shared, unix_now};
+use crate::state;
+
+/// The file's name in the state directory.
+const NAME: &str = "overrides.json";
+const FORMAT: u32 = 1;
+
+/// Who said so, when and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Said {
+    pub(crate) by: Arc<str>,
+    /// RFC 3339.
+    at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<Arc<str>>,
+}
+
+/// A breaker that is held in a state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    pub(crate) name: Arc<str>,
+    /// `forced_open` or `forced_closed`.
+    pub(crate) state: String,
+    #[serde(flatten)]
+    pub(crate) said: Said,
+}
+
+/// A limit that is raised for a while.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Raised {
+    pub(crate) limit: Arc<str>,
+    pub(crate) factor: f64,
+    /// Which of its levels: name or glob by part of the key. Empty: all.
+    #[serde(rename = "match")]
+    pub(crate) matching: BTreeMap<String, Arc<str>>,
+    /// RFC 3339.
+    pub(crate) until: String,
+    /// Microseconds since 1970.
+    pub(crate) until_micros: u64,
+    #[serde(flatten)]
+    pub(crate) said: Said,
+}
+
+/// What operators have said that is still in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Standing {
+    /// Counts up with each change.
+    version: u64,
+    pub(crate) paused: Option<Said>,
+    pub(crate) breakers: Vec<Held>,
+    pub(crate) boosts: Vec<Raised>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    format: u32,
+    #[serde(flatten)]
+    standing: Standing,
+}
+
+/// What operators have said, and where it is kept.
+#[derive(Debug)]
+pub(crate) struct Operating {
+    path: Option<PathBuf>,
+    standing: ArcSwap<Standing>,
+    one_at_a_time: tokio::sync::Mutex<()>,
+}
+
+/// What is done; it may block. An error says why it could not be.
+pub(crate) type Act = Box<dyn FnOnce(&Shared) -> Result<(), String> + Send>;
+
+/// Something that is done to the core.
+pub(crate) fn to_gate(act: impl FnOnce(&mut Gate, Time) + Send + 'static) -> Option<Act> {
+    Some(Box::new(move |shared| {
+        shared.driver.with(|gate, now| act(gate, now));
+        Ok(())
+    }))
+}
+
+/// One change that an operator wants.
+pub(crate) struct Change {
+    /// What the trail says of it.
+    pub(crate) record: Record,
+    /// What is done beside that which stays in force.
+    pub(crate) act: Option<Act>,
+}
+
+/// A change that has taken effect.
+#[derive(Debug, Serialize)]
+pub(crate) struct Done {
+    what: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<Arc<str>>,
+    /// Whether the audit trail has it.
+    recorded: bool,
+    /// What could not be done as it should be.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Said {
+    pub(crate) fn now(by: Arc<str>, reason: Option<Arc<str>>) -> Self {
+        Self { by, at: shown(micros(unix_now())), reason }
+    }
+}
+
+impl Raised {
+    /// Until `until_micros` since 1970.
+    pub(crate) fn new(
+        limit: Arc<str>,
+        factor: f64,
+        matching: BTreeMap<String, Arc<str>>,
+        lasting: Duration,
+        said: Said,
+    ) -> Self {
+        let until_micros = micros(unix_now().saturating_add(lasting));
+        Self { limit, factor, matching, until: shown(until_micros), until_micros, said }
+    }
+
+    fn is_over(&self) -> bool {
+        self.until_micros <= micros(unix_now())
+    }
+
+    fn boost(&self) -> Boost {
+        let matching =
+            self.matching.iter().filter_map(|(scope, pattern)| Some((Scope::parse(scope)?, pattern.clone())));
+        Boost {
+            limit: self.limit.clone(),
+            permille: (self.factor * 1000.0).round() as u32,
+            matching: matching.collect(),
+            until: Time::from_micros(self.until_micros),
+        }
+    }
+}
+
+impl Standing {
+    fn overrides(&self) -> Overrides {
+        let state = |name: &str| BreakerState::ALL.into_iter().find(|state| state.name() == name);
+        Overrides {
+            version: self.version,
+            paused: self
+                .paused
+                .as_ref()
+                .map(|said| said.reason.clone().unwrap_or_else(|| "no reason was given".into())),
+            breakers: self.breakers.iter().filter_map(|held| Some((held.name.clone(), state(&held.state)?))).collect(),
+            boosts: self.boosts.iter().map(Raised::boost).collect(),
+        }
+    }
+
+    /// Lets go of a breaker.
+    pub(crate) fn release(&mut self, name: &str) {
+        self.breakers.retain(|held| &*held.name != name);
+    }
+
+    fn is_anything(&self) -> bool {
+        self.paused.is_some() || !self.breakers.is_empty() || !self.boosts.is_empty()
+    }
+}
+
+impl Operating {
+    /// What an earlier run left in `dir`.
+    pub(crate) fn load(dir: Option<&Path>) -> Self {
+        let path = dir.map(|dir| dir.join(NAME));
+        let standing = path.as_deref().map(read).unwrap_or_default();
+        Self { path, standing: ArcSwap::from_pointee(standing), one_at_a_time: tokio::sync::Mutex::default() }
+    }
+
+    /// Puts that in force.
+    pub(crate) fn restore(&self, gate: &mut Gate, now: Time) {
+        let standing = self.now();
+        if standing.is_anything() {
+            let told = serde_json::to_string(&*standing).unwrap_or_default();
+            tracing::warn!("what operators said before the restart is in force: {told}");
+        }
+        gate.override_with(standing.overrides(), now);
+    }
+
+    /// What is in force.
+    pub(crate) fn now(&self) -> Arc<Standing> {
+        let standing = self.standing.load_full();
+        if !standing.boosts.iter().any(Raised::is_over) {
+            return standing;
+        }
+        let mut standing = (*standing).clone();
+        standing.boosts.retain(|raised| !raised.is_over());
+        Arc::new(standing)
+    }
+
+    async fn keep(&self, standing: Standing) -> Result<(), String> {
+        let kept = serde_json::to_vec(&Kept { format: FORMAT, standing: standing.clone() });
+        self.standing.store(Arc::new(standing));
+        let Some(path) = self.path.clone() else {
+            return Err("there is no state directory: it ends with this process".to_owned());
+        };
+        let text = kept.map_err(|error| error.to_string())?;
+        let written = tokio::task::spawn_blocking(move || {
+            state::replace(&path, &text)
+                .map_err(|error| format!("{} cannot be written: {error}; it ends with this process", path.display()))
+        });
+        written.await.unwrap_or_else(|_| Err("this process is about to end".to_owned()))
+    }
+}
+
+/// Carries a change out. `prepare` sees what is in force, changes that, and says what else is to be done.
+///
+/// # Errors
+/// What `prepare` refuses; or the trail must have it and cannot. Then nothing has changed.
+pub(crate) async fn change<F>(shared: &Arc<Shared>, prepare: F) -> Result<Done, Box<OwnReply>>
+where
+    F: FnOnce(&Shared, &mut Standing) -> Result<Change, Box<OwnReply>> + Send + 'static,
+{
+    let shared = shared.clone();
+    // A task of its own: it goes on where the one who asked for it leaves.
+    let changing = tokio::spawn(async move {
+        let _one_at_a_time = shared.operating.one_at_a_time.lock().await;
+        let before = shared.operating.now();
+        let mut standing = (*before).clone();
+        let Change { record, act } = prepare(&shared, &mut standing)?;
+        let mut done = Done {
+            what: record.what.clone().into_owned(),
+            before: record.before.clone(),
+            after: record.after.clone(),
+            recorded: true,
+            warnings: Vec::new(),
+        };
+        if let Some(unrecorded) =
+            shared.audit.note_durably(record, shared.settings.load().config.audit.on_failure).await?
+        {
+            done.recorded = false;
+            done.warnings.push(unrecorded);
+        }
+        if let Some(act) = act {
+            carry_out(&shared, act, &done).await?;
+        }
+        if standing != *before {
+            standing.version += 1;
+            let overrides = standing.overrides();
+            done.warnings.extend(shared.operating.keep(standing).await.err());
+            shared.driver.with(|gate, now| gate.override_with(overrides, now));
+        }
+        Ok(done)
+    });
+    changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))
+}
+
+/// Does what is recorded already; where it cannot be done, that is recorded too.
+async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Box<OwnReply>> {
+    let acting = shared.clone();
+    let acted = tokio::task::spawn_blocking(move || act(&acting)).await;
+    let why = match acted {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(why)) => why,
+        Err(_) => "this process is about to end".to_owned(),
+    };
+    let what = format!("{} failed", done.what);
+    shared.audit.note(Record {
+        why: Some(why.as_str().into()),
+        after: done.after.clone(),
+        ..Record::new(Kind::Override, what)
+    });
+    Err(Box::new(OwnReply::unchanged(&why)))
+}
+
+fn read(path: &Path) -> Standing {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Standing::default(),
+        Err(error) => {
+            tracing::error!("what operators said is not in force: {}: {error}", path.display());
+            return Standing::default();
+        }
+    };
+    let why = match serde_json::from_slice::<Kept>(&text) {
+        Ok(kept) if kept.format == FORMAT => {
+            let mut standing = kept.standing;
+            standing.boosts.retain(|raised| !raised.is_over());
+            return standing;
+        }
+        Ok(kept) => format!("format {} is not known to this version", kept.format),
+        Err(error) => error.to_string(),
+    };
+    let aside = path.with_extension("json.unreadable");
+    let set_aside = std::fs::rename(path, &aside);
+    tracing::error!(
+        "what operators said is not in force: {}: {why}; {}",
+        path.display(),
+        set_aside.map_or_else(|error| error.to_string(), |()| format!("it has been set aside as {}", aside.display()))
+    );
+    Standing::default()
+}
+
+fn micros(since_1970: Duration) -> u64 {
+    u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn shown(micros: u64) -> String {
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_micros(micros)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_set_aside_and_keeps_nobody_from_starting() {
+        for text in ["{", r#"{"format":2,"version":1,"paused":null,"breakers":[],"boosts":[]}"#] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(NAME), text).unwrap();
+            assert_eq!(*Operating::load(Some(dir.path())).now(), Standing::default());
+            assert!(dir.path().join("overrides.json.unreadable").exists());
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Decides whether another configuration is taken over while the process runs, and does it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tidegate_core::config::Config;
+
+use crate::kept_models;
+use crate::keys::MadeKeys;
+use crate::shared::{Settings, Shared, StartError};
+
+/// Reads the configuration again; an error says what is wrong with it.
+#[derive(Clone)]
+pub struct ConfigSource(Arc<dyn Fn() -> Result<Config, String> + Send + Sync>);
+
+impl ConfigSource {
+    /// One that reads with `read`, which may block.
+    #[must_use]
+    pub fn new(read: impl Fn() -> Result<Config, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+impl fmt::Debug for ConfigSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConfigSource")
+    }
+}
+
+/// What another configuration has to get along with.
+#[derive(Debug)]
+pub(crate) struct Reloading {
+    pub(crate) api_addrs: Vec<SocketAddr>,
+    pub(crate) allow_anonymous: bool,
+    pub(crate) source: Option<ConfigSource>,
+    pub(crate) one_at_a_time: Mutex<()>,
+}
+
+impl Shared {
+    /// Reads the configuration again and takes it over. Blocks: not for a thread that serves calls.
+    ///
+    /// # Errors
+    /// Why not; the one before stays in force, and the trail knows.
+    pub(crate) fn reread(&self) -> Result<(), String> {
+        let source = self.reloading.source.as_ref();
+        let read = source.map_or_else(|| Err("this process reads no configuration".to_owned()), |source| (source.0)());
+        read.and_then(|config| self.take_over(config).map_err(|error| error.to_string())).inspect_err(|why| {
+            self.metrics.reload_successful.set(0);
+            self.audit.not_reloaded(why);
+        })
+    }
+
+    /// Takes over `config` for the calls that come.
+    ///
+    /// # Errors
+    /// What does not hold together; then nothing has changed.
+    pub(crate) fn take_over(&self, config: Config) -> Result<(), StartError> {
+        let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.try_take_over(config);
+        self.metrics.reload_successful.set(i64::from(taken.is_ok()));
+        taken
+    }
+
+    /// Has other keys than before: for the calls that come.
+    ///
+    /// # Errors
+    /// What they do not go together with; then nothing has changed.
+    pub(crate) fn take_over_keys(&self, made: MadeKeys) -> Result<(), StartError> {
+        let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.settings.load_full();
+        let settings = Settings::new(before.config.clone(), &made, Some(&before), self.reloading.allow_anonymous)?;
+        self.made_keys.store(Arc::new(made));
+        self.settings.store(Arc::new(settings));
+        Ok(())
+    }
+
+    fn try_take_over(&self, config: Config) -> Result<(), StartError> {
+        let Reloading { api_addrs, allow_anonymous, .. } = &self.reloading;
+        let before = self.settings.load_full();
+        let settings = Settings::new(config, &self.made_keys.load(), Some(&before), *allow_anonymous)?;
+        settings.check_listeners(api_addrs)?;
+        // The sockets stay as they are: what may be spent through them must stay guarded as it was.
+        if let Some(addr) = api_addrs.iter().find(|addr| !addr.ip().is_loopback())
+            && settings.is_open_to_all()
+            && !allow_anonymous
+        {
+            return Err(StartError::Config(format!(
+                "this process still listens on {addr}: without any [[key]] anybody who reaches it could spend the upstream's \
+                 api_key; restart it to listen elsewhere"
+            )));
+        }
+        let (old, new) = (&before.config.server, &settings.config.server);
+        if old.listen != new.listen || old.admin_listen != new.admin_listen {
+            tracing::warn!("addresses to listen on change with a restart only");
+        }
+        self.audit.reloaded(&before.config, &settings.config);
+        kept_models::carry_over(&before, &settings, &self.metrics);
+        let policy = settings.config.policy.clone();
+        self.driver.with(|gate, now| gate.reload(policy, now));
+        self.alerting.reconfigure(&settings.alerts);
+        self.settings.store(Arc::new(settings));
+        Ok(())
+    }
+}
