@@ -19,12 +19,14 @@ use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions}
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
 use crate::refusal::OwnReply;
 use crate::shared::StartError;
+use crate::told::Told;
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
 pub(crate) struct Audit {
     kept: Option<Kept>,
     config: AuditConfig,
+    told: Told,
 }
 
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl Audit {
     ///
     /// # Errors
     /// If calls must not go on without it, or users not appear by name, and there is no place for it.
-    pub(crate) fn start(config: &AuditConfig, state_dir: Option<&Path>) -> Result<Self, StartError> {
+    pub(crate) fn start(config: &AuditConfig, state_dir: Option<&Path>, told: Told) -> Result<Self, StartError> {
         let path = match state_dir {
             Some(dir) => Some(dir.join(&config.path)),
             None => Some(config.path.clone()).filter(|path| path.is_absolute()),
@@ -50,7 +52,7 @@ impl Audit {
                 return Err(StartError::Config(message.to_owned()));
             }
             tracing::info!("no state directory: nothing is recorded in an audit trail");
-            return Ok(Self { kept: None, config: config.clone() });
+            return Ok(Self { kept: None, config: config.clone(), told });
         };
         let failed = |what: &str, error| StartError::Config(format!("the audit trail's {what}: {error}"));
         let pseudonyms = match config.users {
@@ -61,7 +63,7 @@ impl Audit {
         };
         let options = TrailOptions { retention: config.retention, ..TrailOptions::new(&path) };
         let trail = Trail::start(options).map_err(|error| failed("thread", error))?;
-        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone() })
+        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone(), told })
     }
 
     /// What makes records of events, and whom they are handed to.
@@ -84,9 +86,20 @@ impl Audit {
 
     /// Hands over a record that is none of the core's events.
     pub(crate) fn note(&self, record: Record) {
+        self.tell(&record);
         if let Some(kept) = &self.kept {
             kept.trail.append(record);
         }
+    }
+
+    /// Tells those who read along.
+    fn tell(&self, record: &Record) {
+        let event = match record.kind {
+            Kind::Override => "override_applied",
+            Kind::Config | Kind::Key => "config_updated",
+            kind => kind.name(),
+        };
+        self.told.noted(event, record);
     }
 
     /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse.
@@ -98,6 +111,8 @@ impl Audit {
         record: Record,
         on_failure: OnAuditFailure,
     ) -> Result<Option<String>, Box<OwnReply>> {
+        // What comes of it is known to who asked; others are told that it was asked for.
+        self.tell(&record);
         let Some(kept) = &self.kept else {
             return Ok(Some("it is not recorded: there is no audit trail".to_owned()));
         };

@@ -75,7 +75,8 @@ impl Gateway {
         let admin_addr = local_addr(&admin_listener)?;
         settings.check_listeners(&api_addrs)?;
 
-        let audit = Audit::start(&settings.config.audit, state_dir.as_deref())?;
+        let told = Told::default();
+        let audit = Audit::start(&settings.config.audit, state_dir.as_deref(), told.clone())?;
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
@@ -85,7 +86,6 @@ impl Gateway {
         let operating = Operating::load(state_dir.as_deref());
         let (feed, trail) = audit.feed();
         let anomalies = Anomalies::default();
-        let told = Told::default();
         let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone(), told.clone());
         audit.started(&settings.config);
         driver.with(|gate, now| operating.restore(gate, now));

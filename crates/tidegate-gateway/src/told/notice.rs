@@ -179,6 +179,7 @@ pub(super) const fn name_of(event: &Event) -> &'static str {
         Event::OverrideApplied { .. } => "override_applied",
         Event::LimitsReset => "limits_reset",
         Event::BoostEnded { .. } => "boost_ended",
+        Event::BypassSuspected { .. } => "bypass_suspected",
         _ => "other",
     }
 }
