@@ -9,6 +9,7 @@ use reqwest::{Client, Method, StatusCode, redirect};
 use serde_json::Value;
 use tidegate_gateway::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};
 
+use super::table::harmless;
 use crate::outcome::Failure;
 use crate::serve::runtime;
 use crate::state_dir;
@@ -125,7 +126,7 @@ impl Admin {
                 "{} does not know this token: set TIDEGATE_ADMIN_TOKEN to one that it does, or name the gateway's --state-dir",
                 self.base
             ),
-            (_, Some(message)) => message.to_owned(),
+            (_, Some(message)) => message.lines().map(harmless).collect::<Vec<_>>().join("\n"),
             (status, None) => format!("{} answers {status}, which no admin listener of tidegate does", self.base),
         }
     }
