@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -65,6 +65,10 @@ pub(crate) async fn serve(
         Err(own) => Err(own),
     };
     let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let scheme = HeaderValue::from_static("Bearer realm=\"tidegate admin\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
     secure(response.headers_mut());
     Ok(response)
 }
