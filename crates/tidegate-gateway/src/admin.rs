@@ -27,6 +27,7 @@ use self::answer::Answer;
 use self::endpoints::{Endpoint, Found, find};
 use crate::alerting;
 use crate::audit::page;
+use crate::dashboard;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::Shared;
@@ -60,8 +61,10 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    let answer = match health(&shared, request.method(), request.uri().path()) {
-        Some(health) => Ok(health),
+    let (method, path) = (request.method(), request.uri().path());
+    let open = health(&shared, method, path).or_else(|| dashboard::file(method, path, request.headers()));
+    let answer = match open {
+        Some(open) => Ok(open),
         None => match let_past(shared, ends, request) {
             Ok((endpoint, ask)) => answer(endpoint, ask).await,
             Err(own) => Err(own),
