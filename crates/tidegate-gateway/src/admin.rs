@@ -27,6 +27,7 @@ use self::answer::Answer;
 use self::endpoints::{Endpoint, Found, find};
 use crate::alerting;
 use crate::audit::page;
+use crate::dashboard;
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::Shared;
@@ -60,9 +61,13 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    let answer = match let_past(shared, ends, request) {
-        Ok((endpoint, ask)) => answer(endpoint, ask).await,
-        Err(own) => Err(own),
+    let file = dashboard::file(request.method(), request.uri().path(), request.headers());
+    let answer = match file {
+        Some(file) => Ok(file),
+        None => match let_past(shared, ends, request) {
+            Ok((endpoint, ask)) => answer(endpoint, ask).await,
+            Err(own) => Err(own),
+        },
     };
     let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
     if response.status() == StatusCode::UNAUTHORIZED {

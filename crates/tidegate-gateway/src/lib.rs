@@ -16,6 +16,7 @@ mod candidates;
 mod client;
 mod connection;
 mod cores;
+mod dashboard;
 mod delivery;
 mod event_log;
 mod exposition;

@@ -6,6 +6,7 @@ mod admin;
 mod alerting;
 mod auditing;
 mod bad_input;
+mod dashboard;
 mod ending;
 mod keys;
 mod learning;

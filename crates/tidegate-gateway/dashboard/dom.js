@@ -1,0 +1,118 @@
+// How things get onto the page, and how numbers, times and names are written for people. Never HTML from text.
+
+export const $ = (id) => document.getElementById(id);
+
+/** An element: `h("td", { class: "number" }, 5, child)`. What is null or false is left out. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Sets a text only where it is another one: a screen reader is told of changes alone. */
+export function say(element, text) {
+  if (element.textContent !== String(text)) element.textContent = text;
+}
+
+/**
+ * Makes the children of `parent` those of `items`, one each. What is there already is updated in place, so that focus and
+ * selection stay; and while the focus is within, nothing moves.
+ */
+export function keyed(parent, items, key, make, update) {
+  const known = parent.keyed ?? (parent.keyed = new Map());
+  const wanted = new Set();
+  const nodes = items.map((item) => {
+    const name = key(item);
+    wanted.add(name);
+    let node = known.get(name);
+    if (!node) known.set(name, (node = make(item)));
+    update(node, item);
+    return node;
+  });
+  for (const [name, node] of known) {
+    if (!wanted.has(name)) {
+      node.remove();
+      known.delete(name);
+    }
+  }
+  const isHeld = parent.contains(document.activeElement);
+  nodes.forEach((node, at) => {
+    if (node.parentNode !== parent) parent.insertBefore(node, isHeld ? null : parent.children[at] ?? null);
+    else if (!isHeld && parent.children[at] !== node) parent.insertBefore(node, parent.children[at]);
+  });
+}
+
+const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+export const count = (number) => plain.format(number);
+export const brief = (number) => (Math.abs(number) < 10000 ? plain.format(number) : short.format(number));
+export const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
+
+export function rate(perSecond) {
+  return perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1);
+}
+
+/** Seconds as people say them. */
+export function span(seconds) {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 1) return `${+(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  return `${Math.round(seconds / 86400)} days`;
+}
+
+export const clock = (at) => new Date(at).toLocaleTimeString("en-GB");
+export const dated = (at) => `${new Date(at).toLocaleDateString("sv-SE")} ${clock(at)}`;
+
+const DIMENSIONS = {
+  requests_per_minute: "requests / min",
+  tokens_per_minute: "tokens / min",
+  requests_per_day: "requests / day",
+  tokens_per_day: "tokens / day",
+  images_per_minute: "images / min",
+  max_in_flight: "in flight",
+};
+export const dimension = (name) => DIMENSIONS[name] ?? name.replaceAll("_", " ");
+export const words = (name) => name.replaceAll("_", " ");
+
+/** `team/acme/tokens_per_minute` as words. */
+export function limitPath(path) {
+  const parts = path.split("/");
+  const last = DIMENSIONS[parts.at(-1)] ? dimension(parts.pop()) : null;
+  const [name, ...keys] = parts;
+  return [name, keys.length ? `of ${keys.join("/")}` : null, last ? `(${last})` : null].filter(Boolean).join(" ");
+}
+
+const TONES = { closed: "good", open: "bad", half_open: "warn", forced_open: "bad", forced_closed: "info" };
+export const tone = (state) => TONES[state] ?? "";
+
+export function badge(text, kind) {
+  return h("span", { class: "badge", "data-tone": kind || null }, text);
+}
+
+/** A bar that says how far something is used up. `used` from 0 to 1, beyond that it is debt. */
+export function meter() {
+  return h("div", { class: "meter", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
+}
+
+export function setMeter(element, used, label) {
+  const percent = Math.max(0, Math.min(100, used * 100));
+  element.firstChild.style.width = `${percent}%`;
+  element.dataset.level = used >= 0.95 ? "full" : used >= 0.75 ? "mid" : "low";
+  element.setAttribute("aria-valuenow", Math.round(percent));
+  element.setAttribute("aria-label", label);
+}
+
+export function toast(text, isBad = false) {
+  const note = h("p", { class: isBad ? "bad" : null }, text);
+  $("toasts").append(note);
+  setTimeout(() => note.remove(), isBad ? 9000 : 5000);
+}
