@@ -22,8 +22,9 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 function paint() {
   const chosen = localStorage.getItem("tidegate-theme") ?? "auto";
   document.documentElement.dataset.theme = chosen === "auto" ? (prefersDark.matches ? "dark" : "light") : chosen;
-  say($("theme"), chosen[0].toUpperCase() + chosen.slice(1));
-  $("theme").setAttribute("aria-label", `Theme: ${chosen === "auto" ? "as the system" : chosen}`);
+  const name = chosen[0].toUpperCase() + chosen.slice(1);
+  say($("theme"), name);
+  $("theme").setAttribute("aria-label", `Theme: ${name}`);
   charts.repaint();
 }
 prefersDark.addEventListener("change", paint);

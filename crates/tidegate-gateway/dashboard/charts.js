@@ -49,6 +49,13 @@ export function quantile(share, before, after) {
   return lower;
 }
 
+/** The powers of ten from below `min` to above `max`. */
+function powers(_, __, min, max) {
+  const splits = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power++) splits.push(10 ** power);
+  return splits;
+}
+
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** One chart: up to three lines over the last five minutes. */
@@ -92,10 +99,10 @@ class Chart {
         height: this.box.clientHeight,
         legend: { show: false },
         cursor: { y: false, points: { size: 6 } },
-        scales: { x: { time: true, auto: false }, y: this.log ? { distr: 3, auto: true } : { auto: false } },
+        scales: { x: { time: true, auto: false }, y: this.log ? { distr: 3, auto: true, range: (_, min, max) => (min > 0 ? [10 ** Math.floor(Math.log10(min)), 10 ** Math.ceil(Math.log10(max * 1.01))] : [0.0001, 1]) } : { auto: false } },
         axes: [
           { ...axis, values: time, space: 70, size: 26 },
-          { ...axis, size: 52, space: 30, values: (_, values) => values.map((value) => (value === null ? "" : this.show(value))) },
+          { ...axis, size: 52, space: 30, ...(this.log ? { splits: powers } : {}), values: (_, values) => values.map((value) => (value === null ? "" : this.show(value))) },
         ],
         series: [{}, ...this.lines.map((_, line) => ({ stroke: style(`--line-${line + 1}`), width: 1.75, points: { show: false }, spanGaps: false }))],
       },
@@ -118,7 +125,6 @@ export class Charts {
     this.attempts = new Chart(figures.attempts, ["attempts", "retries", "429s"], { label: "Per second", show: (value) => `${rate(value)}/s` });
     this.queue = new Chart(figures.queue, ["high", "normal", "low"], { label: "Calls waiting, by priority", show: brief });
     this.latency = new Chart(figures.latency, ["first byte p95", "overhead p99"], { label: "Over the last seconds", show: span, log: true });
-    this.queue.values[0].parentNode.parentNode.setAttribute("data-lines", "3");
   }
 
   /** The counters as they stand now; what they were within the last minute, for the tiles. */

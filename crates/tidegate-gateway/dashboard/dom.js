@@ -55,7 +55,7 @@ export const brief = (number) => (Math.abs(number) < 10000 ? plain.format(number
 export const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
 
 export function rate(perSecond) {
-  return perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1);
+  return perSecond >= 10 || perSecond === 0 ? perSecond.toFixed(0) : perSecond.toFixed(1);
 }
 
 /** Seconds as people say them. */
