@@ -1,6 +1,6 @@
 // How what the gateway tells is shown: each function draws one part of the page.
 
-import { $, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
+import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
 
 /** The first thing that an operator wants to know. */
 export function verdict(status, minute) {
@@ -26,7 +26,7 @@ export function verdict(status, minute) {
     level = "warn";
     title = "Nobody waits, but calls were refused within the last minute.";
   }
-  if (depth > 0) said.push(`${plural(depth, "call waits", "calls wait")}, of ${plural(status.waiting_in_all, "tenant", "tenants")}; the oldest for ${span(status.queue.oldest_seconds)}.`);
+  if (depth > 0) said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
   if (open.length > 0) said.push(`${plural(open.length, "breaker is", "breakers are")} not closed: ${open.slice(0, 3).map((breaker) => breaker.name).join(", ")}.`);
   if (refused > 0) said.push(`${plural(refused, "call was", "calls were")} refused within the last minute.`);
   if (said.length === 0) {
@@ -42,7 +42,7 @@ export function verdict(status, minute) {
 const used = (one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit));
 
 export function tiles(status, minute) {
-  const per = (number) => (minute ? [brief(number), "last minute"] : ["–", ""]);
+  const per = (number) => (minute ? [brief(number), "last min"] : ["–", ""]);
   const shown = [
     ["Waiting", brief(status.queue.depth), "calls", status.queue.depth ? "warn" : ""],
     ["In flight", brief(status.in_flight), "attempts", ""],
@@ -114,7 +114,7 @@ export function limits(levels, act) {
       const tags = [];
       if (level.meters.some((one) => one.binds)) tags.push(["holds calls up", "warn"]);
       if (level.mode === "shadow") tags.push(["shadow", "info"]);
-      if (level.boost) tags.push([`× ${level.boost.factor} for ${span(level.boost.ends_in_seconds)}`, "info"]);
+      if (level.boost) tags.push([`× ${level.boost.factor}, ${about(level.boost.ends_in_seconds)} left`, "info"]);
       const note = row.cells[0].querySelector("small");
       const wanted = [level.kind === "mirror" ? "mirrors the upstream" : "own", ...tags.map(([text]) => text)].join("|");
       if (note.dataset.said !== wanted) {
@@ -282,6 +282,7 @@ export function alerts(list) {
 const KIND_TONES = { throttle: "warn", retry: "info", breaker: "bad", override: "info", degradation: "bad", gap: "bad", alert: "bad", anomaly: "bad", learned: "good" };
 export const kindBadge = (kind) => badge(kind, KIND_TONES[kind]);
 
+const REASONS = { breaker: "its circuit breaker is open", queue_full: "too many wait already", paused: "paused by an operator", draining: "the process is about to end" };
 const wait = (micros) => span(micros / 1e6);
 
 /** What an event or a record says, in a line. */
@@ -291,7 +292,7 @@ export function told(event, data) {
   switch (event || data.what) {
     case "refused": {
       const numbers = n.allowed !== undefined ? ` Limit ${count(n.allowed)}, used ${count(n.used)}, asked ${count(n.requested)}.` : "";
-      return `refused: ${by ? by : words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
+      return `refused: ${by ?? REASONS[data.why] ?? words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
     }
     case "granted":
     case "waited":
