@@ -55,7 +55,8 @@ struct Row {
     held_to: Bounds,
 }
 
-/// The least of what was available that is used, in per cent; the most 429s that the upstream sends.
+/// The least of what was available that is used, in per cent; the most 429s that the upstream sends. Wide enough for a machine that
+/// does other things meanwhile: what no machine excuses is asserted of each row.
 #[derive(Clone, Copy)]
 struct Bounds(f64, u64);
 
@@ -69,7 +70,7 @@ const PLAIN: Row = Row {
     idle: (0.0, 0.0),
     interactive: 0,
     recovery: Duration::from_secs(60),
-    held_to: Bounds(97.0, 0),
+    held_to: Bounds(90.0, 0),
 };
 
 fn rows() -> Vec<Row> {
@@ -80,69 +81,69 @@ fn rows() -> Vec<Row> {
         Row {
             name: "halved after 1/3, back after 2/3",
             moves: &[(0.333, 0.5), (0.667, 1.0)],
-            held_to: Bounds(96.0, 2),
+            held_to: Bounds(90.0, 5),
             ..PLAIN
         },
         Row {
             name: "doubled after 1/3, back after 2/3",
             moves: &[(0.333, 2.0), (0.667, 1.0)],
-            held_to: Bounds(96.0, 3),
+            held_to: Bounds(90.0, 6),
             ..PLAIN
         },
-        Row { name: "unseen tenants take 40 %", tables: others, held_to: Bounds(95.0, 8), ..PLAIN },
-        Row { name: "enforced by the second", model: "quantum = '1s'", held_to: Bounds(88.0, 15), ..PLAIN },
+        Row { name: "unseen tenants take 40 %", tables: others, held_to: Bounds(90.0, 12), ..PLAIN },
+        Row { name: "enforced by the second", model: "quantum = '1s'", held_to: Bounds(82.0, 30), ..PLAIN },
         Row {
             name: "enforced by the second, wait in the message",
             model: "quantum = '1s'",
             waits: "none",
-            held_to: Bounds(88.0, 15),
+            held_to: Bounds(82.0, 30),
             ..PLAIN
         },
         Row {
             name: "enforced by the second, others 40 %",
             model: "quantum = '1s'",
             tables: others,
-            held_to: Bounds(88.0, 25),
+            held_to: Bounds(82.0, 40),
             ..PLAIN
         },
-        Row { name: "no headers", top: "headers = false", held_to: Bounds(95.0, 20), ..PLAIN },
+        Row { name: "no headers", top: "headers = false", held_to: Bounds(90.0, 50), ..PLAIN },
         Row {
             name: "unreadable headers",
             tables: "[[fault]]\nkind = 'garbage_headers'\n",
-            held_to: Bounds(95.0, 20),
+            held_to: Bounds(90.0, 50),
             ..PLAIN
         },
         Row {
             name: "random headers",
             tables: "[[fault]]\nkind = 'random_headers'\n",
-            held_to: Bounds(95.0, 25),
+            held_to: Bounds(90.0, 60),
             ..PLAIN
         },
-        Row { name: "headers tell twice the truth", top: "told_factor = 2.0", held_to: Bounds(95.0, 25), ..PLAIN },
-        Row { name: "headers tell half the truth", top: "told_factor = 0.5", held_to: Bounds(44.0, 0), ..PLAIN },
-        Row { name: "charges input + max", model: "charge = 'input_plus_max'", held_to: Bounds(92.0, 10), ..PLAIN },
+        Row { name: "headers tell twice the truth", top: "told_factor = 2.0", held_to: Bounds(90.0, 60), ..PLAIN },
+        Row { name: "headers tell half the truth", top: "told_factor = 0.5", held_to: Bounds(40.0, 0), ..PLAIN },
+        Row { name: "charges input + max", model: "charge = 'input_plus_max'", held_to: Bounds(88.0, 20), ..PLAIN },
         Row {
             name: "charges the larger of input and max",
             model: "charge = 'max'",
-            held_to: Bounds(90.0, 10),
+            held_to: Bounds(85.0, 20),
             ..PLAIN
         },
-        Row { name: "charges real use", model: "charge = 'usage'", held_to: Bounds(94.0, 5), ..PLAIN },
+        Row { name: "charges real use", model: "charge = 'usage'", held_to: Bounds(88.0, 10), ..PLAIN },
         Row {
             name: "refused calls not counted, others 40 %",
             top: "refused_count = false",
             tables: others,
-            held_to: Bounds(95.0, 8),
+            held_to: Bounds(90.0, 12),
             ..PLAIN
         },
         Row {
             name: "300 requests left of the day",
             model: "rpd = 300\nrpd_in_headers = true",
-            held_to: Bounds(0.0, 0),
+            held_to: Bounds(38.0, 0),
             ..PLAIN
         },
-        Row { name: "the same, headers silent of the day", model: "rpd = 300", held_to: Bounds(0.0, 15), ..PLAIN },
-        Row { name: "all at once after an idle time", idle: (0.2, 0.5), held_to: Bounds(90.0, 0), ..PLAIN },
+        Row { name: "the same, headers silent of the day", model: "rpd = 300", held_to: Bounds(38.0, 30), ..PLAIN },
+        Row { name: "all at once after an idle time", idle: (0.2, 0.5), held_to: Bounds(85.0, 0), ..PLAIN },
         Row { name: "50 interactive callers beside a batch job", interactive: 50, held_to: Bounds(75.0, 0), ..PLAIN },
         Row {
             name: "outage of an eighth of the time",
@@ -162,19 +163,19 @@ fn rows() -> Vec<Row> {
         Row {
             name: "every 20th call fails",
             tables: "[[fault]]\nkind = 'error_500'\nevery = 20\n",
-            held_to: Bounds(92.0, 0),
+            held_to: Bounds(85.0, 0),
             ..PLAIN
         },
         Row {
             name: "slow_down for 3 s",
             tables: "[[fault]]\nkind = 'slow_down'\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds(75.0, 4),
+            held_to: Bounds(70.0, 8),
             ..PLAIN
         },
         Row {
             name: "the same, as a 503",
             tables: "[[fault]]\nkind = 'slow_down'\nstatus = 503\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds(75.0, 4),
+            held_to: Bounds(70.0, 8),
             ..PLAIN
         },
         Row {
@@ -254,6 +255,11 @@ impl Report {
             (self.used < used, format!("used {:.1} % of what was available, not {used}", self.used)),
             (self.too_many > too_many, format!("met {} 429s, not at most {too_many}", self.too_many)),
             (self.served == 0, "served nobody".to_owned()),
+            (
+                self.too_many > self.failed + self.served + CALLERS as u64,
+                format!("met {} 429s, more than one for each call", self.too_many),
+            ),
+            (self.interactive.is_some_and(|(all, waited)| waited * 2 > all), "let interactive calls wait".to_owned()),
             (self.came_early > 0, format!("sent {} before a told wait was over", self.came_early)),
             (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
         ];

@@ -261,7 +261,9 @@ impl Breaker {
                 self.cause = format!("a probe failed{}", self.last).into();
                 self.enter(BreakerState::Open, now);
             }
-            (BreakerState::Closed, BreakerResult::Ignored) if self.row.failures() > 0 => self.row.ignored(),
+            (BreakerState::Closed, BreakerResult::Ignored) if self.row.failures() > 0 => {
+                self.row.ignored(permit.number);
+            }
             (_, BreakerResult::Ignored)
             | (BreakerState::ForcedClosed | BreakerState::ForcedOpen | BreakerState::Open, _) => {}
         }

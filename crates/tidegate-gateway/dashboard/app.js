@@ -5,7 +5,7 @@ import { Charts, sums } from "/dashboard/charts.js";
 import { Line, ask, series, token } from "/dashboard/link.js";
 import * as views from "/dashboard/views.js";
 
-const ROWS = 15;
+const ROWS = 10;
 const EVENTS_KEPT = 500;
 const EVENTS_SHOWN = 80;
 const AUDIT_ROWS = 50;
@@ -22,8 +22,9 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 function paint() {
   const chosen = localStorage.getItem("tidegate-theme") ?? "auto";
   document.documentElement.dataset.theme = chosen === "auto" ? (prefersDark.matches ? "dark" : "light") : chosen;
-  say($("theme"), chosen[0].toUpperCase() + chosen.slice(1));
-  $("theme").setAttribute("aria-label", `Theme: ${chosen === "auto" ? "as the system" : chosen}`);
+  const name = chosen[0].toUpperCase() + chosen.slice(1);
+  say($("theme"), name);
+  $("theme").setAttribute("aria-label", `Theme: ${name}`);
   charts.repaint();
 }
 prefersDark.addEventListener("change", paint);
@@ -86,7 +87,7 @@ function drawLimits() {
     search ? `No limit or key has “${search}” in its name.` : "No limit of yours has been used yet. [limit.NAME] in the configuration adds some; those of upstreams are learned, below.",
   );
   const binding = status.levels_binding;
-  say($("limits-count"), status.levels ? [plural(status.levels, "level", "levels"), binding ? `${count(binding)} hold calls up` : "none holds calls up", search ? `${count(found.length)} found` : ""].filter(Boolean).join(", ") : "");
+  say($("limits-count"), status.levels ? [plural(status.levels, "level", "levels"), binding ? `${count(binding)} ${binding === 1 ? "holds" : "hold"} calls up` : "none holds calls up", search ? `${count(found.length)} found` : ""].filter(Boolean).join(", ") : "");
 }
 
 const fullness = (level) => Math.max(0, ...level.meters.map((one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit))));
@@ -154,7 +155,7 @@ function take(event, data) {
   } else if (event === "lost") {
     state.lost += data.events;
   } else {
-    const text = [data.call, data.tenant, data.user, data.limit, data.target, data.who, data.what].filter(Boolean).join(" ").toLowerCase();
+    const text = [data.call, data.tenant, data.user, data.limit, data.target, data.who, views.told(event, data)].filter(Boolean).join(" ").toLowerCase();
     state.events.push({ key: state.sequence++, event, data, text });
     if (state.events.length > EVENTS_KEPT) state.events.splice(0, state.events.length - EVENTS_KEPT);
     if (event === "state_changed") {

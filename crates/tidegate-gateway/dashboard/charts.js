@@ -2,7 +2,9 @@
 
 import { h, rate, span, brief } from "/dashboard/dom.js";
 
+/** Seconds; of a page that was just opened fewer. */
 const SHOWN_FOR = 300;
+const SHOWN_AT_LEAST = 60;
 /** Quantiles are taken over so many samples. */
 const WINDOW = 8;
 
@@ -49,6 +51,16 @@ export function quantile(share, before, after) {
   return lower;
 }
 
+/** Whole numbers: half a call says nothing. */
+const STEPS = [1, 2, 5].flatMap((first) => [0, 1, 2, 3, 4, 5, 6].map((zeros) => first * 10 ** zeros)).sort((a, b) => a - b);
+
+/** The powers of ten from below `min` to above `max`. */
+function powers(_, __, min, max) {
+  const splits = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power++) splits.push(10 ** power);
+  return splits;
+}
+
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** One chart: up to three lines over the last five minutes. */
@@ -79,23 +91,29 @@ class Chart {
     if (!this.plot) this.make();
     this.plot.setData(this.data, false);
     const now = this.data[0].at(-1) ?? Date.now() / 1000;
-    this.plot.setScale("x", { min: now - SHOWN_FOR, max: now });
+    const from = Math.max(now - SHOWN_FOR, Math.min(this.data[0][0] ?? now, now - SHOWN_AT_LEAST));
+    this.plot.setScale("x", { min: from, max: now });
     if (!this.log) this.plot.setScale("y", { min: 0, max: Math.max(1, ...this.data.slice(1).flat()) * 1.08 });
   }
 
   make() {
     const axis = { stroke: style("--faint"), grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-    const time = (_, values) => values.map((value) => new Date(value * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" }));
+    const time = (_, values) => {
+      const isShort = values.at(-1) - values[0] < 150;
+      const said = { hour: "2-digit", minute: "2-digit", ...(isShort ? { second: "2-digit" } : {}) };
+      return values.map((value) => new Date(value * 1000).toLocaleTimeString("en-GB", said));
+    };
     this.plot = new uPlot(
       {
         width: this.box.clientWidth,
         height: this.box.clientHeight,
         legend: { show: false },
+        padding: [8, 6, 0, 0],
         cursor: { y: false, points: { size: 6 } },
-        scales: { x: { time: true, auto: false }, y: this.log ? { distr: 3, auto: true } : { auto: false } },
+        scales: { x: { time: true, auto: false }, y: this.log ? { distr: 3, auto: true, range: (_, min, max) => (min > 0 ? [10 ** Math.floor(Math.log10(min)), 10 ** Math.ceil(Math.log10(max * 1.01))] : [0.0001, 1]) } : { auto: false } },
         axes: [
           { ...axis, values: time, space: 70, size: 26 },
-          { ...axis, size: 52, space: 30, values: (_, values) => values.map((value) => (value === null ? "" : this.show(value))) },
+          { ...axis, size: 52, space: 30, ...(this.log ? { splits: powers } : { incrs: STEPS }), values: (_, values) => values.map((value) => (value === null ? "" : this.show(value))) },
         ],
         series: [{}, ...this.lines.map((_, line) => ({ stroke: style(`--line-${line + 1}`), width: 1.75, points: { show: false }, spanGaps: false }))],
       },
@@ -118,7 +136,6 @@ export class Charts {
     this.attempts = new Chart(figures.attempts, ["attempts", "retries", "429s"], { label: "Per second", show: (value) => `${rate(value)}/s` });
     this.queue = new Chart(figures.queue, ["high", "normal", "low"], { label: "Calls waiting, by priority", show: brief });
     this.latency = new Chart(figures.latency, ["first byte p95", "overhead p99"], { label: "Over the last seconds", show: span, log: true });
-    this.queue.values[0].parentNode.parentNode.setAttribute("data-lines", "3");
   }
 
   /** The counters as they stand now; what they were within the last minute, for the tiles. */

@@ -55,12 +55,13 @@ export const brief = (number) => (Math.abs(number) < 10000 ? plain.format(number
 export const plural = (number, one, many) => `${count(number)} ${number === 1 ? one : many}`;
 
 export function rate(perSecond) {
-  return perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1);
+  return perSecond >= 10 || perSecond === 0 ? perSecond.toFixed(0) : perSecond.toFixed(1);
 }
 
 /** Seconds as people say them. */
 export function span(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  if (seconds === 0) return "0 s";
   if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
   if (seconds < 1) return `${+(seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
@@ -68,6 +69,9 @@ export function span(seconds) {
   if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
   return `${Math.round(seconds / 86400)} days`;
 }
+
+/** The same without what nobody needs to know so exactly. */
+export const about = (seconds) => (seconds >= 90 && seconds < 5400 ? `${Math.round(seconds / 60)} min` : span(Math.round(seconds)));
 
 export const clock = (at) => new Date(at).toLocaleTimeString("en-GB");
 export const dated = (at) => `${new Date(at).toLocaleDateString("sv-SE")} ${clock(at)}`;

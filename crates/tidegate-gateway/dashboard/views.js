@@ -1,6 +1,6 @@
 // How what the gateway tells is shown: each function draws one part of the page.
 
-import { $, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
+import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
 
 /** The first thing that an operator wants to know. */
 export function verdict(status, minute) {
@@ -26,7 +26,7 @@ export function verdict(status, minute) {
     level = "warn";
     title = "Nobody waits, but calls were refused within the last minute.";
   }
-  if (depth > 0) said.push(`${plural(depth, "call waits", "calls wait")}, of ${plural(status.waiting_in_all, "tenant", "tenants")}; the oldest for ${span(status.queue.oldest_seconds)}.`);
+  if (depth > 0) said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
   if (open.length > 0) said.push(`${plural(open.length, "breaker is", "breakers are")} not closed: ${open.slice(0, 3).map((breaker) => breaker.name).join(", ")}.`);
   if (refused > 0) said.push(`${plural(refused, "call was", "calls were")} refused within the last minute.`);
   if (said.length === 0) {
@@ -42,7 +42,7 @@ export function verdict(status, minute) {
 const used = (one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit));
 
 export function tiles(status, minute) {
-  const per = (number) => (minute ? [brief(number), "last minute"] : ["–", ""]);
+  const per = (number) => (minute ? [brief(number), "last min"] : ["–", ""]);
   const shown = [
     ["Waiting", brief(status.queue.depth), "calls", status.queue.depth ? "warn" : ""],
     ["In flight", brief(status.in_flight), "attempts", ""],
@@ -106,15 +106,15 @@ export function limits(levels, act) {
         h(
           "td",
           { class: "actions" },
-          h("button", { type: "button", class: "button small", "aria-label": `Raise limit ${level.limit} for a while`, onclick: () => act.boost(level) }, "Boost …"),
-          h("button", { type: "button", class: "button small", "aria-label": `Set limit ${level.limit} back to full`, onclick: () => act.resetLimit(level) }, "Reset …"),
+          h("button", { type: "button", class: "button small", "aria-label": `Boost … ${level.limit}`, onclick: () => act.boost(level) }, "Boost …"),
+          h("button", { type: "button", class: "button small", "aria-label": `Reset … ${level.limit}`, onclick: () => act.resetLimit(level) }, "Reset …"),
         ),
       ),
     (row, level) => {
       const tags = [];
       if (level.meters.some((one) => one.binds)) tags.push(["holds calls up", "warn"]);
       if (level.mode === "shadow") tags.push(["shadow", "info"]);
-      if (level.boost) tags.push([`× ${level.boost.factor} for ${span(level.boost.ends_in_seconds)}`, "info"]);
+      if (level.boost) tags.push([`× ${level.boost.factor}, ${about(level.boost.ends_in_seconds)} left`, "info"]);
       const note = row.cells[0].querySelector("small");
       const wanted = [level.kind === "mirror" ? "mirrors the upstream" : "own", ...tags.map(([text]) => text)].join("|");
       if (note.dataset.said !== wanted) {
@@ -130,16 +130,26 @@ export function limits(levels, act) {
 const SOURCES = { headers: "answers' headers", refusals: "refusals alone", measured: "measured by us" };
 
 export function learned(status) {
-  const targets = status.learned.filter((one) => one.limits.length || one.in_flight_cap !== null);
-  const rows = targets.flatMap((target) => target.limits.map((limit) => ({ target, limit })));
-  for (const target of targets) if (!target.limits.length) rows.push({ target, limit: null });
+  // Of several accounts' levels the tightest is the one to see.
+  const groups = new Map();
+  for (const target of status.learned) {
+    const limits = target.limits.length ? target.limits : target.in_flight_cap !== null ? [null] : [];
+    for (const limit of limits) {
+      const key = `${target.name}\n${limit?.dimension}\n${limit?.source}`;
+      const group = groups.get(key);
+      const isTighter = !group || (limit && limit.remaining / limit.limit < group.limit.remaining / group.limit.limit);
+      groups.set(key, { key, accounts: (group?.accounts ?? 0) + 1, ...(isTighter ? { target, limit } : { target: group.target, limit: group.limit }) });
+    }
+  }
+  const rows = [...groups.values()];
   keyed(
     $("learned-rows"),
     rows.slice(0, 100),
-    ({ target, limit }) => `${target.name}\n${limit?.dimension}\n${limit?.source}`,
+    ({ key }) => key,
     ({ target }) => h("tr", {}, h("td", { class: "name break" }, target.name, h("small")), h("td"), h("td", { class: "number" }), h("td")),
-    (row, { target, limit }) => {
+    (row, { target, limit, accounts }) => {
       const notes = [];
+      if (accounts > 1) notes.push(`the tightest of ${accounts} accounts`);
       if (target.token_charge) notes.push(`charges ${words(target.token_charge)}`);
       for (const pace of target.paced) if (pace.dimension === limit?.dimension) notes.push(`paced at ${brief(pace.rate)}`);
       if (target.in_flight_cap !== null) notes.push(`${target.in_flight} of ${target.in_flight_cap} in flight`);
@@ -167,16 +177,19 @@ const ORDERS = [
 ];
 
 export function breakers(status, history, act) {
-  const positions = new Map();
-  const rows = status.breakers.map((breaker) => {
-    const at = positions.get(breaker.name) ?? 0;
-    positions.set(breaker.name, at + 1);
-    return { ...breaker, at };
-  });
+  // Those that are not closed come first: of several accounts' the first is the one to see.
+  const groups = new Map();
+  for (const breaker of status.breakers) {
+    const group = groups.get(breaker.name) ?? { ...breaker, accounts: 0, alike: 0 };
+    group.accounts += 1;
+    if (breaker.state === group.state) group.alike += 1;
+    groups.set(breaker.name, group);
+  }
+  const rows = [...groups.values()];
   keyed(
     $("breakers-rows"),
     rows,
-    (breaker) => `${breaker.name}\n${breaker.at}`,
+    (breaker) => breaker.name,
     (breaker) =>
       h(
         "li",
@@ -197,7 +210,8 @@ export function breakers(status, history, act) {
       say(state, words(breaker.state));
       state.dataset.tone = tone(breaker.state);
       const probe = breaker.next_probe_in_seconds;
-      say(row.querySelector(".sub"), [breaker.cause, probe !== null ? `next probe in ${span(probe)}` : ""].filter(Boolean).join(" · "));
+      const accounts = breaker.accounts > 1 ? (breaker.alike < breaker.accounts ? `${breaker.alike} of ${breaker.accounts} accounts` : `${breaker.accounts} accounts`) : "";
+      say(row.querySelector(".sub"), [breaker.cause, probe !== null ? `next probe in ${span(probe)}` : "", accounts].filter(Boolean).join(" · "));
       keyed(
         row.querySelector(".history"),
         (history.get(breaker.name) ?? []).slice(0, 4),
@@ -209,7 +223,7 @@ export function breakers(status, history, act) {
   );
   $("breakers-empty").hidden = rows.length > 0;
   const open = status.breakers.filter((breaker) => breaker.state !== "closed").length;
-  const shown = status.breakers_in_all > rows.length ? `${rows.length} of ${count(status.breakers_in_all)}` : "";
+  const shown = status.breakers_in_all > status.breakers.length ? `${status.breakers.length} of ${count(status.breakers_in_all)}` : "";
   say($("breakers-count"), rows.length ? [open ? `${open} not closed` : "all closed", shown].filter(Boolean).join(", ") : "");
 }
 
@@ -238,6 +252,10 @@ export function queue(status) {
   say($("queue-count"), some ? [`oldest ${span(status.queue.oldest_seconds)}`, more].filter(Boolean).join(", ") : "");
 }
 
+const SHARES = ["rate_limited", "retries", "error_rate"];
+const DURATIONS = ["upstream_latency", "queue_wait", "overhead"];
+const signal = (when, value) => (SHARES.includes(when) ? `${+(value * 100).toFixed(1)} %` : DURATIONS.includes(when) ? span(value) : count(value));
+
 export function alerts(list) {
   const order = ["firing", "pending", "quiet"];
   const rows = [...list].sort((a, b) => order.indexOf(a.state) - order.indexOf(b.state));
@@ -250,10 +268,10 @@ export function alerts(list) {
       const state = row.querySelector(".badge");
       say(state, alert.state);
       state.dataset.tone = { firing: "bad", pending: "warn", quiet: "good" }[alert.state] ?? "";
-      const value = alert.value === null ? "too few calls to tell" : `now ${+alert.value.toFixed(3)}`;
-      const dead = alert.webhook?.failing_since || alert.webhook?.last_error ? "its webhook fails" : "";
+      const value = alert.value === null ? "too few calls to tell" : `now ${signal(alert.when, alert.value)}`;
+      const dead = alert.webhook?.last?.[0]?.error ? "its webhook fails" : "";
       const about = alert.about?.length ? `about ${alert.about.join(", ")}` : "";
-      say(row.querySelector(".sub"), [`${words(alert.when)} above ${alert.above}`, value, about, dead].filter(Boolean).join(" · "));
+      say(row.querySelector(".sub"), [`${words(alert.when)} above ${signal(alert.when, alert.above)}`, value, about, dead].filter(Boolean).join(" · "));
     },
   );
   $("alerts-empty").hidden = rows.length > 0;
@@ -264,6 +282,7 @@ export function alerts(list) {
 const KIND_TONES = { throttle: "warn", retry: "info", breaker: "bad", override: "info", degradation: "bad", gap: "bad", alert: "bad", anomaly: "bad", learned: "good" };
 export const kindBadge = (kind) => badge(kind, KIND_TONES[kind]);
 
+const REASONS = { breaker: "its circuit breaker is open", queue_full: "too many wait already", paused: "paused by an operator", draining: "the process is about to end" };
 const wait = (micros) => span(micros / 1e6);
 
 /** What an event or a record says, in a line. */
@@ -273,7 +292,7 @@ export function told(event, data) {
   switch (event || data.what) {
     case "refused": {
       const numbers = n.allowed !== undefined ? ` Limit ${count(n.allowed)}, used ${count(n.used)}, asked ${count(n.requested)}.` : "";
-      return `refused: ${by ? by : words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
+      return `refused: ${by ?? REASONS[data.why] ?? words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
     }
     case "granted":
     case "waited":

@@ -10,6 +10,9 @@ use super::TENANTS;
 /// Failing calls that are looked at, where more than so many are wanted in a row.
 const KEPT: usize = 32;
 
+/// Calls that say nothing, of which the numbers are kept.
+const IGNORED: usize = 64;
+
 /// The failures since the last success.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Row {
@@ -17,8 +20,8 @@ pub(super) struct Row {
     /// The numbers of the failed calls that were sent last, in order.
     sent: SmallVec<[u32; 8]>,
     tenants: SmallVec<[u64; TENANTS]>,
-    /// Calls that ended meanwhile and said nothing of the service.
-    ignored: u32,
+    /// Calls that ended meanwhile and said nothing of the service: their numbers, the last of them.
+    ignored: SmallVec<[u32; TENANTS]>,
 }
 
 impl Row {
@@ -35,9 +38,12 @@ impl Row {
         }
     }
 
-    /// A call said nothing of the service: it does not break the row.
-    pub(super) fn ignored(&mut self) {
-        self.ignored = self.ignored.saturating_add(1);
+    /// The call with this number said nothing of the service: it does not break the row.
+    pub(super) fn ignored(&mut self, number: u32) {
+        if self.ignored.len() >= IGNORED {
+            self.ignored.remove(0);
+        }
+        self.ignored.push(number);
     }
 
     /// Failures since the last success.
@@ -53,7 +59,9 @@ impl Row {
     /// Whether `wanted` calls failed in a row. At most as many others were sent between them, which may yet end well.
     pub(super) fn is_long(&self, wanted: u32) -> bool {
         let (Some(first), Some(last)) = (self.sent.first(), self.sent.last()) else { return false };
-        let sent = last.wrapping_sub(*first).saturating_add(1).saturating_sub(self.ignored);
+        let between = self.ignored.iter().filter(|number| (first..=last).contains(number)).count();
+        let sent = last.wrapping_sub(*first).saturating_add(1);
+        let sent = sent.saturating_sub(u32::try_from(between).unwrap_or(u32::MAX));
         let failed = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
         self.failures >= wanted && sent <= failed.saturating_mul(2)
     }
@@ -86,10 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_say_nothing_do_not_break_a_row() {
-        let mut row = row_of([10, 20, 30, 40, 50]);
+    fn calls_that_say_nothing_do_not_break_a_row_and_make_none() {
+        let scattered = || row_of([10, 20, 30, 40, 50]);
+        let mut row = scattered();
         assert!(!row.is_long(5));
-        (0..36).for_each(|_| row.ignored());
-        assert!(row.is_long(5));
+        (11..20).chain(21..30).chain(31..40).chain(41..50).for_each(|number| row.ignored(number));
+        assert!(row.is_long(5), "nothing else was sent between them");
+        let mut row = scattered();
+        (51..151).for_each(|number| row.ignored(number));
+        assert!(!row.is_long(5), "those came after");
     }
 }

@@ -50,6 +50,9 @@ impl Gate {
         }
         if !self.is_explained(ticket, fault, &notes) {
             self.pace(ticket, fault);
+        } else if let Some(wait) = fault.wait.filter(|_| self.has_moved(target, fault)) {
+            // What headers tell changes from reply to reply: the wait is all there is to go by.
+            self.pause_target(target, Some(wait));
         } else if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after(fault) + ROUNDING) {
             // The numbers say sooner: the server knows why.
             self.pause_target(target, Some(wait));
@@ -72,6 +75,13 @@ impl Gate {
         start.told(per_second.max(1), ends_at);
         self.targets[target].cold_start = Some(start);
         self.stir(gauge);
+    }
+
+    /// Whether the limit that refused has lately been told in more than one way.
+    fn has_moved(&self, target: u32, fault: &Fault) -> bool {
+        let dimension = fault.numbers.and_then(|numbers| numbers.dimension);
+        let mut learned = self.targets[target].learned.iter();
+        learned.any(|learned| learned.moves > 0 && dimension.is_none_or(|refused| refused == learned.dimension))
     }
 
     fn count_refused(&mut self, target: u32, tokens: u64) {
@@ -155,10 +165,10 @@ impl Gate {
         let refused = RefusedAt { told: told.map(|(limit, _)| limit), has_room, admitted, sent_at, wait: fault.wait };
         let known = self.targets[target].paces.iter().position(|paced| paced.dimension == dimension);
         let changed = match known {
+            _ if !self.targets[target].learn_limits => false,
             Some(at) => self.targets[target].paces[at].pace.refused(refused, now),
             // A refusal after a few calls is no evidence of any rate.
             None if told.is_none() && flow.busy_with(admitted) < FEW_CALLS * cost => false,
-            None if !self.targets[target].learn_limits => false,
             None => {
                 let guess = flow.limit_if_empty(admitted, sent_at);
                 self.open_pace(target, dimension, Pace::new(refused, guess, now));
@@ -283,14 +293,17 @@ impl Gate {
         match paced.pace.due(is_binding, now) {
             None => {}
             Some(Due::Changed) => self.apply_pace(target, dimension, false),
-            Some(Due::GivenUp) => {
-                let level = meter.level;
-                let lifted = Spec { allowance: Allowance::Unlimited, ..pace_spec(dimension, 1, 1) };
-                self.ledger.put_meter(level, Spec { burst: None, ..lifted }, now);
-                self.ledger.meters[id].set_pace(0, None);
-                self.stir(id);
-            }
+            Some(Due::GivenUp) => self.lift_pace(id),
         }
+    }
+
+    /// A pace binds no more. Its meter stays: calls may wait in its lot, and it may be needed again.
+    pub(super) fn lift_pace(&mut self, meter: u32) {
+        let (level, dimension) = (self.ledger.meters[meter].level, self.ledger.meters[meter].dimension);
+        let lifted = Spec { allowance: Allowance::Unlimited, ..pace_spec(dimension, 1, 1) };
+        self.ledger.put_meter(level, Spec { burst: None, ..lifted }, self.clock);
+        self.ledger.meters[meter].set_pace(0, None);
+        self.stir(meter);
     }
 
     /// Pauses a target that said that it takes nothing for a while.

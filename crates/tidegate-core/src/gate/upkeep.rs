@@ -187,7 +187,9 @@ impl Gate {
             target.charge_rule.reconfigure(policy.map_or(TokenCharge::Learned, |policy| policy.token_charge));
             if !target.learn_limits {
                 target.cold_start = None;
+                let paces: Vec<u32> = target.paces.drain(..).map(|paced| paced.meter).collect();
                 let learned: Vec<u32> = target.learned.drain(..).map(|learned| learned.meter).collect();
+                paces.into_iter().for_each(|meter| self.lift_pace(meter));
                 learned.into_iter().for_each(|meter| self.unlearn(meter));
             }
         }
