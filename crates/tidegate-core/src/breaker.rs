@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use self::row::Row;
+use self::row::{Beside, Row};
 use crate::config::BreakerConfig;
 use crate::fault::Fault;
 use crate::refusal::BreakerReport;
@@ -126,8 +126,8 @@ pub struct Breaker {
     closed_at: Option<Time>,
     probes: u32,
     probe_successes: u32,
-    /// Attempts of this generation that have not ended.
-    under_way: u32,
+    /// Attempts of this generation that have not ended, of those sent since a failure.
+    beside: Beside,
     cause: Arc<str>,
     /// `, last 503`, or in words; empty where there is nothing to say.
     last: Box<str>,
@@ -170,7 +170,7 @@ impl Breaker {
             closed_at: None,
             probes: 0,
             probe_successes: 0,
-            under_way: 0,
+            beside: Beside::default(),
             cause: "".into(),
             last: "".into(),
             used_at: Time::ZERO,
@@ -207,7 +207,6 @@ impl Breaker {
         if probe {
             self.probes += 1;
         }
-        self.under_way = self.under_way.saturating_add(1);
         self.sent = self.sent.wrapping_add(1);
         BreakerPermit { generation: self.generation, number: self.sent, probe }
     }
@@ -227,7 +226,7 @@ impl Breaker {
         if permit.probe {
             self.probes = self.probes.saturating_sub(1);
         }
-        self.under_way = self.under_way.saturating_sub(1);
+        self.beside.ended(permit.number);
         let before = self.state;
         match (self.state, result) {
             (BreakerState::Closed, BreakerResult::Good { first_byte_after }) => {
@@ -246,6 +245,8 @@ impl Breaker {
             (BreakerState::Closed, BreakerResult::Bad) => {
                 self.note_fault(fault);
                 self.note_tenant(tenant, now, true);
+                self.counts(now);
+                self.beside.failed(permit.number);
                 self.row.failed(permit.number, tenant, self.config.failure_threshold);
                 self.counts(now).bad += 1;
                 self.open_if_failing(now);
@@ -287,6 +288,7 @@ impl Breaker {
             }
             self.passed = self.passed.saturating_add(u64::from(before - self.totals().calls()));
             self.bin = bin;
+            self.beside = Beside::default();
         }
         &mut self.bins[bin_slot(self.bin)]
     }
@@ -330,9 +332,10 @@ impl Breaker {
         let counts = self.totals();
         let calls = counts.calls();
         let failed = recent(&self.failing, now, self.config.monitoring_period);
-        // Failures end sooner than calls that are answered: those under way may yet end well.
+        // Failures end sooner than calls that are answered: those sent beside them may yet end well.
         if calls >= self.config.minimum_calls
-            && f64::from(counts.bad) >= self.config.failure_rate * f64::from(calls.saturating_add(self.under_way))
+            && f64::from(counts.bad)
+                >= self.config.failure_rate * f64::from(calls.saturating_add(self.beside.under_way(self.sent)))
             && self.enough_tenants(failed, now)
         {
             self.cause = format!("{} of {calls} calls failed{last}", counts.bad).into();
@@ -360,7 +363,7 @@ impl Breaker {
         self.generation = self.generation.wrapping_add(1);
         self.probes = 0;
         self.probe_successes = 0;
-        self.under_way = 0;
+        self.beside = Beside::default();
         self.row = Row::default();
         match state {
             BreakerState::Open => {

@@ -163,6 +163,23 @@ fn failures_that_end_sooner_than_good_calls_are_no_high_rate() {
 }
 
 #[test]
+fn streams_that_have_been_open_for_long_do_not_hide_that_new_calls_fail() {
+    for open_streams in [0, 20, 400] {
+        let mut breaker = breaker();
+        for _ in 0..open_streams {
+            breaker.permit(Time::ZERO);
+        }
+        // Four of five fail, never five in a row.
+        let ends = (1..).map(|number| if number % 5 == 0 { GOOD } else { BreakerResult::Bad });
+        let calls = ends.take_while(|result| {
+            end(&mut breaker, 1, *result, Time::from_secs(10));
+            breaker.state() == BreakerState::Closed
+        });
+        assert!(calls.count() <= 12, "beside {open_streams} streams");
+    }
+}
+
+#[test]
 fn slow_calls_open_it_when_asked_to_count() {
     let config = BreakerConfig { slow_call_duration: Some(Duration::from_secs(1)), ..BreakerConfig::default() };
     let mut breaker = Breaker::new(Arc::new(config));

@@ -33,9 +33,13 @@ pub(crate) fn restore(shared: &Shared, dir: &Path) {
     };
     match read {
         Ok(kept) => {
-            for upstream in &shared.settings.load().upstreams {
+            let settings = shared.settings.load();
+            for upstream in &settings.upstreams {
                 if let Some(kept) = kept.get(&*upstream.config.name) {
                     upstream.models.restore(kept, &upstream.config.name, &shared.metrics);
+                }
+                if settings.tells_groups() {
+                    upstream.models.part();
                 }
             }
         }
@@ -50,6 +54,9 @@ pub(crate) fn carry_over(before: &Settings, after: &Settings, metrics: &Metrics)
         let was = before.upstreams.iter().find(|was| was.config.name == *name && !Arc::ptr_eq(was, upstream));
         if let Some(was) = was {
             upstream.models.restore(&was.models.kept(), name, metrics);
+        }
+        if after.tells_groups() {
+            upstream.models.part();
         }
     }
 }

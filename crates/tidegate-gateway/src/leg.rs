@@ -10,7 +10,6 @@ use tidegate_core::call::{Call, Priority, Subject, WhenOpen};
 use tidegate_core::config::{ModelMap, UpstreamKind};
 use tidegate_core::cost::Cost;
 use tidegate_core::fault::{Fault, FaultKind};
-use tidegate_core::limit::Scope;
 use tidegate_core::refusal::{GiveUp, GiveUpReason, Reason, Refusal};
 use tokio::time::Instant;
 
@@ -273,10 +272,7 @@ impl Leg {
 
     /// The upstream names a limit that this model shares with others.
     fn join(&self, order: &Order<'_>, with: &str) {
-        let limits = &order.settings.config.policy.limits;
-        // Where limits or groups are configured by model, which models share one is the operator's to say.
-        let has_groups = !order.settings.config.model_groups.is_empty();
-        if has_groups || limits.iter().any(|limit| limit.per.contains(&Scope::Model)) {
+        if order.settings.tells_groups() {
             return;
         }
         tracing::info!(upstream = %self.upstream.config.name, model = %self.model.group, with, "shares its limit");

@@ -114,6 +114,14 @@ impl Models {
         }
     }
 
+    /// Which models share a limit is somebody else's to say from now on.
+    pub(crate) fn part(&self) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.by_group.retain(|group, model| **group == *model.group);
+        // Names find their groups again.
+        known.by_name.clear();
+    }
+
     /// What a restart would lose.
     pub(crate) fn kept(&self) -> KeptModels {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);

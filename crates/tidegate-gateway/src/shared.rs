@@ -190,6 +190,12 @@ impl Settings {
         })
     }
 
+    /// Limits or groups are configured by model: which models share a limit is the operator's to say, not an upstream's.
+    pub(crate) fn tells_groups(&self) -> bool {
+        let mut limits = self.config.policy.limits.iter();
+        !self.config.model_groups.is_empty() || limits.any(|limit| limit.per.contains(&Scope::Model))
+    }
+
     /// True if whoever reaches the listener spends a credential of ours.
     pub(crate) fn is_open_to_all(&self) -> bool {
         !self.needs_key && self.upstreams.iter().any(|upstream| upstream.shares_credential())

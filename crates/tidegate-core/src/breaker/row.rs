@@ -1,4 +1,4 @@
-//! Decides whether failures came in a row: one after the other as the calls were sent, not as they ended.
+//! Decides whether failures came in a row, one after the other as the calls were sent, not as they ended; and what was sent beside them.
 //!
 //! Failures end sooner than calls that are answered. Of a hundred calls sent together the five that fail are known first, and
 //! are no row; five sent one after the other, which all failed, are.
@@ -64,6 +64,37 @@ impl Row {
         let sent = sent.saturating_sub(u32::try_from(between).unwrap_or(u32::MAX));
         let failed = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
         self.failures >= wanted && sent <= failed.saturating_mul(2)
+    }
+}
+
+/// The calls that were sent beside those that failed: since the first failure of the current bin.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beside {
+    /// The number of that failing call.
+    since: Option<u32>,
+    /// Those sent from it on that have ended.
+    ended: u32,
+}
+
+impl Beside {
+    /// The call with this number, whose end has been told to [`Beside::ended`], failed.
+    pub(super) fn failed(&mut self, number: u32) {
+        if self.since.is_none() {
+            *self = Self { since: Some(number), ended: 1 };
+        }
+    }
+
+    /// The call with this number ended.
+    pub(super) fn ended(&mut self, number: u32) {
+        if self.since.is_some_and(|since| number >= since) {
+            self.ended = self.ended.saturating_add(1);
+        }
+    }
+
+    /// Of `sent` calls in all, those that have not ended.
+    pub(super) fn under_way(self, sent: u32) -> u32 {
+        let Some(since) = self.since else { return 0 };
+        sent.wrapping_sub(since).saturating_add(1).saturating_sub(self.ended)
     }
 }
 

@@ -365,6 +365,49 @@ fn after_a_wait_that_nothing_accounts_for_calls_come_back_as_a_ramp() {
 }
 
 #[test]
+fn who_is_told_not_to_learn_any_more_forgets_paces_too() {
+    let mut bench = Bench::new(learning());
+    let ticket = bench.admit(call("ada", 1));
+    let told = ServerLimit { dimension: RPM, limit: 6000, remaining: Some(5999) };
+    bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+    bench.succeed(ticket, 1);
+    let ticket = bench.admit(call("ada", 1));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.numbers = Some(LimitNumbers { dimension: Some(RPM), limit: 6000, used: Some(1), requested: Some(1) });
+    bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    assert_eq!(bench.gate.status(bench.now).learned[0].paced.len(), 1);
+    let mut policy = learning();
+    policy.upstreams[0].learn_limits = false;
+    bench.gate.reload(policy, bench.now);
+    assert!(bench.gate.status(bench.now).learned[0].paced.is_empty());
+    bench.run_for(Duration::from_secs(2));
+    let calls: Vec<_> = (0..500).map(|_| bench.admit(call("ada", 1))).collect();
+    assert!(calls.iter().all(|call| bench.is_granted(*call)));
+}
+
+#[test]
+fn where_limits_are_told_in_ever_other_ways_a_told_wait_holds_everybody() {
+    let mut bench = Bench::new(learning());
+    for limit in [600, 1200] {
+        let ticket = bench.admit(call("ada", 1));
+        let told = ServerLimit { dimension: RPM, limit, remaining: Some(0) };
+        bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+        bench.succeed(ticket, 1);
+        bench.run_for(Duration::from_secs(30));
+    }
+    let ticket = bench.admit(call("ada", 1));
+    let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+    fault.wait = Some(Duration::from_secs(3));
+    fault.numbers = Some(LimitNumbers { dimension: Some(RPM), limit: 1200, used: Some(1200), requested: Some(1) });
+    bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+    let next = bench.admit(call("bob", 1));
+    bench.run_for(Duration::from_millis(2_990));
+    assert!(!bench.is_granted(next));
+    bench.run_for(Duration::from_secs(1));
+    assert!(bench.is_granted(next));
+}
+
+#[test]
 fn too_large_for_a_learned_limit_is_judged_on_the_input_alone() {
     let mut bench = Bench::new(learning());
     let ticket = bench.admit(call("ada", 10));

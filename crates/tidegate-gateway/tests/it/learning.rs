@@ -1,5 +1,7 @@
 //! What replies teach, by way of the wire.
 
+use tidegate_core::limit::Scope;
+
 use crate::support::*;
 
 const SHARED: &str = r#"{"error":{"message":"Rate limit reached for gpt-4.1-mini (for limit gpt-4.1) in organization org-1 on tokens per min (TPM): Limit 30000, Used 29999, Requested 9. Please try again in 16ms.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}"#;
@@ -55,7 +57,7 @@ async fn which_models_share_a_limit_and_how_estimates_are_off_survive_a_restart_
     let gateway = start_in(dir.path(), config.clone()).await;
     // An upstream that is configured anew is another one, whose models are the same.
     config.upstreams[0].weight = 3;
-    gateway.reload(config).unwrap();
+    gateway.reload(config.clone()).unwrap();
     let mut caller = client(&gateway).await;
     caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini-2025-04-14")).await;
     let (mut peer, _) = upstream.request().await;
@@ -64,5 +66,18 @@ async fn which_models_share_a_limit_and_how_estimates_are_off_survive_a_restart_
     let learned = gateway.driver().with(|gate, now| gate.status(now)).learned;
     let told = learned.iter().filter(|target| target.limits.iter().any(|limit| limit.limit == 500));
     assert_eq!(told.map(|target| target.name.as_str()).collect::<Vec<_>>(), ["openai/gpt-4.1"]);
+
+    // Limits by model make it the operator's to say which models share one.
+    let mut by_model = team_limit(1000);
+    by_model.per = vec![Scope::Model];
+    let mut limited = config;
+    limited.policy.limits.push(by_model);
+    gateway.reload(limited).unwrap();
+    caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
+    peer.message(false).await;
+    peer.reply("200 OK", "", "{}").await;
+    assert_eq!(caller.message(false).await.status(), 200);
+    let names = gateway.driver().with(|gate, now| gate.status(now)).learned;
+    assert!(names.iter().any(|target| target.name == "openai/gpt-4.1-mini"), "{names:?}");
     within(gateway.drain()).await;
 }

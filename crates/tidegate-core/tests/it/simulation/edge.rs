@@ -157,6 +157,12 @@ fn refused_calls_that_do_not_count_make_no_difference() {
         assert!(report.met_429s as f64 <= 0.015 * report.done as f64, "{} of {}", report.met_429s, report.done);
         // The bucket and ten minutes of refill.
         assert!(report.done + report.met_429s >= 1300, "{}", report.done);
+        // Only 429s tell, so that some come, of which each is one less where they count.
+        let rules = Rules { refused_count, rpm: 120.0, ..told(Tells::In429s) };
+        let name = format!("only 429s tell, 120 requests a minute, refused calls counted: {refused_count}");
+        let report = run(&name, Scenario { demand: 4.0, ..with(rules) });
+        assert!((1..=40).contains(&report.met_429s), "{}", report.met_429s);
+        assert!(report.done >= 1290, "{}", report.done);
     }
 }
 
