@@ -151,8 +151,9 @@ pub(crate) fn told(done: &Value, as_json: bool) -> Result<(), Failure> {
     for warning in done["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         tracing::warn!("{warning}");
     }
-    let what = done["what"].as_str().unwrap_or("done");
-    print(&match (done["before"].as_str(), done["after"].as_str()) {
+    let [what, before, after] = ["what", "before", "after"].map(|field| done[field].as_str().map(table::harmless));
+    let what = what.unwrap_or_default();
+    print(&match (before, after) {
         (Some(before), Some(after)) => format!("{what}: {after} (before: {before})"),
         (None, Some(one)) | (Some(one), None) => format!("{what}: {one}"),
         (None, None) => format!("{what}: done"),

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -61,16 +61,19 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
-    let (method, path) = (request.method(), request.uri().path());
-    let open = health(&shared, method, path).or_else(|| dashboard::file(method, path, request.headers()));
-    let answer = match open {
-        Some(open) => Ok(open),
+    let file = dashboard::file(request.method(), request.uri().path(), request.headers());
+    let answer = match file {
+        Some(file) => Ok(file),
         None => match let_past(shared, ends, request) {
             Ok((endpoint, ask)) => answer(endpoint, ask).await,
             Err(own) => Err(own),
         },
     };
     let mut response = answer.unwrap_or_else(|own| own.into_response(&stamp));
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let scheme = HeaderValue::from_static("Bearer realm=\"tidegate admin\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
     secure(response.headers_mut());
     Ok(response)
 }
@@ -93,6 +96,8 @@ fn secure(headers: &mut HeaderMap) {
 /// One arm for each endpoint.
 async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
     match endpoint {
+        Endpoint::Health => open::health_of(&ask),
+        Endpoint::Description => Ok(answer::written(open::DESCRIPTION)),
         Endpoint::Metrics => open::metrics(&ask),
         Endpoint::Status => standing::status(&ask),
         Endpoint::Events => told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers()),

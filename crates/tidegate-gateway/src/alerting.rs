@@ -66,6 +66,20 @@ impl Alerting {
         tokio::spawn(judge(Arc::downgrade(shared)));
     }
 
+    /// Says what the end of the process leaves undelivered.
+    pub(crate) fn end(&self) {
+        for post in self.lock().posts.iter().flatten() {
+            let waiting = post.told().waiting;
+            if waiting > 0 {
+                tracing::error!(
+                    alert = &*post.alert,
+                    waiting,
+                    "an alert is not delivered: the webhook did not take it in time"
+                );
+            }
+        }
+    }
+
     /// Its series.
     pub(crate) fn series(&self) -> Box<dyn Collector> {
         Box::new(Series(self.clone()))

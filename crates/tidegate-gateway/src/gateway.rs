@@ -93,9 +93,9 @@ impl Gateway {
             metrics,
             audit,
             watching,
-            told,
             alerting,
             anomalies,
+            told,
             room: Room::default(),
             driver: driver.clone(),
             settings: ArcSwap::from_pointee(settings),
@@ -201,6 +201,7 @@ impl Gateway {
                 tracing::warn!("what was learned of models cannot be saved in {}: {error}", dir.display());
             }
         }
+        self.shared.alerting.end();
         self.shared.watching.end().await;
         self.shared.audit.flush().await;
         self.shared.told.end().await;

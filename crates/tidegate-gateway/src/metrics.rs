@@ -383,7 +383,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_core::config::Policy;
+    use tidegate_core::config::{AlertSignal, Policy};
 
     use super::*;
 
@@ -399,6 +399,13 @@ mod tests {
         assert!(!text.contains("model-64"));
         let other = "tidegate_calls_total{upstream=\"openai\",model=\"other\",priority=\"normal\",outcome=\"ok\"} 136";
         assert!(text.contains(other), "{text}");
+    }
+
+    #[test]
+    fn no_alert_on_a_percentile_has_a_bound_that_its_histogram_cannot_exceed() {
+        let signals = [AlertSignal::UpstreamLatency, AlertSignal::QueueWait, AlertSignal::Overhead];
+        let ends = [REPLIES, WAITS, OVERHEADS].map(|bounds| bounds[bounds.len() - 1]);
+        assert_eq!(signals.map(AlertSignal::above_max), ends);
     }
 
     #[tokio::test]

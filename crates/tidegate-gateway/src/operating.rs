@@ -142,15 +142,15 @@ impl Raised {
         self.until_micros <= micros(unix_now())
     }
 
-    fn boost(&self) -> Boost {
-        let matching =
-            self.matching.iter().filter_map(|(scope, pattern)| Some((Scope::parse(scope)?, pattern.clone())));
-        Boost {
+    /// `None`: it selects by something that this version does not know, and must not raise more than was meant.
+    fn boost(&self) -> Option<Boost> {
+        let matching = self.matching.iter().map(|(scope, pattern)| Some((Scope::parse(scope)?, pattern.clone())));
+        Some(Boost {
             limit: self.limit.clone(),
             permille: (self.factor * 1000.0).round() as u32,
-            matching: matching.collect(),
+            matching: matching.collect::<Option<_>>()?,
             until: Time::from_micros(self.until_micros),
-        }
+        })
     }
 }
 
@@ -164,7 +164,7 @@ impl Standing {
                 .as_ref()
                 .map(|said| said.reason.clone().unwrap_or_else(|| "no reason was given".into())),
             breakers: self.breakers.iter().filter_map(|held| Some((held.name.clone(), state(&held.state)?))).collect(),
-            boosts: self.boosts.iter().map(Raised::boost).collect(),
+            boosts: self.boosts.iter().filter_map(Raised::boost).collect(),
         }
     }
 
@@ -237,6 +237,7 @@ where
         let before = shared.operating.now();
         let mut standing = (*before).clone();
         let Change { record, act } = prepare(&shared, &mut standing)?;
+        let (who, why) = (record.who.clone(), record.why.clone());
         let mut done = Done {
             what: record.what.clone().into_owned(),
             before: record.before.clone(),
@@ -259,6 +260,8 @@ where
             done.warnings.extend(shared.operating.keep(standing).await.err());
             shared.driver.with(|gate, now| gate.override_with(overrides, now));
         }
+        let (before, after) = (done.before.as_deref(), done.after.as_deref());
+        tracing::info!(who = who.as_deref(), why = why.as_deref(), before, after, "operator: {}", done.what);
         Ok(done)
     });
     changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))

@@ -93,9 +93,9 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) audit: Audit,
     pub(crate) watching: Watching,
-    pub(crate) told: Told,
     pub(crate) alerting: Alerting,
     pub(crate) anomalies: Anomalies,
+    pub(crate) told: Told,
     /// Of the bodies that are being read.
     pub(crate) room: Room,
     pub(crate) phase: watch::Sender<Phase>,

@@ -80,6 +80,25 @@ pub(crate) fn tell_admin_address(dir: Option<&Path>, mut addr: SocketAddr) {
     }
 }
 
+/// Takes away what others may do with a secret's file, and says so.
+#[cfg(unix)]
+fn keep_private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if metadata.permissions().mode() & 0o077 == 0 {
+        return;
+    }
+    let made_private = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
+    tracing::warn!(
+        "others could read {}: {}; who did can operate this gateway, so remove the file and start again",
+        path.display(),
+        made_private.map_or_else(|error| error.to_string(), |()| "they no longer can".to_owned())
+    );
+}
+
+#[cfg(not(unix))]
+const fn keep_private(_path: &Path) {}
+
 /// The admin listener's token: that of the state directory, made at the first start for its owner alone.
 pub(crate) fn admin_token(dir: Option<&Path>) -> String {
     let Some(path) = dir.map(|dir| dir.join(ADMIN_TOKEN_FILE)) else {
@@ -87,7 +106,10 @@ pub(crate) fn admin_token(dir: Option<&Path>) -> String {
         return made_token();
     };
     match fs::read_to_string(&path) {
-        Ok(token) if !token.trim().is_empty() => return token.trim().to_owned(),
+        Ok(token) if !token.trim().is_empty() => {
+            keep_private(&path);
+            return token.trim().to_owned();
+        }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!("{} cannot be read: {error}; a new token takes its place", path.display()),
@@ -125,8 +147,12 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let mode = fs::metadata(dir.path().join(ADMIN_TOKEN_FILE)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
+            let path = dir.path().join(ADMIN_TOKEN_FILE);
+            let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(), 0o600);
+            // Somebody copied it here with less care.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            assert_eq!((admin_token(Some(dir.path())), mode()), (made, 0o600));
         }
     }
 

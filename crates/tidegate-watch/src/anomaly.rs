@@ -73,14 +73,19 @@ impl Anomalies {
     /// Looks at what has come since the last look: whom to suspect from now on. To be asked about once a second.
     #[must_use]
     pub fn judge(&self, now: Time) -> Vec<Suspicion> {
-        let mut all = self.0.users.write().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, users| !users.is_idle(now));
+        // Calls go on meanwhile: they wait only while somebody is forgotten, or is new.
+        let all = self.0.users.read().unwrap_or_else(PoisonError::into_inner);
+        let has_idle = all.values().any(|users| users.is_idle(now));
         let new_users = all.iter().filter_map(|(caller, users)| {
             let count = users.judge(now)?;
             Some(Suspicion { caller: caller.clone(), pattern: "new_users", count })
         });
         let mut found: Vec<Suspicion> = new_users.collect();
         drop(all);
+        if has_idle {
+            let mut all = self.0.users.write().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, users| !users.is_idle(now));
+        }
         found.extend(self.0.returns.lock().unwrap_or_else(PoisonError::into_inner).judge(now));
         found
     }

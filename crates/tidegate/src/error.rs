@@ -23,6 +23,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub enum Error {
     /// A limit had no room before the call's deadline. It was not sent.
+    #[non_exhaustive]
     Refused {
         /// Which limit, what was asked, what it allows, what is in use.
         limit: Box<LimitReport>,
@@ -32,11 +33,13 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// It asks for more than a limit ever holds; waiting cannot help. It was not sent.
+    #[non_exhaustive]
     TooLarge {
         /// Which limit, what was asked, what it allows.
         limit: Box<LimitReport>,
     },
     /// Too many calls are waiting already. It was not sent.
+    #[non_exhaustive]
     QueueFull {
         /// How many.
         waiting: usize,
@@ -44,6 +47,7 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// The circuit breaker is open, or half-open with every probe under way. It was not sent.
+    #[non_exhaustive]
     CircuitOpen {
         /// Which breaker, what opened it, its probes.
         breaker: Box<BreakerReport>,
@@ -53,6 +57,7 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// It was tried as often as allowed, or for as long, and failed each time.
+    #[non_exhaustive]
     Exhausted {
         /// Attempts made.
         attempts: u32,
@@ -66,6 +71,7 @@ pub enum Error {
         may_be_billed: bool,
     },
     /// It was not done in time. What was under way has been cancelled.
+    #[non_exhaustive]
     Timeout {
         /// The bound.
         after: Duration,
@@ -77,11 +83,13 @@ pub enum Error {
         may_be_billed: bool,
     },
     /// Nothing new is let through: paused, or about to end.
+    #[non_exhaustive]
     Cancelled {
         /// Why.
         reason: Arc<str>,
     },
     /// The operation failed in a way that is not retried.
+    #[non_exhaustive]
     Upstream {
         /// What kind of failure it was.
         fault: Box<Fault>,

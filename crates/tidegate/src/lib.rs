@@ -94,7 +94,12 @@
 //! # }
 //! ```
 //! What a request costs is read from it ([`AsCall`]); a reply is settled when its body ends, a stream with what went by where
-//! its reader leaves.
+//! its reader leaves. One that is silent for five minutes while it is read breaks off
+//! ([`with_idle_timeout`](TidegateLayer::with_idle_timeout)).
+//!
+//! A request is copied for another attempt ([`Repeatable`]); one whose body cannot be goes as [`SentOnce`]. An error of the
+//! service's own of a type that is not known here is neither retried nor held against it, unless
+//! [`classify`](TidegateLayer::classify) says what it is.
 //!
 //! # What happened
 //! `subscribe` of any part gives every [`Event`] from then on. A subscriber that falls behind is told how many it missed;

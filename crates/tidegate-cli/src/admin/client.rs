@@ -9,12 +9,16 @@ use reqwest::{Client, Method, StatusCode, redirect};
 use serde_json::Value;
 use tidegate_gateway::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};
 
+use super::table::harmless;
 use crate::outcome::Failure;
 use crate::serve::runtime;
 use crate::state_dir;
 
 /// Longer than anything takes that the admin listener does.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where `tidegate serve` listens for operators unless told otherwise.
+const DEFAULT_ADMIN: &str = "http://127.0.0.1:8081";
 
 /// Which gateway, and what opens it.
 #[derive(Args, Clone, Debug)]
@@ -50,6 +54,10 @@ impl Reach {
         self.admin.is_some() || self.dir().is_some_and(|dir| state_dir::is_in_use(&dir))
     }
 
+    fn has_token(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| !token.trim().is_empty())
+    }
+
     /// The gateway that is meant.
     ///
     /// # Errors
@@ -66,6 +74,8 @@ impl Reach {
                     )
                 })?
             }
+            // One that keeps no state tells nobody where it is: whoever brings a token means the usual place.
+            None if self.has_token() => DEFAULT_ADMIN.to_owned(),
             None => {
                 let place =
                     dir.as_deref().map_or_else(|| "no state directory".to_owned(), |dir| dir.display().to_string());
@@ -75,7 +85,7 @@ impl Reach {
                 )));
             }
         };
-        let token = self.token.clone().filter(|token| !token.trim().is_empty()).or_else(|| kept(ADMIN_TOKEN_FILE));
+        let token = self.token.clone().filter(|_| self.has_token()).or_else(|| kept(ADMIN_TOKEN_FILE));
         let token = token.ok_or_else(|| {
             Failure::Failed(format!("no token for {base}: set TIDEGATE_ADMIN_TOKEN, or name the gateway's --state-dir"))
         })?;
@@ -125,7 +135,7 @@ impl Admin {
                 "{} does not know this token: set TIDEGATE_ADMIN_TOKEN to one that it does, or name the gateway's --state-dir",
                 self.base
             ),
-            (_, Some(message)) => message.to_owned(),
+            (_, Some(message)) => message.lines().map(harmless).collect::<Vec<_>>().join("\n"),
             (status, None) => format!("{} answers {status}, which no admin listener of tidegate does", self.base),
         }
     }

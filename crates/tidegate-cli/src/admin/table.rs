@@ -114,7 +114,14 @@ fn learned(status: &Value) -> String {
 }
 
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned)
+    let text =
+        value.as_str().map_or_else(|| if value.is_null() { String::new() } else { value.to_string() }, str::to_owned);
+    harmless(&text)
+}
+
+/// Text that acts on no terminal: a model's name is a caller's to choose.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character }).collect()
 }
 
 fn number(value: &Value) -> f64 {
@@ -160,5 +167,6 @@ mod tests {
         assert_eq!(lines[1], "b      y      requests_per_minute  120 %  -2 of 10  holds calls, × 1.5 for 61s yet");
         assert!(lines[2].starts_with("a      x "), "{told}");
         assert_eq!(limits(&json!({"limits": []})), "limit: none");
+        assert_eq!(plain(&json!("sim/\u{1b}[2J")), "sim/\u{fffd}[2J");
     }
 }

@@ -113,6 +113,29 @@ fn a_key_is_made_listed_and_revoked_while_a_gateway_runs_and_while_none_does() {
     );
 }
 
+#[test]
+fn what_was_said_is_in_force_and_in_the_trail_after_a_kill_at_once() {
+    let place = Place::new();
+    place.file("tidegate.toml", "[limit.team]\nrequests_per_day = 1\n");
+    let gateway = place.start(&SIM);
+    assert_eq!((call(&gateway), call(&gateway)), (200, 429));
+    ok(&place, &["admin", "limits", "reset"]);
+    ok(&place, &["admin", "limits", "boost", "team", "--factor", "3", "--for", "1h"]);
+    ok(&place, &["admin", "pause", "--reason", "a test"]);
+    drop(gateway);
+    let gateway = place.start(&SIM);
+    assert_eq!(call(&gateway), 503);
+    ok(&place, &["admin", "resume"]);
+    // What had gone by the minute at the simulator nobody knows after a kill: it flows in first.
+    let patient = ["authorization: Bearer tidegate", "x-tidegate-max-wait: 20s"];
+    assert_eq!([(); 4].map(|()| chat(&gateway.announced("api"), &patient).0), [200, 200, 200, 429]);
+    let trail = ok(&place, &["audit", "query", "--kind", "override"]);
+    for said in ["reset of all limits", "boost limit=team", "pause who=local", "resume who=local"] {
+        assert!(trail.contains(said), "{said}: {trail}");
+    }
+    assert!(ok(&place, &["audit", "verify"]).contains("ok: "));
+}
+
 #[cfg(unix)]
 #[test]
 fn what_is_kept_is_for_its_owner_alone() {

@@ -150,6 +150,7 @@ fn on_a_full_disk_the_gateway_follows_on_failure_raises_the_alert_and_goes_on_on
     let ended = gateway.end();
     assert_eq!(ended.code, Some(0));
     let dead = "an alert could not be delivered: connection refused; trying on";
+    assert!(ended.stderr.contains("an alert is not delivered"), "{}", ended.stderr);
     assert!(ended.stderr.contains(dead) && !ended.stderr.contains("T0P-SECRET"), "{}", ended.stderr);
     let alerts = place.run(&audit(&["query", "--kind", "alert"])).stdout;
     assert!(alerts.contains("alert fired why=\"audit: 1 audit record not written; alert above 0\""), "{alerts}");

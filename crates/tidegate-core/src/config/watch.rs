@@ -170,6 +170,18 @@ impl AlertSignal {
     pub const fn is_share(self) -> bool {
         matches!(self, Self::RateLimited | Self::Retries | Self::ErrorRate)
     }
+
+    /// The largest bound that makes sense: no share exceeds 1, and no percentile the last bucket of the histogram that it is taken from.
+    #[must_use]
+    pub const fn above_max(self) -> f64 {
+        match self {
+            Self::RateLimited | Self::Retries | Self::ErrorRate => 1.0,
+            Self::UpstreamLatency => 600.0,
+            Self::QueueWait => 240.0,
+            Self::Overhead => 5.0,
+            Self::BreakerOpen | Self::AuditFailed | Self::StoreDegraded | Self::BypassSuspected => 1e9,
+        }
+    }
 }
 
 /// Where an alert is posted.

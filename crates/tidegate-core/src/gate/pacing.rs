@@ -300,6 +300,9 @@ impl Gate {
         let gauge = self.targets[target].gauge;
         let meter = &mut self.ledger.meters[gauge];
         meter.paused_until = meter.paused_until.max(until);
+        if let Some(start) = &mut self.targets[target].cold_start {
+            start.paused(until);
+        }
     }
 }
 

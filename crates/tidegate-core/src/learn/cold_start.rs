@@ -56,11 +56,16 @@ impl ColdStart {
     /// A call went well.
     pub(crate) fn good_reply(&mut self, now: Time) {
         self.cap(now);
-        self.counted_at = now;
+        self.counted_at = now.max(self.counted_at);
         self.good += 1;
         if self.told.is_none() && (self.good <= TELLING || self.good.is_multiple_of(2)) {
             self.cap += 1;
         }
+    }
+
+    /// Nothing goes before `until`: that silence adds nothing.
+    pub(crate) fn paused(&mut self, until: Time) {
+        self.counted_at = until.max(self.counted_at);
     }
 
     /// A limit became known that lets so many calls a second flow. Of several the lowest counts, from when the first was told.

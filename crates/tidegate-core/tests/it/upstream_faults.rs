@@ -324,9 +324,44 @@ fn after_a_wait_that_is_longer_than_the_limit_accounts_for_calls_come_back_as_a_
     bench.run_for(Duration::from_millis(20));
     assert!((1..=8).contains(&gone(&bench)), "three hundred have flowed in, and do not go at once: {}", gone(&bench));
     bench.run_for(Duration::from_secs(5));
-    assert!((60..=120).contains(&gone(&bench)), "twice what flows in: {}", gone(&bench));
+    assert!((60..=90).contains(&gone(&bench)), "half as many again as flow in: {}", gone(&bench));
     bench.run_for(Duration::from_secs(6));
     assert!(gone(&bench) > 300, "{}", gone(&bench));
+}
+
+#[test]
+fn after_a_wait_that_nothing_accounts_for_calls_come_back_as_a_ramp() {
+    let tell = |bench: &mut Bench| {
+        let ticket = bench.admit(call("ada", 1));
+        let told = ServerLimit { dimension: RPM, limit: 600, remaining: Some(599) };
+        bench.gate.observe(ticket, &ServerLimits(smallvec::smallvec![told]), bench.now);
+        bench.succeed(ticket, 1);
+    };
+    // Where a limit is told there is room; where none is nothing is known.
+    for (is_told, at_most_then, at_most_later) in [(true, 10, 65), (false, 8, 53)] {
+        let mut bench = Bench::new(learning());
+        if is_told {
+            tell(&mut bench);
+            bench.run_for(Duration::from_secs(20));
+            tell(&mut bench);
+        }
+        let ticket = bench.admit(call("ada", 1));
+        let before = bench.granted.len();
+        for _ in 0..400 {
+            bench.admit(call("ada", 1));
+        }
+        let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+        fault.wait = Some(Duration::from_secs(10));
+        let went_before_it_came = bench.granted.len() - before;
+        bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+        let gone = |bench: &Bench| bench.granted.len() - before - went_before_it_came;
+        bench.run_for(Duration::from_millis(9_990));
+        assert_eq!(gone(&bench), 0, "the wait is everybody's: told {is_told}");
+        bench.run_for(Duration::from_millis(20));
+        assert!(gone(&bench) <= at_most_then, "no herd: {}, told {is_told}", gone(&bench));
+        bench.run_for(Duration::from_secs(5));
+        assert!((1..=at_most_later).contains(&gone(&bench)), "{}, told {is_told}", gone(&bench));
+    }
 }
 
 #[test]

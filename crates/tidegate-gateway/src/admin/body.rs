@@ -1,5 +1,6 @@
 //! Decides what of a request's body is taken by the admin listener: a small JSON object, or nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
@@ -25,18 +26,20 @@ pub(super) async fn read<T: DeserializeOwned>(body: &mut Incoming, allowed: &str
         Ok(Err(_)) => return Err(Box::new(OwnReply::invalid_body("the connection broke off within the body"))),
         Err(_) => return Err(Box::new(OwnReply::body_stalled(WITHIN))),
     };
-    let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+    let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes.trim_ascii_start() };
+    if text[0] != b'{' {
+        // A list of the fields' values would be taken too.
+        return Err(Box::new(OwnReply::invalid_body(format!("the body is no JSON object; send {allowed}"))));
+    }
     serde_json::from_slice(text).map_err(|error| Box::new(OwnReply::invalid_body(format!("{error}; send {allowed}"))))
 }
 
 /// A reason that can be shown on one line.
-pub(super) fn reason(given: Option<String>) -> Result<Option<std::sync::Arc<str>>, Box<OwnReply>> {
-    let Some(reason) = given.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty()) else {
-        return Ok(None);
-    };
+pub(super) fn reason(given: Option<String>) -> Result<Option<Arc<str>>, Box<OwnReply>> {
+    let Some(reason) = given.filter(|reason| !reason.is_empty()) else { return Ok(None) };
     if reason.chars().count() > REASON_CHARS_MAX || reason.chars().any(char::is_control) {
         let message = format!("reason must be one line of at most {REASON_CHARS_MAX} characters");
         return Err(Box::new(OwnReply::invalid_body(message)));
     }
-    Ok(Some(reason.into()))
+    Ok(Some(reason.trim()).filter(|reason| !reason.is_empty()).map(Into::into))
 }

@@ -8,7 +8,9 @@ use super::overriding::ToBreaker;
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
+    Health,
     Metrics,
+    Description,
     Status,
     Events,
     Explain,
@@ -47,6 +49,9 @@ const OPERATOR: Option<AdminRole> = Some(AdminRole::Operator);
 
 /// All that there is; where two paths match, the first.
 static TABLE: &[Row] = &[
+    row(Method::GET, "/healthz", ANYBODY, Endpoint::Health),
+    row(Method::GET, "/readyz", ANYBODY, Endpoint::Health),
+    row(Method::GET, "/admin/v1/openapi.json", ANYBODY, Endpoint::Description),
     row(Method::GET, "/metrics", ANYBODY, Endpoint::Metrics),
     row(Method::GET, "/admin/v1/status", VIEWER, Endpoint::Status),
     row(Method::GET, "/admin/v1/events", VIEWER, Endpoint::Events),
@@ -114,6 +119,20 @@ mod tests {
         assert_eq!(name_in("/b/{}", "/b/c"), Some("c"));
         for path in ["/b//reset", "/b/reset", "/b/x", "/c/x/reset"] {
             assert_eq!(name_in("/b/{}/reset", path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_endpoint_is_described() {
+        let description: serde_json::Value = serde_json::from_str(super::super::open::DESCRIPTION).unwrap();
+        for row in TABLE {
+            let path = row.path.replace("{}", "{name}");
+            let described = &description["paths"][&path][row.method.as_str().to_lowercase()];
+            assert!(described.is_object(), "{} {path} is not in openapi.json", row.method);
+            let is_open = described["security"].as_array().is_some_and(Vec::is_empty);
+            assert_eq!(is_open, row.wants.is_none(), "{path}");
+            let summary = described["summary"].as_str().unwrap_or_default();
+            assert_eq!(summary.ends_with("(operator)"), row.wants == OPERATOR, "{path}");
         }
     }
 

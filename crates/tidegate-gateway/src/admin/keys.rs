@@ -157,7 +157,7 @@ fn refused(fault: KeyFault, shared: &Shared) -> Box<OwnReply> {
             let made = shared.made_keys.load();
             OwnReply::not_known("key", &name, made.all().iter().map(|made| made.key.name.as_str()))
         }
-        KeyFault::Taken(_) => OwnReply::conflict(fault.to_string()),
+        KeyFault::Taken(_) | KeyFault::Expired => OwnReply::conflict(fault.to_string()),
         KeyFault::Wrong(why) => OwnReply::invalid_body(format!("{why}; send {NEW_KEY}")),
         KeyFault::File { .. } => OwnReply::unchanged(&fault.to_string()),
     })

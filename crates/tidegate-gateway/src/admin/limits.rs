@@ -20,7 +20,7 @@ const FACTOR_MAX: f64 = 1000.0;
 const LASTING_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Boosts in force at one time: each is looked at for each new level.
 const BOOSTS_MAX: usize = 256;
-const PATTERN_BYTES_MAX: usize = 256;
+const PATTERN_CHARS_MAX: usize = 256;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -146,8 +146,11 @@ fn check(limit: &Limit, matching: &BTreeMap<String, Arc<str>>) -> Result<(), Box
         let message = format!("match may not name \"{foreign}\": the limit \"{}\" has {has}", limit.name);
         return Err(Box::new(OwnReply::invalid_body(message)));
     }
-    if matching.values().any(|pattern| pattern.len() > PATTERN_BYTES_MAX || pattern.chars().any(char::is_control)) {
-        let message = format!("a name or pattern in match may have {PATTERN_BYTES_MAX} bytes, and be on one line");
+    if matching
+        .values()
+        .any(|pattern| pattern.chars().count() > PATTERN_CHARS_MAX || pattern.chars().any(char::is_control))
+    {
+        let message = format!("a name or pattern in match must be one line of at most {PATTERN_CHARS_MAX} characters");
         return Err(Box::new(OwnReply::invalid_body(message)));
     }
     Ok(())

@@ -9,6 +9,9 @@ use crate::refusal::OwnReply;
 use crate::reply::ReplyBody;
 use crate::shared::{Phase, Shared};
 
+/// OpenAPI: every endpoint, what it takes and what it answers.
+pub(super) const DESCRIPTION: &str = include_str!("openapi.json");
+
 /// `/healthz` and `/readyz`, on either listener. `None`: it is another path.
 ///
 /// Ready unless the process is ending; never unready because an upstream is down.
@@ -24,6 +27,12 @@ pub(crate) fn health(shared: &Shared, method: &Method, path: &str) -> Option<Res
     let (status, said) =
         if is_ready { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") };
     Some(text(status, "text/plain; charset=utf-8", said))
+}
+
+/// The same on this listener.
+pub(super) fn health_of(ask: &Ask) -> Answer {
+    let (method, path) = (ask.request.method(), ask.request.uri().path());
+    health(&ask.shared, method, path).ok_or_else(|| Box::new(OwnReply::no_such_admin_path(path)))
 }
 
 /// `/metrics`.

@@ -38,7 +38,7 @@ struct Ledger(Arc<Mutex<Told>>);
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Told {
     /// Notices that wait, the one under way included.
-    waiting: usize,
+    pub(super) waiting: usize,
     /// Posts that failed, and notices that found no room to wait.
     failures: u64,
     /// The latest, the newest first.

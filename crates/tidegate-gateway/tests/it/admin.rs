@@ -34,7 +34,9 @@ pub(crate) async fn ask(
 async fn viewers_and_operators_may_look_and_nobody_else() {
     let (gateway, _upstream) = scripted_with(with_viewer).await;
     for (token, status) in [("viewer", 200), ("operator", 200), ("other", 401), ("", 401)] {
-        assert_eq!(ask(&gateway, token, "GET /admin/v1/status", "").await.status(), status, "{token}");
+        let reply = ask(&gateway, token, "GET /admin/v1/status", "").await;
+        assert_eq!(reply.status(), status, "{token}");
+        assert_eq!(reply.header("www-authenticate").is_some(), status == 401, "{token}");
     }
 }
 

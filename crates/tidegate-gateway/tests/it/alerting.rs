@@ -308,3 +308,11 @@ async fn a_caller_that_comes_back_before_its_time_is_suspected() {
     let fired = told(&gateway, |alert| alert["state"] == "firing").await;
     assert_eq!(fired["value"], 1.0);
 }
+
+#[tokio::test]
+async fn alerts_are_for_those_with_the_token() {
+    let (gateway, _upstream) = scripted().await;
+    let open = "GET /admin/v1/alerts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    assert_eq!(call_admin(&gateway, open).await.status(), 401);
+    assert_eq!(page(&gateway).await["alerts"], serde_json::json!([]));
+}

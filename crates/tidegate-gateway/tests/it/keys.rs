@@ -101,7 +101,7 @@ async fn what_is_no_key_is_told_why_and_a_configured_one_cannot_be_taken_away() 
     for (request, body, status, why) in [
         ("POST /admin/v1/keys", "", 400, "missing field `name`"),
         ("POST /admin/v1/keys", r#"{"name":"a b"}"#, 400, "name must be 1 to 64 letters"),
-        ("POST /admin/v1/keys", r#"{"name":"a","expires":"2001-01-01"}"#, 400, "expires is over already"),
+        ("POST /admin/v1/keys", r#"{"name":"a","expires":"2001-01-01"}"#, 409, "expires is over already"),
         ("POST /admin/v1/keys", r#"{"name":"a","expires":"soon"}"#, 400, "expires must be a date"),
         ("POST /admin/v1/keys", r#"{"name":"a","max_priority":"top"}"#, 400, "max_priority must be low"),
         ("POST /admin/v1/keys", r#"{"name":"a","paths":["files"]}"#, 400, "paths must be"),

@@ -123,7 +123,8 @@ async fn what_is_not_there_is_told_what_is_and_what_cannot_be_read_what_may_be_s
         ("limits/team/boost", r#"{"factor":2,"for":"31d"}"#, 400, "for must be a duration"),
         ("limits/team/boost", r#"{"factor":2,"for":"1m","match":{"user":"a"}}"#, 400, "has one level for all"),
         ("limits/team/boost", r#"{"factr":2}"#, 400, "unknown field `factr`"),
-        ("pause", "[", 400, "send {\"reason\""),
+        ("pause", "{", 400, "send {\"reason\""),
+        ("pause", "[null]", 400, "the body is no JSON object; send {\"reason\""),
         ("pause", r#"{"reason":"a\nb"}"#, 400, "reason must be one line"),
     ] {
         let reply = ask(&gateway, "operator", &format!("POST /admin/v1/{path}"), body).await;

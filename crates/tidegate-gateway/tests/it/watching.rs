@@ -1,5 +1,7 @@
 //! What is told of events beside the audit trail.
 
+use std::time::Duration;
+
 use crate::support::*;
 
 #[tokio::test]
@@ -45,4 +47,28 @@ async fn a_scraper_gets_the_format_that_it_asks_for() {
     let newer = call_admin(&gateway, &ask("accept: application/openmetrics-text; version=1.0.0\r\n")).await;
     assert!(newer.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     assert!(newer.text().contains("# TYPE tidegate_build info\n") && newer.text().ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn what_a_limit_held_or_refused_is_counted_by_that_limit() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(team_limit(60_000))).await;
+    // Takes the whole minute's worth.
+    let mut first = client(&gateway).await;
+    first.post("/v1/chat/completions", "", &CHAT.replace("}]}", "}],\"max_tokens\":59900}")).await;
+    let (_held, _) = upstream.request().await;
+    let more = CHAT.replace("}]}", "}],\"max_tokens\":1900}");
+    let mut hurried = client(&gateway).await;
+    hurried.post("/v1/chat/completions", "x-tidegate-max-wait: 1ms\r\n", &more).await;
+    assert_eq!(hurried.message(false).await.status(), 429);
+    let mut patient = client(&gateway).await;
+    patient.post("/v1/chat/completions", "", &more).await;
+    until(|| gateway.driver().with(|gate, _| gate.waiting() == 1)).await;
+    let_pass(Duration::from_secs(61)).await;
+    let (_other, _) = upstream.request().await;
+    let labels = "tidegate_rate_limited_total{limit=\"team\",dimension=\"tokens_per_minute\",model=\"gpt-4o\"";
+    for action in ["held", "refused"] {
+        let series = format!("{labels},action=\"{action}\"}} 1");
+        within(async { while !metrics(&gateway).await.contains(&series) {} }).await;
+    }
+    assert!(metrics(&gateway).await.contains("tidegate_refusals_total{reason=\"limit\"} 1"));
 }

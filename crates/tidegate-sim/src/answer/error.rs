@@ -152,7 +152,7 @@ pub(super) fn words(scenario: &Scenario, fault: &Fault, model: &str, group: &str
         _ => (500, "server_error", None, SERVER_ERROR.to_owned()),
     };
     Words {
-        status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+        status: StatusCode::from_u16(fault.status.unwrap_or(status)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         kind,
         code: fault.code.clone().or(code.map(str::to_owned)),
         message,

@@ -122,6 +122,8 @@ pub struct Fault {
     pub wait: Option<Duration>,
     /// The `retry-after` header as it is, instead of the wait; may be a date or nonsense. Also for 5xx.
     pub retry_after: Option<String>,
+    /// The status of an error, instead of the usual one.
+    pub status: Option<u16>,
     /// The error code, instead of the usual one.
     pub code: Option<String>,
     /// The value of an `x-should-retry` header.
@@ -154,6 +156,7 @@ impl Fault {
             lasts: None,
             wait: None,
             retry_after: None,
+            status: None,
             code: None,
             should_retry: None,
             charged: None,

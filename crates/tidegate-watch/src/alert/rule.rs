@@ -197,6 +197,38 @@ mod tests {
         assert_eq!(rule.told_state().since(), Some(Time::from_secs(1)));
     }
 
+    /// Whatever the signal does: it fires after so long above, is told no more often than every so often, and ends after a calm.
+    #[test]
+    fn turns_follow_one_another_as_they_must() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let (lasting, every) = (random.u64(0..20), random.u64(1..100));
+            let mut rule = rule(lasting, every);
+            let mut is_above = false;
+            let (mut changed_at, mut above_at, mut told_at, mut fires) = (0, 0, 0, false);
+            for second in 0..1000 {
+                if random.u8(..) < 20 {
+                    (is_above, changed_at) = (!is_above, second);
+                }
+                let turn = rule.judge(Time::from_secs(second), is_above.then_some(2.0));
+                if is_above {
+                    above_at = second;
+                }
+                match turn {
+                    Some(Turn::Fires) => assert!(!fires && is_above && second - changed_at == lasting),
+                    Some(Turn::Lasts) => assert!(fires && is_above && second - told_at >= every),
+                    Some(Turn::Over) => assert!(fires && second - above_at > CALM_FOR.as_secs()),
+                    None => assert!(fires || !is_above || second - changed_at < lasting),
+                }
+                if let Some(turn) = turn {
+                    (told_at, fires) = (second, turn != Turn::Over);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_clock_that_jumps_back_fires_nothing_early_and_stops_nothing() {
         let mut rule = rule(5, 60);

@@ -134,7 +134,7 @@ async fn limits_to_which_nobody_gave_a_name_all_hold() {
     let whole = Tidegate::builder().limit(requests).limit(tokens).limit(day).build();
     for limiter in [RateLimiter::with_limits(limits()), whole.limiter()] {
         let refused_by = |tokens| match limiter.try_reserve(&call().with_estimated_tokens(tokens)) {
-            Err(Error::Refused { limit, .. } | Error::TooLarge { limit }) => limit.limit.to_string(),
+            Err(Error::Refused { limit, .. } | Error::TooLarge { limit, .. }) => limit.limit.to_string(),
             other => panic!("{other:?}"),
         };
         assert_eq!(refused_by(101), "rate_limit_2");
@@ -195,7 +195,7 @@ async fn who_could_not_go_in_time_is_told_at_once() {
 #[tokio::test(start_paused = true)]
 async fn what_can_never_fit_is_told_with_the_numbers() {
     let refused = limiter().reserve(&call().with_estimated_tokens(1001)).await.unwrap_err();
-    let Error::TooLarge { limit } = refused else { panic!("{refused}") };
+    let Error::TooLarge { limit, .. } = refused else { panic!("{refused}") };
     assert_eq!((limit.allowed, limit.requested), (1000, 1001));
     assert_eq!(limiter().wait_time(&call().with_estimated_tokens(1001)), None);
 }

@@ -61,7 +61,9 @@ async fn calls_beyond_a_limit_wait_and_all_are_served() {
     for call in calls {
         call.await.unwrap().unwrap();
     }
-    assert!(started.elapsed() >= Duration::from_secs(9), "{:?}", started.elapsed());
+    // Each waits for those before it, and for nobody's wait twice.
+    let took = started.elapsed();
+    assert!((Duration::from_secs(9)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +164,7 @@ async fn while_paused_nothing_new_is_let_through() {
     let gate = gate(RateLimitConfig::default());
     gate.pause("maintenance");
     let error = run(&gate, &[]).await.0.unwrap_err();
-    assert!(matches!(&error, Error::Cancelled { reason } if &**reason == "maintenance"), "{error}");
+    assert!(matches!(&error, Error::Cancelled { reason, .. } if &**reason == "maintenance"), "{error}");
     gate.resume();
     run(&gate, &[]).await.0.unwrap();
 }

@@ -124,6 +124,7 @@ fn wrong_types_say_what_was_written_and_what_to_write() {
         ("[store]\nurl = \"http://x\"", "url must be the URL of a Redis or Valkey server"),
         ("[circuit_breaker]\n", "unknown table \"circuit_breaker\"; did you mean \"breaker\"?"),
         ("[[alert]]\nname = \"a\"\nwhen = \"retries\"\nabove = 3", "above must be from 0 to 1, not 3"),
+        ("[[alert]]\nname = \"a\"\nwhen = \"overhead\"\nabove = 50", "above must be from 0 to 5, not 50"),
     ];
     for (text, expected) in cases {
         let found = error(text);

@@ -81,7 +81,7 @@ fn alert(mut table: Table<'_>) -> Option<AlertConfig> {
         let words = AlertSignal::ALL.map(AlertSignal::name).join(", ");
         table.missing("when", format!("write one of {words}"));
     }
-    let most = if when.is_some_and(AlertSignal::is_share) { 1.0 } else { 1e9 };
+    let most = when.map_or(1e9, AlertSignal::above_max);
     table.set("above", &mut above, |field| number(field, 0.0..=most));
     table.set("for", &mut lasting, duration);
     table.set("every", &mut every, some_duration);
