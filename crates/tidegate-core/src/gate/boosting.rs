@@ -38,9 +38,6 @@ impl Gate {
     /// What operators decided has other boosts than before.
     pub(super) fn take_over_boosts(&mut self) {
         self.ledger.boosts.clone_from(&self.overrides.boosts);
-        for at in self.overrides.boosts.iter().map(|boost| boost.until).collect::<Vec<_>>() {
-            self.set_timer(at, Timer::Boost);
-        }
         // Those that are over already end here, and are told of.
         self.end_boosts();
     }
@@ -51,7 +48,10 @@ impl Gate {
         let now = self.clock;
         let (over, rest) = std::mem::take(&mut self.ledger.boosts).into_iter().partition(|boost| boost.until <= now);
         self.ledger.boosts = rest;
-        self.boosts_end_at = self.ledger.boosts.iter().map(|boost| boost.until).min().unwrap_or(Time::NEVER);
+        let end_at = self.ledger.boosts.iter().map(|boost| boost.until).min().unwrap_or(Time::NEVER);
+        if std::mem::replace(&mut self.boosts_end_at, end_at) != end_at && end_at < Time::NEVER {
+            self.set_timer(end_at, Timer::Boost);
+        }
         self.resolve_routes();
         self.ledger.lower_untouched(now);
         for Boost { limit, .. } in over as Vec<Boost> {

@@ -56,6 +56,7 @@ impl Gate {
         }
         let entries = &self.entries;
         let meters = &self.ledger.meters;
+        let boosts_end_at = self.boosts_end_at;
         let is_in = |ticket: Ticket, state: State| {
             entries
                 .get(ticket.index())
@@ -64,7 +65,7 @@ impl Gate {
         self.timers.retain(|Reverse((at, timer))| match timer {
             Timer::Deadline(ticket) => is_in(*ticket, State::Waiting),
             Timer::BackOff(ticket) => is_in(*ticket, State::BackingOff),
-            Timer::Boost => true,
+            Timer::Boost => *at == boosts_end_at,
             // Kept while the lot counts on it, empty or not: who parks there next relies on it.
             Timer::Lot { meter, epoch } => {
                 meters.get(*meter).is_some_and(|meter| meter.epoch == *epoch && meter.lot.wake_at == *at)

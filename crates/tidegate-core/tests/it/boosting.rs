@@ -92,6 +92,24 @@ fn a_boost_ends_at_its_instant_and_is_told_of_then_whoever_looks() {
 }
 
 #[test]
+fn of_two_boosts_each_ends_at_its_own_instant_though_nobody_calls() {
+    let mut bench = Bench::with_limits(vec![limit("a", &[], &[(RPM, 10)]), limit("b", &[], &[(RPM, 10)])]);
+    go_now(&mut bench, "ada", 1);
+    let (first, second) = (bench.now + Duration::from_secs(100), bench.now + Duration::from_secs(200));
+    apply(&mut bench, 1, vec![boost("b", 2000, second)]);
+    apply(&mut bench, 2, vec![boost("b", 2000, second), boost("a", 2000, first)]);
+    bench.gate.listen(Interest::Notable);
+    for (until, ended) in [(first, "a"), (second, "b")] {
+        while let Some(at) = bench.gate.wake_at().filter(|at| *at <= until) {
+            bench.gate.advance(at);
+        }
+        let told: Vec<_> = std::iter::from_fn(|| bench.gate.poll_output()).collect();
+        let is_end = |output: &Output| matches!(output, Output::Event(event) if matches!(&**event, Event::BoostEnded { limit } if &**limit == ended));
+        assert_eq!(told.iter().filter(|output| is_end(output)).count(), 1, "{told:?}");
+    }
+}
+
+#[test]
 fn a_level_that_nobody_uses_any_more_is_lowered_too() {
     let mut bench = Bench::with_limits(vec![limit("each", &[Scope::User], &[(RPD, 100)])]);
     let until = bench.now + Duration::from_secs(3600);
