@@ -11,7 +11,7 @@ const EVENTS_SHOWN = 80;
 const AUDIT_ROWS = 50;
 const KINDS = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap", "retention", "alert", "anomaly", "call"];
 
-const state = { status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), lost: 0, audit: [], auditPage: 0, sequence: 0 };
+const state = { status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
 const charts = new Charts({ attempts: $("chart-attempts"), queue: $("chart-queue"), latency: $("chart-latency") });
 
 // ---- the theme
@@ -129,6 +129,8 @@ $("limits-after").addEventListener("click", () => {
 $("events-kind").append(h("option", { value: "" }, "All kinds"), ...[...KINDS.slice(0, 8), "alert", "anomaly", "learned"].map((kind) => h("option", { value: kind }, kind)));
 
 function drawEvents() {
+  // What somebody is about to click on must not move away.
+  if (state.isPointed) return;
   const search = $("events-search").value.trim().toLowerCase();
   const kind = $("events-kind").value;
   const from = state.heldEvents ?? state.events;
@@ -145,6 +147,12 @@ for (const id of ["events-search", "events-kind"]) $(id).addEventListener("input
 $("events-hold").addEventListener("click", () => {
   state.heldEvents = state.heldEvents ? null : [...state.events];
   $("events-hold").setAttribute("aria-pressed", String(state.heldEvents !== null));
+  redraw();
+});
+
+$("events-rows").addEventListener("pointerenter", () => (state.isPointed = true));
+$("events-rows").addEventListener("pointerleave", () => {
+  state.isPointed = false;
   redraw();
 });
 

@@ -108,7 +108,7 @@ class Chart {
         width: this.box.clientWidth,
         height: this.box.clientHeight,
         legend: { show: false },
-        padding: [8, 6, 0, 0],
+        padding: [8, 26, 0, 0],
         cursor: { y: false, points: { size: 6 } },
         scales: { x: { time: true, auto: false }, y: this.log ? { distr: 3, auto: true, range: (_, min, max) => (min > 0 ? [10 ** Math.floor(Math.log10(min)), 10 ** Math.ceil(Math.log10(max * 1.01))] : [0.0001, 1]) } : { auto: false } },
         axes: [
