@@ -6,6 +6,9 @@ cd "$(dirname "$0")/.."
 cargo build --release -q -p tidegate-cli
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q openai litellm
-"$work/venv/bin/python" bench/run.py "${CARGO_TARGET_DIR:-target}/release/tidegate" "$work" "$@"
+target=${CARGO_TARGET_DIR:-target}
+[ -x "$target/bench-venv/bin/litellm" ] || {
+    python3 -m venv "$target/bench-venv"
+    "$target/bench-venv/bin/pip" install -q openai litellm
+}
+"$target/bench-venv/bin/python" bench/run.py "$target/release/tidegate" "$work" "$@"

@@ -1,6 +1,7 @@
 //! The life of one call, from its line to its result: a place under the ceiling, its turn, the send, what follows.
 
 use std::collections::HashMap;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,6 +100,15 @@ impl Shared {
             }
             is_first
         });
+    }
+
+    /// Writes to the journal, if there is one. False: it cannot be written, and the run ends.
+    fn notes(&self, note: impl FnOnce(&Journal) -> io::Result<()>) -> bool {
+        let noted = self.journal.as_ref().map_or(Ok(()), note);
+        if let Err(error) = &noted {
+            self.end(Ending::Unwritable(format!("cannot write the journal: {error}")));
+        }
+        noted.is_ok()
     }
 
     /// Waits until nothing more is to be sent.
@@ -203,8 +213,7 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     Some(tokens) => line::with_ceiling(&line.body, line.asking.endpoint, tokens),
                     None => line.body.clone(),
                 };
-                if let Some(Err(error)) = shared.journal.as_ref().map(|journal| journal.sends(number)) {
-                    shared.end(Ending::Unwritable(format!("cannot write the journal: {error}")));
+                if !shared.notes(|journal| journal.sends(number)) {
                     return None;
                 }
                 let (going, sent_at) = (shared.counts.sends(line.asking.cost.input_tokens), Instant::now());
@@ -214,7 +223,12 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
                 let used = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
-                (settle(shared, &group, line, permit, sent, sent_at), used)
+                let then = settle(shared, &group, line, permit, sent, sent_at);
+                if used == Some(0) && !matches!(then, Then::Result(_)) {
+                    // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
+                    shared.notes(|journal| journal.refused(number));
+                }
+                (then, used)
             }
         };
         shared.ceiling.give_back(held, used);

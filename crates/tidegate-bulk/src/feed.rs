@@ -2,7 +2,10 @@
 //! stand in the whole, so that requests and tokens run out together; and never more than are needed to keep the limits busy.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
+use tidegate_core::gate::Gate;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -23,11 +26,20 @@ const KIB_MAX: u32 = 256 << 10;
 pub(crate) async fn send_all(shared: &Arc<Shared>, input: &Input, shape: &Arc<Shape>, survey: &Survey) {
     let mut feeds = JoinSet::new();
     let memory = Arc::new(Semaphore::new(KIB_MAX as usize));
+    let unread = Arc::new(AtomicUsize::new(survey.feeds.iter().filter(|plan| plan.lines > 0).count()));
     for plan in survey.feeds.iter().filter(|plan| plan.lines > 0) {
         let read = |feed| read_ahead(shared, input, shape, survey, feed);
         let small = read(plan.small);
         let large = (plan.large != plan.small).then(|| read(plan.large));
-        feeds.spawn(feed(shared.clone(), *plan, small, large, memory.clone()));
+        let feed = feed(shared.clone(), *plan, small, large, memory.clone());
+        let (shared, unread) = (shared.clone(), unread.clone());
+        feeds.spawn(async move {
+            let mut calls = feed.await;
+            if unread.fetch_sub(1, Relaxed) == 1 {
+                shared.driver.with(Gate::nothing_follows);
+            }
+            while calls.join_next().await.is_some() {}
+        });
     }
     while feeds.join_next().await.is_some() {}
 }
@@ -63,7 +75,14 @@ fn read_ahead(shared: &Arc<Shared>, input: &Input, shape: &Arc<Shape>, survey: &
     ahead
 }
 
-async fn feed(shared: Arc<Shared>, plan: FeedPlan, small: Ahead, large: Option<Ahead>, memory: Arc<Semaphore>) {
+/// Reads and begins every call of a feed, and hands them back when there are no more to come.
+async fn feed(
+    shared: Arc<Shared>,
+    plan: FeedPlan,
+    small: Ahead,
+    large: Option<Ahead>,
+    memory: Arc<Semaphore>,
+) -> JoinSet<()> {
     let places = Arc::new(Semaphore::new(WAITING_MAX));
     let mut calls = JoinSet::new();
     let mut lines = Mixed { plan, small: Some(small), large, lines: 0, tokens: 0 };
@@ -89,7 +108,7 @@ async fn feed(shared: Arc<Shared>, plan: FeedPlan, small: Ahead, large: Option<A
         });
         while calls.try_join_next().is_some() {}
     }
-    while calls.join_next().await.is_some() {}
+    calls
 }
 
 struct Mixed {

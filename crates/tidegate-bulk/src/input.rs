@@ -126,7 +126,7 @@ pub struct Survey {
     pub bad: Vec<BadLine>,
     /// Bad lines in all.
     pub bad_count: u64,
-    /// Lines that an earlier run had sent and has no result of: it was killed, or they were refused for want of quota.
+    /// Lines that an earlier run had sent and knows nothing more of: they may have been billed.
     pub cut_off: u64,
     /// SHA-256 of the text.
     pub(crate) digest: [u8; 32],

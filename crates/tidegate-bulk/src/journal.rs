@@ -1,7 +1,7 @@
 //! Decides how a run that was killed goes on: the output is the journal of what is done, a file beside it says of what.
 //!
 //! `OUT.journal` begins with a line that tells the input and the arguments; after it stands the number of every line that was
-//! sent, written before it was. So at any instant each line of the input is either in the output, whole, or to be sent; and
+//! sent, written before it was, and `-` with its number where it was refused without being worked on and has no result for it. So at any instant each line of the input is either in the output, whole, or to be sent; and
 //! those that were sent without a result are known. Nothing is ever rewritten in place: what is rewritten (when failed lines
 //! are to be sent again) is written aside and renamed.
 
@@ -146,8 +146,12 @@ fn read_journal(file: File, left: &mut Left) -> io::Result<()> {
     })?);
     for line in lines {
         // A torn number at the end stands for a line that was not sent yet.
-        let Some(number) = line?.strip_suffix(';').and_then(|number| number.parse().ok()) else { continue };
-        left.sent.insert(number);
+        let line = line?;
+        let Some(said) = line.strip_suffix(';') else { continue };
+        match said.strip_prefix('-') {
+            None => said.parse().is_ok_and(|number| left.sent.insert(number)),
+            Some(refused) => refused.parse().is_ok_and(|number| left.sent.remove(&number)),
+        };
     }
     Ok(())
 }
@@ -250,6 +254,11 @@ impl Journal {
     pub(crate) fn sends(&self, number: u64) -> io::Result<()> {
         // One write, so that numbers of several threads never mix.
         (&self.file).write_all(format!("{number};\n").as_bytes())
+    }
+
+    /// Notes that a line that was sent was refused: nobody can be billed for it, and it has no result for that.
+    pub(crate) fn refused(&self, number: u64) -> io::Result<()> {
+        (&self.file).write_all(format!("-{number};\n").as_bytes())
     }
 }
 

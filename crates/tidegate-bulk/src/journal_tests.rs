@@ -92,3 +92,17 @@ fn what_was_sent_without_a_result_is_known() {
     drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
     assert_eq!(look(&out, false).unwrap().sent, HashSet::from([7, 12]));
 }
+
+#[test]
+fn what_was_refused_is_not_in_flight_until_it_is_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (journal, _output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
+    for number in [1, 2, 3] {
+        journal.sends(number).unwrap();
+    }
+    journal.refused(2).unwrap();
+    journal.refused(3).unwrap();
+    journal.sends(3).unwrap();
+    assert_eq!(look(&out, false).unwrap().sent, HashSet::from([1, 3]));
+}

@@ -90,7 +90,7 @@ struct Look {
     tokens_per_minute_limit: Option<u64>,
     rate_limited: u64,
     eta_seconds: Option<u64>,
-    /// `open` where a breaker is.
+    /// `open` where a breaker is, `no_quota` in a pause for want of it.
     upstream: &'static str,
 }
 
@@ -157,7 +157,13 @@ fn look(shared: &Shared, before: (u64, u64), total: u64, past: &mut VecDeque<(In
         tokens_per_minute_limit: limit_of("tokens_per_minute"),
         rate_limited: counts.met_429.load(Relaxed),
         eta_seconds: (rate > 0.0).then(|| (rest as f64 / rate).ceil() as u64),
-        upstream: if is_open { "open" } else { "closed" },
+        upstream: if shared.quota.is_out() {
+            "no_quota"
+        } else if is_open {
+            "open"
+        } else {
+            "closed"
+        },
     }
 }
 
@@ -176,7 +182,11 @@ impl Look {
             self.tokens_per_minute,
             of(self.tokens_per_minute_limit),
             self.rate_limited,
-            if self.upstream == "open" { ", waiting for the upstream to recover" } else { "" },
+            match self.upstream {
+                "no_quota" => ", waiting for quota",
+                "open" => ", waiting for the upstream to recover",
+                _ => "",
+            },
             eta.unwrap_or_default(),
         )
     }

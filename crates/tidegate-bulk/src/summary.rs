@@ -51,7 +51,8 @@ pub struct Summary {
     pub left: u64,
     /// Of the results, those that were there before.
     pub resumed: u64,
-    /// Lines that an earlier run had sent without getting their result, and that were sent again.
+    /// Lines that an earlier run had sent without learning what became of them, and that were sent again: they may be billed
+    /// twice. What was refused before anything was done about it is not among them.
     pub cut_off: u64,
     /// Lines that could not be sent (`--skip-bad`); they count as failed.
     pub bad: u64,
@@ -101,7 +102,10 @@ impl fmt::Display for Summary {
         }
         if self.cut_off > 0 {
             let cut_off = self.cut_off;
-            write!(f, "\n{cut_off} lines were sent again: an earlier run had sent them and ended before their result")?;
+            write!(
+                f,
+                "\n{cut_off} lines were sent again, and may be billed twice: an earlier run ended before their replies came"
+            )?;
         }
         if self.bad > 0 {
             write!(f, "\n{} bad lines were not sent; they are among the failed", self.bad)?;

@@ -23,8 +23,8 @@ use crate::state_dir::StateDir;
 
 /// Where SDKs look for the base URL; a run is a client as they are.
 const BASE_URL_VARIABLE: &str = "OPENAI_BASE_URL";
-/// Paused for want of quota, a run finds out this often whether there is some again.
-const LOOK_FOR_QUOTA_EVERY: Duration = Duration::from_secs(60);
+/// Paused for want of quota, a run waits no longer than this before it finds out whether there is some again.
+const LOOK_FOR_QUOTA_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// `tidegate run`.
 #[derive(Args, Debug)]
@@ -87,7 +87,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "P", default_value = "low")]
     priority: PriorityArg,
 
-    /// When the bill or a spending cap ends: stop, or try one call a minute until it goes on
+    /// When the bill or a spending cap ends: stop, or pause and try one call now and then, at least each minute
     #[arg(long, value_name = "W", default_value = "stop")]
     on_quota: OnQuotaArg,
 
@@ -264,7 +264,7 @@ fn options_of(args: RunArgs, groups: ModelGroups, upstream_name: String) -> Opti
         },
         on_quota: match args.on_quota {
             OnQuotaArg::Stop => OnQuota::Stop,
-            OnQuotaArg::Pause => OnQuota::Pause(LOOK_FOR_QUOTA_EVERY),
+            OnQuotaArg::Pause => OnQuota::Pause(LOOK_FOR_QUOTA_AFTER_MAX),
         },
         skip_bad: args.skip_bad,
         retry_failed: args.retry_failed,

@@ -333,6 +333,15 @@ impl Gate {
         self.serve_stirred();
     }
 
+    /// No calls follow those that have been admitted: a job has come to its end.
+    ///
+    /// What mirrors leave at its end is lost to it. So the margins against refusals shrink with what still waits, and replies
+    /// that say that more is left are believed sooner. Calls that follow all the same are only a little likelier to be refused.
+    pub fn nothing_follows(&mut self, now: Time) {
+        self.tick(now);
+        self.ledger.nothing_follows();
+    }
+
     /// Time has passed: does what has become due.
     pub fn advance(&mut self, now: Time) {
         self.tick(now);

@@ -136,6 +136,8 @@ impl Amounts {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) meters: Slots<Meter>,
+    /// Nothing follows the calls that are there, also where a level is made later.
+    nothing_follows: bool,
     pub(crate) levels: Slots<Level>,
     ids: HashMap<Box<str>, u32>,
     pub(crate) limits: Arc<[Limit]>,
@@ -224,9 +226,19 @@ impl Ledger {
             return meter;
         }
         self.epoch += 1;
-        let meter = self.meters.insert(Meter::new(spec, level, self.epoch, now));
+        let mut meter = Meter::new(spec, level, self.epoch, now);
+        if self.nothing_follows {
+            meter.nothing_follows();
+        }
+        let meter = self.meters.insert(meter);
         self.levels[level].meters.push(meter);
         meter
+    }
+
+    /// No calls follow those that are there.
+    pub(crate) fn nothing_follows(&mut self) {
+        self.nothing_follows = true;
+        self.meters.iter_mut().for_each(|(_, meter)| meter.nothing_follows());
     }
 
     /// Levels that nobody's calls touch at the moment are no longer raised when their boost is over.

@@ -16,6 +16,8 @@ use crate::window::Window;
 
 /// Grants leave so much of a mirror's refill: 1/4 s, against jitter on the way.
 const MARGIN_DIVISOR: u64 = 4;
+/// Where nothing follows, no more than one part in so many of what waits is kept as a margin: the last calls leave none.
+const LAST_MARGIN_PART: u64 = 2;
 /// A limit that the server told so long ago no longer makes a request too large; it goes when the level is full.
 const STALE_MICROS: u64 = 60_000_000;
 /// Of the refill of a level below its reserve, lower classes get one part in so many: they are never shut out, and it still fills.
@@ -85,6 +87,8 @@ pub(crate) struct Meter {
     /// Share of it that one unit takes, in 2^-40.
     pub(crate) share_per_unit: u64,
     margin: u64,
+    /// No calls follow those that wait.
+    is_last: bool,
     pub(crate) correction: Option<Box<Correction>>,
     reserve: Reserve,
     pub(crate) paused_until: Time,
@@ -146,6 +150,7 @@ impl Meter {
             shared: spec.shared,
             share_per_unit: 0,
             margin: 0,
+            is_last: false,
             correction: None,
             reserve: Reserve::default(),
             paused_until: Time::ZERO,
@@ -290,9 +295,22 @@ impl Meter {
     /// Units that grants must leave of it at `now`, whoever asks.
     #[inline]
     fn margin(&self, now: Time) -> u64 {
-        match &self.correction {
+        let margin = match &self.correction {
             Some(correction) => self.margin.saturating_add(correction.margin(now)),
             None => self.margin,
+        };
+        if !self.is_last {
+            return margin;
+        }
+        let waiting = self.backlog.iter().fold(0, |sum: u64, units| sum.saturating_add(*units));
+        margin.min(waiting / LAST_MARGIN_PART)
+    }
+
+    /// No calls follow those that wait: what they leave is lost, and a refusal holds up nobody but them.
+    pub(crate) fn nothing_follows(&mut self) {
+        self.is_last = true;
+        if let Some(correction) = &mut self.correction {
+            correction.nothing_follows();
         }
     }
 

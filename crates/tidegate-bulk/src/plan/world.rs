@@ -132,6 +132,9 @@ impl World<'_> {
             self.calls.resize(ticket.index() + 1, None);
         }
         self.calls[ticket.index()] = Some((ticket, index));
+        if is_run && self.next == self.trace.arrivals.len() {
+            self.gate.nothing_follows(Time::from_micros(START + now));
+        }
     }
 
     fn outputs(&mut self, now: u64) {

@@ -102,9 +102,42 @@ fn a_quota_that_ends_stops_the_run_and_once_it_is_paid_for_the_same_command_goes
     assert!((1..=9).contains(&burnt), "{burnt} sent without quota");
     becomes(&upstream, FREE);
     let ended = go(&place, &upstream, &["--max-in-flight", "8"]);
-    assert_eq!((ended.code, &summary(&ended)["failed"]), (Some(0), &0.into()));
+    // What was refused for want of quota is known to have cost nothing: it was not cut off.
+    assert_eq!((ended.code, &summary(&ended)["failed"], &summary(&ended)["cut_off"]), (Some(0), &0.into(), &0.into()));
     let found = results(&place.path().join("out.jsonl"));
     assert_eq!((found.len(), found.values().max()), (300, Some(&1)));
+}
+
+#[test]
+fn a_pause_for_want_of_quota_burns_what_was_in_flight_and_one_call_each_time_it_looks() {
+    let place = Place::new();
+    let (_simulator, upstream) = simulator(&place, &FREE.replace("2ms", "50ms"));
+    place.file("in.jsonl", &lines(300));
+    let args = ["run", "in.jsonl", "-o", "out.jsonl", "--upstream", &upstream, "--max-in-flight", "8"];
+    let mut run = Running::spawn(place.command(&[&args[..], &["--on-quota", "pause", "--json"]].concat()));
+    while results_so_far(&place) < 8 {
+        thread::yield_now();
+    }
+    becomes(&upstream, &format!("{FREE}[[fault]]\nkind = \"insufficient_quota\"\n"));
+    // Two calls have found out that there is still none.
+    while burnt(&place).last().is_none_or(|last| last - burnt(&place)[0] < 3.0) {
+        thread::yield_now();
+    }
+    becomes(&upstream, FREE);
+    let ended = run.end();
+    assert_eq!((ended.code, &summary(&ended)["done"]), (Some(0), &300.into()), "{ended:?}");
+    let burnt = burnt(&place);
+    // It looks after 1 s, 3 s, 7 s, …; both clocks run alike to a hundredth.
+    let looks = (1.0 + 1.01 * (burnt[burnt.len() - 1] - burnt[0])).log2() as usize;
+    assert!(burnt.len() <= 8 + looks, "{burnt:?}");
+}
+
+/// When calls were refused for want of quota.
+fn burnt(place: &Place) -> Vec<f64> {
+    let log = fs::read_to_string(place.path().join("log")).unwrap_or_default();
+    let refused = log.lines().filter(|line| line.contains("insufficient_quota"));
+    // The last line may be half written.
+    refused.filter_map(|line| serde_json::from_str::<Value>(line).ok()?["received_s"].as_f64()).collect()
 }
 
 fn results_so_far(place: &Place) -> usize {

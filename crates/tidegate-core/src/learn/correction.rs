@@ -81,6 +81,8 @@ pub(crate) struct Correction {
     /// Margin added by 429s.
     margin: u64,
     margin_at: Time,
+    /// No calls follow those that are there.
+    is_last: bool,
 }
 
 impl Correction {
@@ -103,6 +105,7 @@ impl Correction {
             others_remainder: 0,
             margin: 0,
             margin_at: now,
+            is_last: false,
         }
     }
 
@@ -214,7 +217,9 @@ impl Correction {
         let remaining = crate::bucket::as_level(remaining);
         let expect = seen.level.saturating_add(self.fix.saturating_sub(seen.fix));
         let low = expect.min(level).saturating_sub(crate::bucket::as_level(after));
-        let high = expect.max(level).saturating_add(crate::bucket::as_level(before));
+        // The least of several replies is not the one that overtook others: where little is at stake that is certain enough.
+        let allowed = if self.is_last { 0 } else { before };
+        let high = expect.max(level).saturating_add(crate::bucket::as_level(allowed));
         if remaining < low {
             let less = low - remaining;
             self.raises = 0;
@@ -237,7 +242,8 @@ impl Correction {
         }
         let since = *self.excess_since.get_or_insert(now);
         self.excesses.push_back(remaining - high);
-        if self.excesses.len() < EXCESS_REPLIES || now.micros_since(since) < EXCESS_FOR_MICROS {
+        let (replies, micros) = if self.is_last { (1, REORDER_MICROS) } else { (EXCESS_REPLIES, EXCESS_FOR_MICROS) };
+        if self.excesses.len() < replies || now.micros_since(since) < micros {
             // Only the smallest matters: keep memory bounded however many replies come within the ten seconds.
             if self.excesses.len() > 2 * EXCESS_REPLIES {
                 let smallest = self.excesses.drain(..=EXCESS_REPLIES).min().unwrap_or(0);
@@ -258,6 +264,12 @@ impl Correction {
     fn forget_excess(&mut self) {
         self.excess_since = None;
         self.excesses.clear();
+    }
+
+    /// No calls follow those that wait: what is left over after them is of no use to anybody, so that replies which say that
+    /// there is more are believed as soon as they cannot be a matter of order.
+    pub(crate) fn nothing_follows(&mut self) {
+        self.is_last = true;
     }
 
     /// A 429 was met: one call more of margin, at most a tenth of the capacity.
@@ -352,6 +364,20 @@ mod tests {
             );
         }
         assert_eq!(change, 200);
+    }
+
+    #[test]
+    fn where_nothing_follows_half_a_second_of_replies_with_more_raises_the_level() {
+        let start = Time::from_secs(1000);
+        let mut correction = compared_from(start);
+        correction.nothing_follows();
+        let changes = [0, 250_000, 500_000].map(|micros| {
+            let now = start.plus_micros(micros);
+            let seen = correction.charged(10, 500, now);
+            let told = Told { sent_at: now, remaining: 700, refused: false };
+            correction.reply(seen, told, 500, PER_SECOND, now.plus_micros(1000))
+        });
+        assert_eq!(changes, [0, 0, 200]);
     }
 
     #[test]

@@ -367,3 +367,17 @@ fn a_reserve_that_was_spent_is_put_aside_again_after_ten_minutes() {
     assert!(level >= 290, "half of the level is there again: {level}");
     assert!(granted(&bench, &batch) >= 4500, "meanwhile nothing was put aside: {}", granted(&bench, &batch));
 }
+
+#[test]
+fn the_last_calls_of_a_job_leave_no_margin_to_those_that_never_come() {
+    let go_at_once = |is_last: bool| {
+        let mut bench = Bench::with_limits(vec![bucket("account", &[Scope::Account, Scope::Model], &[(RPM, 600)])]);
+        many(&mut bench, 590, || call("ada", 1));
+        if is_last {
+            bench.gate.nothing_follows(bench.now);
+        }
+        many(&mut bench, 10, || call("ada", 1));
+        bench.granted.len()
+    };
+    assert_eq!((go_at_once(false), go_at_once(true)), (598, 600));
+}
