@@ -28,6 +28,17 @@ pub struct History {
     pub previous_delay: Duration,
 }
 
+impl History {
+    /// Which failure of its sort `fault` is, from 1.
+    fn attempt(&self, fault: &Fault) -> u32 {
+        if fault.kind == FaultKind::RateLimited { self.rate_limits } else { self.attempts }
+    }
+
+    fn has_met_too_many(&self, fault: &Fault) -> bool {
+        fault.kind == FaultKind::RateLimited && self.rate_limits >= MAX_RATE_LIMITS
+    }
+}
+
 /// What is to be done about a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -47,6 +58,24 @@ pub trait RetryStrategy: Send + Sync + std::fmt::Debug {
 
     /// The delay before the next attempt; the server's wait remains its floor.
     fn delay(&self, attempt: u32) -> Duration;
+}
+
+/// A rule of one's own that is to judge a failed attempt: ask it while no lock is held, as its code is the program's.
+#[derive(Clone, Debug)]
+pub struct OwnRule {
+    strategy: Arc<dyn RetryStrategy>,
+    attempt: u32,
+}
+
+impl OwnRule {
+    /// What it says to do about `fault`.
+    #[must_use]
+    pub fn judge(&self, fault: &Fault) -> Decision {
+        if fault.should_retry == Some(false) || !self.strategy.should_retry(fault, self.attempt) {
+            return Decision::GiveUp(GiveUpReason::NotRetryable);
+        }
+        Decision::Retry { delay: at_least(fault.wait, self.strategy.delay(self.attempt)) }
+    }
 }
 
 /// The rules of `[retry]`, ready to be asked.
@@ -125,25 +154,28 @@ impl RetryPolicy {
         }
     }
 
+    /// The rule of one's own that [`RetryPolicy::decide`] would ask about `fault`, if there is one.
+    #[must_use]
+    pub fn own_rule(&self, fault: &Fault, history: History) -> Option<OwnRule> {
+        if history.has_met_too_many(fault) {
+            return None;
+        }
+        let of_fault = |error: &str| fault.code.as_deref() == Some(error) || fault.kind.error_class() == error;
+        let (_, strategy) = self.strategies.iter().find(|(error, _)| of_fault(error))?;
+        Some(OwnRule { strategy: strategy.clone(), attempt: history.attempt(fault) })
+    }
+
     /// What to do about `fault`.
     #[must_use]
     pub fn decide(&self, fault: &Fault, history: History, priority: Priority, random: &mut fastrand::Rng) -> Decision {
-        let own = self
-            .strategies
-            .iter()
-            .find(|(error, _)| fault.code.as_deref() == Some(error) || fault.kind.error_class() == error)
-            .map(|(_, strategy)| strategy);
-        let is_rate_limit = fault.kind == FaultKind::RateLimited;
-        let attempt = if is_rate_limit { history.rate_limits } else { history.attempts };
-        if is_rate_limit && attempt >= MAX_RATE_LIMITS {
+        if history.has_met_too_many(fault) {
             return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
         }
-        if let Some(strategy) = own {
-            if fault.should_retry == Some(false) || !strategy.should_retry(fault, attempt) {
-                return Decision::GiveUp(GiveUpReason::NotRetryable);
-            }
-            return Decision::Retry { delay: at_least(fault.wait, strategy.delay(attempt)) };
+        if let Some(rule) = self.own_rule(fault, history) {
+            return rule.judge(fault);
         }
+        let is_rate_limit = fault.kind == FaultKind::RateLimited;
+        let attempt = history.attempt(fault);
         if !self.is_retryable(fault) {
             return Decision::GiveUp(GiveUpReason::NotRetryable);
         }

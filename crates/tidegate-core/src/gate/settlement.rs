@@ -33,7 +33,8 @@ enum Keep {
 }
 
 impl Gate {
-    pub(super) fn settle_attempt(&mut self, ticket: Ticket, outcome: &Outcome) -> Next {
+    /// `judged`: what a rule of one's own has said already of how it failed.
+    pub(super) fn settle_attempt(&mut self, ticket: Ticket, outcome: &Outcome, judged: Option<Decision>) -> Next {
         let now = self.clock;
         if self.entry_mut(ticket, State::InFlight).is_none() {
             return Next::Done;
@@ -113,7 +114,7 @@ impl Gate {
             }
         }
         match &outcome.ending {
-            Ending::Failed(fault) => self.after_failure(ticket, fault),
+            Ending::Failed(fault) => self.after_failure(ticket, fault, judged),
             _ => {
                 self.close_entry(ticket);
                 Next::Done
@@ -259,21 +260,25 @@ impl Gate {
         }
     }
 
-    fn after_failure(&mut self, ticket: Ticket, fault: &Fault) -> Next {
-        let now = self.clock;
-        let entry = &mut self.entries[ticket.index()];
-        if fault.kind == FaultKind::RateLimited {
-            entry.rate_limits += 1;
-        } else {
-            entry.counted_attempts += 1;
-        }
-        let history = History {
-            attempts: entry.counted_attempts,
-            rate_limits: entry.rate_limits,
+    /// The call's history, with `fault` as its latest failure.
+    pub(super) fn history_with(&self, ticket: Ticket, fault: &Fault) -> History {
+        let entry = &self.entries[ticket.index()];
+        let is_rate_limit = fault.kind == FaultKind::RateLimited;
+        History {
+            attempts: entry.counted_attempts + u32::from(!is_rate_limit),
+            rate_limits: entry.rate_limits + u32::from(is_rate_limit),
             previous_delay: entry.previous_delay,
-        };
+        }
+    }
+
+    fn after_failure(&mut self, ticket: Ticket, fault: &Fault, judged: Option<Decision>) -> Next {
+        let now = self.clock;
+        let history = self.history_with(ticket, fault);
+        let entry = &mut self.entries[ticket.index()];
+        (entry.counted_attempts, entry.rate_limits) = (history.attempts, history.rate_limits);
         let (class, start_by, end_by) = (entry.class, entry.start_by, entry.end_by);
-        let delay = match self.retry.decide(fault, history, class, &mut self.random) {
+        let decision = judged.unwrap_or_else(|| self.retry.decide(fault, history, class, &mut self.random));
+        let delay = match decision {
             Decision::GiveUp(reason) => return self.give_up(ticket, fault, reason),
             Decision::Retry { delay } => self.within(start_by.min(end_by), fault.wait, delay),
         };
@@ -328,7 +333,7 @@ impl Gate {
             State::InFlight => {
                 let ending = if entry.sent { Ending::Cancelled } else { Ending::Unsent };
                 let outcome = Outcome { ending, usage: entry.seen, first_byte_after: None };
-                self.settle_attempt(ticket, &outcome);
+                self.settle_attempt(ticket, &outcome, None);
             }
             State::Waiting => {
                 self.leave_queue(ticket);

@@ -22,4 +22,5 @@ mod openai;
 #[cfg(feature = "openai")]
 mod provider;
 mod retry;
+mod strategies;
 mod together;

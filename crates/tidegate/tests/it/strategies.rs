@@ -1,0 +1,57 @@
+//! Rules of the program's own, where all is decided together.
+
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
+use tidegate::{Call, Error, Fault, RetryStrategy, Tidegate};
+
+/// However slow the machine is: a lock that is never let go of is found out.
+const LONG: Duration = Duration::from_secs(60);
+
+fn call() -> Call {
+    Call::new("gpt-4o").with_id("test")
+}
+
+/// Attempts made of a call that fails each time, and how it ended.
+async fn fails(gate: &Tidegate, call: &Call) -> (u32, Error) {
+    let mut asked = 0;
+    let result = gate.execute(call, |_| {
+        asked += 1;
+        async { Err::<(), _>(Fault::of_status(500)) }
+    });
+    let error = result.await.unwrap_err();
+    (asked, error)
+}
+
+/// Looks at the gate that asks it before it says anything.
+#[derive(Debug)]
+struct Looks(Arc<OnceLock<Tidegate>>);
+
+impl RetryStrategy for Looks {
+    fn should_retry(&self, _: &Fault, attempt: u32) -> bool {
+        let gate = self.0.get().unwrap();
+        gate.limiter().info().requests_in_last_minute == 0 && attempt < 3
+    }
+
+    fn delay(&self, _: u32) -> Duration {
+        let _seen = self.0.get().unwrap().limiter().info();
+        Duration::ZERO
+    }
+}
+
+async fn attempts_judged_by_one_that_looks() -> u32 {
+    let place = Arc::new(OnceLock::new());
+    let gate = Tidegate::builder().strategy("temporary_error", Looks(place.clone())).build();
+    place.set(gate.clone()).unwrap();
+    fails(&gate, &call()).await.0
+}
+
+#[test]
+fn a_strategy_may_use_the_very_gate_that_asks_it() {
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        done.send(runtime.block_on(attempts_judged_by_one_that_looks())).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(LONG), Ok(3));
+}
