@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::call::Priority;
-use crate::config::RetryConfig;
+use crate::config::{Jitter, RetryConfig};
 use crate::fault::{Fault, FaultKind};
 use crate::refusal::GiveUpReason;
 
@@ -165,6 +165,18 @@ impl RetryPolicy {
         Some(OwnRule { strategy: strategy.clone(), attempt: history.attempt(fault) })
     }
 
+    /// True if the delay that [`RetryPolicy::decide`] gives is full jitter's draw, of which any other is as good.
+    #[must_use]
+    pub fn draws_delay(&self, fault: &Fault, history: History) -> bool {
+        let is_guess = fault.kind == FaultKind::RateLimited && self.attempts_bound(fault).is_none();
+        self.config.jitter == Jitter::Full && !is_guess && self.own_rule(fault, history).is_none()
+    }
+
+    /// What a configured strategy says of how often `fault` is tried; one that has only a delay does not end.
+    fn attempts_bound(&self, fault: &Fault) -> Option<u32> {
+        self.strategy_value(fault, |strategy| strategy.max_attempts.or(strategy.base_delay.map(|_| u32::MAX)))
+    }
+
     /// What to do about `fault`.
     #[must_use]
     pub fn decide(&self, fault: &Fault, history: History, priority: Priority, random: &mut fastrand::Rng) -> Decision {
@@ -179,8 +191,7 @@ impl RetryPolicy {
         if !self.is_retryable(fault) {
             return Decision::GiveUp(GiveUpReason::NotRetryable);
         }
-        let configured =
-            self.strategy_value(fault, |strategy| strategy.max_attempts.or(strategy.base_delay.map(|_| u32::MAX)));
+        let configured = self.attempts_bound(fault);
         if is_rate_limit && configured.is_none() {
             // The queue spreads those that wait, so that the server's wait needs no jitter on top.
             let guess = RATE_WAIT.mul_f64(f64::from(1 << attempt.saturating_sub(1).min(6)) * (0.5 + random.f64()));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Gate, State, Ticket, Timer};
 use crate::breaker::{BreakerResult, BreakerState};
 use crate::call::WhenOpen;
-use crate::config::{Jitter, TokenCharge};
+use crate::config::TokenCharge;
 use crate::cost::Usage;
 use crate::event::{Event, Interest};
 use crate::fault::{Fault, FaultKind};
@@ -280,7 +280,10 @@ impl Gate {
         let decision = judged.unwrap_or_else(|| self.retry.decide(fault, history, class, &mut self.random));
         let delay = match decision {
             Decision::GiveUp(reason) => return self.give_up(ticket, fault, reason),
-            Decision::Retry { delay } => self.within(start_by.min(end_by), fault.wait, delay),
+            Decision::Retry { delay } if self.retry.draws_delay(fault, history) => {
+                self.within(start_by.min(end_by), fault.wait, delay)
+            }
+            Decision::Retry { delay } => delay,
         };
         if self.deadline_passed(start_by.min(end_by), delay) {
             return self.give_up(ticket, fault, GiveUpReason::DeadlineExceeded);
@@ -302,12 +305,11 @@ impl Gate {
         Next::Retry { not_before }
     }
 
-    /// The delay, or where it is full jitter's chance that it ends beyond the deadline, another one that does not.
+    /// The delay that full jitter drew, or where that ends beyond the deadline another one that does not.
     fn within(&mut self, deadline: Time, floor: Option<Duration>, delay: Duration) -> Duration {
         let left = Duration::from_micros(deadline.micros_since(self.clock));
         let room = left.saturating_sub(floor.unwrap_or_default());
-        let is_chance = self.retry.config().jitter == Jitter::Full;
-        if delay <= left || room.is_zero() || !is_chance { delay } else { left - room.mul_f64(self.random.f64()) }
+        if delay <= left || room.is_zero() { delay } else { left - room.mul_f64(self.random.f64()) }
     }
 
     fn give_up(&mut self, ticket: Ticket, fault: &Fault, reason: GiveUpReason) -> Next {

@@ -3,7 +3,8 @@
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use tidegate::{Call, Error, Fault, RetryStrategy, Tidegate};
+use tidegate::{BreakerConfig, Call, Error, Fault, GiveUpReason, RetryStrategy, Tidegate};
+use tokio::time::Instant;
 
 /// However slow the machine is: a lock that is never let go of is found out.
 const LONG: Duration = Duration::from_secs(60);
@@ -54,4 +55,36 @@ fn a_strategy_may_use_the_very_gate_that_asks_it() {
         done.send(runtime.block_on(attempts_judged_by_one_that_looks())).unwrap();
     });
     assert_eq!(is_done.recv_timeout(LONG), Ok(3));
+}
+
+/// Retries after the same delay each time.
+#[derive(Debug)]
+struct Waits {
+    most: u32,
+    delay: Duration,
+}
+
+impl RetryStrategy for Waits {
+    fn should_retry(&self, _: &Fault, attempt: u32) -> bool {
+        attempt < self.most
+    }
+
+    fn delay(&self, _: u32) -> Duration {
+        self.delay
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strategys_delay_is_kept_though_the_configured_jitter_would_fit_another_in() {
+    for (max_wait, attempts) in [(30, 1), (60, 2), (100, 3)] {
+        let gate = Tidegate::builder()
+            .strategy("temporary_error", Waits { most: 9, delay: Duration::from_secs(45) })
+            .breaker(BreakerConfig::default().with_failure_threshold(9))
+            .build();
+        let started = Instant::now();
+        let (asked, error) = fails(&gate, &call().with_max_wait(Duration::from_secs(max_wait))).await;
+        assert_eq!(asked, attempts, "{error}");
+        assert_eq!(started.elapsed(), Duration::from_secs(45 * u64::from(attempts - 1)));
+        assert!(matches!(error, Error::Exhausted { reason: GiveUpReason::DeadlineExceeded, .. }), "{error}");
+    }
 }
