@@ -155,7 +155,7 @@ where
     loop {
         let Some(now) = request.take() else {
             // Only what could be made again is granted another attempt.
-            return Err(Error::Cancelled { reason: "the request could not be made again".into() });
+            return Err(Error::cancelled("the request could not be made again"));
         };
         request = now.again();
         permit.sent();
@@ -183,7 +183,7 @@ where
             (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
                 progress.failed(Failure::of(fault, failed.err()));
-                permit = waiting.await?;
+                permit = waiting.await.map_err(|refusal| progress.refused(refusal))?;
             }
             (_, Ok(response)) => {
                 return finish::<S::Response>(response, Watch::Nothing, Guard::default(), call);
