@@ -16,6 +16,8 @@ mod layers_judging;
 mod layers_learning;
 #[cfg(feature = "tower")]
 mod layers_once;
+#[cfg(feature = "tower")]
+mod layers_reading;
 mod limiter;
 #[cfg(feature = "openai")]
 mod openai;
