@@ -66,3 +66,10 @@ async fn an_error_within_a_stream_counts_whether_or_not_its_last_event_follows()
         assert_eq!(states_after(1, strict.clone(), pieces).await, [BreakerState::Open; 2]);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_long_reply_that_began_at_once_is_no_slow_call() {
+    const LONG: &[(Duration, &str)] = &[(Duration::ZERO, WORD), (Duration::from_secs(20), DONE)];
+    let config = BreakerConfig::default().with_slow_calls(Duration::from_secs(5), 0.5).with_failure_rate(0.5, 3);
+    assert_eq!(states_after(4, config, LONG).await, [BreakerState::Closed; 2]);
+}
