@@ -124,7 +124,13 @@ where
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let call = driver.calibrations().applied(call);
             let call = match map {
-                Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
+                Some(map) => {
+                    // Where it goes is the request's to say, also if `map` makes another call of it.
+                    let endpoint = call.endpoint;
+                    let mut mapped = driver.contained("map_call", || map(call.clone())).unwrap_or(call);
+                    mapped.endpoint = mapped.endpoint.or(endpoint);
+                    mapped
+                }
                 None => call,
             };
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();

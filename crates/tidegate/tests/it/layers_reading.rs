@@ -9,7 +9,10 @@ use futures_util::{StreamExt, stream};
 use http::{Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
-use tidegate::{BreakerConfig, BreakerState, Call, CircuitBreaker, CircuitBreakerLayer, Tidegate, TidegateLayer};
+use tidegate::{
+    BreakerConfig, BreakerState, Call, CircuitBreaker, CircuitBreakerLayer, RateLimitConfig, RateLimitLayer,
+    RateLimiter, Tidegate, TidegateLayer,
+};
 use tokio::time::sleep;
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 
@@ -72,4 +75,26 @@ async fn a_long_reply_that_began_at_once_is_no_slow_call() {
     const LONG: &[(Duration, &str)] = &[(Duration::ZERO, WORD), (Duration::from_secs(20), DONE)];
     let config = BreakerConfig::default().with_slow_calls(Duration::from_secs(5), 0.5).with_failure_rate(0.5, 3);
     assert_eq!(states_after(4, config, LONG).await, [BreakerState::Closed; 2]);
+}
+
+const ANSWER: &str =
+    r#"{"choices": [{"message": {"content": "Hi"}}], "usage": {"prompt_tokens": 12, "completion_tokens": 3}}"#;
+
+#[tokio::test(start_paused = true)]
+async fn of_a_call_that_the_program_made_the_reply_is_read_as_the_requests_path_says() {
+    let service = service_fn(|_: Request<Full<Bytes>>| async {
+        let response = Response::builder().header("content-type", "application/json");
+        Ok::<_, BoxError>(response.body(Full::new(Bytes::from_static(ANSWER.as_bytes())))?)
+    });
+    let limits = || RateLimitConfig::default().with_tokens_per_minute(10_000);
+    let made = || Call::new("gpt-4o").with_tokens(1000, 1000);
+    let limiter = RateLimiter::new(limits());
+    let response = RateLimitLayer::new(limiter.clone()).layer(service).oneshot(request(made())).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    assert_eq!(limiter.check(&made()).remaining_tokens, Some(9985));
+
+    let tidegate = Tidegate::builder().limit(limits()).learn_limits(false).build();
+    let layer = TidegateLayer::new(tidegate.clone()).map_call(move |_| made());
+    layer.layer(service).oneshot(request(chat())).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(tidegate.limiter().check(&chat()).remaining_tokens, Some(9985));
 }
