@@ -305,6 +305,12 @@ impl Gate {
         }
     }
 
+    /// The number of the call's attempt that is under way. `None`: none is.
+    #[must_use]
+    pub fn attempt(&self, ticket: Ticket) -> Option<u32> {
+        self.entry(ticket).filter(|entry| entry.state == State::InFlight).map(|entry| entry.attempts)
+    }
+
     /// What a granted attempt has used so far, as seen go by: its charge if it is cancelled.
     pub fn seen(&mut self, ticket: Ticket, usage: Usage) {
         if let Some(entry) = self.entry_mut(ticket, State::InFlight) {

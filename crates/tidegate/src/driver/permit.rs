@@ -14,7 +14,7 @@ use tidegate_core::outcome::{Ending, Outcome, ServerLimits};
 use tidegate_core::refusal::{GiveUp, Next, Refusal};
 use tidegate_core::retry::OwnRule;
 
-use super::{Inner, Seat};
+use super::{Inner, Seat, State};
 
 /// A call on its way to its first attempt: await it.
 #[derive(Debug)]
@@ -184,19 +184,30 @@ impl Attempt {
     }
 
     /// It has used so much: what it is charged, however it ends. Said not at all, all is charged that was reserved.
+    ///
+    /// Said after it has ended it changes nothing: what is under way then is another attempt.
     pub fn used(&self, usage: Usage) {
-        self.inner.lock().gate.seen(self.ticket, usage);
+        let mut state = self.inner.lock();
+        if self.is_under_way(&state) {
+            state.gate.seen(self.ticket, usage);
+        }
     }
 
-    /// What the reply's headers told of the server's limiter. Say it as soon as they are there, once.
+    /// What the reply's headers told of the server's limiter. Say it as soon as they are there, once; later it is not heard.
     pub fn observe(&self, limits: &ServerLimits) {
         if limits.0.is_empty() {
             return;
         }
         let now = self.inner.clock.now();
         let mut state = self.inner.lock();
-        state.gate.observe(self.ticket, limits, now);
-        self.inner.finish(state);
+        if self.is_under_way(&state) {
+            state.gate.observe(self.ticket, limits, now);
+            self.inner.finish(state);
+        }
+    }
+
+    fn is_under_way(&self, state: &State) -> bool {
+        state.gate.attempt(self.ticket) == Some(self.number)
     }
 }
 
