@@ -71,8 +71,13 @@ impl OwnRule {
     /// What it says to do about `fault`.
     #[must_use]
     pub fn judge(&self, fault: &Fault) -> Decision {
-        if fault.should_retry == Some(false) || !self.strategy.should_retry(fault, self.attempt) {
+        if fault.should_retry == Some(false) {
             return Decision::GiveUp(GiveUpReason::NotRetryable);
+        }
+        if !self.strategy.should_retry(fault, self.attempt) {
+            // It says no more than that: of a first attempt that such faults are not retried, later that it was enough.
+            let reason = if self.attempt > 1 { GiveUpReason::AttemptsExhausted } else { GiveUpReason::NotRetryable };
+            return Decision::GiveUp(reason);
         }
         Decision::Retry { delay: at_least(fault.wait, self.strategy.delay(self.attempt)) }
     }
@@ -339,7 +344,8 @@ mod tests {
         let random = &mut fastrand::Rng::with_seed(1);
         let again = policy.decide(&fault, history(2), Priority::Normal, random);
         assert_eq!(again, Decision::Retry { delay: Duration::from_secs(2) });
-        assert_eq!(policy.decide(&fault, history(3), Priority::Normal, random), NO);
+        let enough = policy.decide(&fault, history(3), Priority::Normal, random);
+        assert_eq!(enough, Decision::GiveUp(GiveUpReason::AttemptsExhausted));
         let fault = Fault { should_retry: Some(false), ..fault };
         assert_eq!(
             policy.decide(&fault, history(1), Priority::Normal, random),

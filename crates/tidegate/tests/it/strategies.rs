@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use tidegate::{BreakerConfig, Call, Error, Fault, GiveUpReason, RetryStrategy, Tidegate};
+use tidegate::{BreakerConfig, Call, Error, Fault, GiveUpReason, Retry, RetryConfig, RetryStrategy, Tidegate};
 use tokio::time::Instant;
 
 /// However slow the machine is: a lock that is never let go of is found out.
@@ -86,5 +86,26 @@ async fn a_strategys_delay_is_kept_though_the_configured_jitter_would_fit_anothe
         assert_eq!(asked, attempts, "{error}");
         assert_eq!(started.elapsed(), Duration::from_secs(45 * u64::from(attempts - 1)));
         assert!(matches!(error, Error::Exhausted { reason: GiveUpReason::DeadlineExceeded, .. }), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strategy_that_stops_after_some_attempts_has_exhausted_them() {
+    for most in [1, 3] {
+        let gate = Tidegate::builder().strategy("temporary_error", Waits { most, delay: Duration::ZERO }).build();
+        let retry = Retry::new(RetryConfig::default());
+        let retry = retry.with_strategy("temporary_error", Waits { most, delay: Duration::ZERO });
+        let (asked, by_all) = fails(&gate, &call()).await;
+        assert_eq!(asked, most);
+        let by_retry = retry.execute(&call(), || async { Err::<(), _>(Fault::of_status(500)) }).await.unwrap_err();
+        for error in [by_all, by_retry] {
+            match error {
+                Error::Upstream { .. } => assert_eq!(most, 1, "it was not retried"),
+                Error::Exhausted { attempts, reason, .. } => {
+                    assert_eq!((attempts, reason), (3, GiveUpReason::AttemptsExhausted));
+                }
+                other => panic!("{other}"),
+            }
+        }
     }
 }
