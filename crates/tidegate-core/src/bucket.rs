@@ -107,6 +107,12 @@ impl Bucket {
         u64::try_from(flow.div_ceil(u128::from(self.limit.max(1)))).unwrap_or(u64::MAX)
     }
 
+    /// The time until so much has been there in all, more than it ever holds at once or not.
+    pub(crate) fn micros_until(&self, units: u64) -> u64 {
+        let missing = as_level(units).saturating_sub(self.level());
+        if missing <= 0 { 0 } else { self.micros_to_refill(missing.unsigned_abs()) }
+    }
+
     /// The level at `then` if nothing else happens.
     #[must_use]
     pub fn level_at(&self, then: Time) -> i64 {

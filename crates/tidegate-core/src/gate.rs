@@ -43,12 +43,13 @@ use crate::call::{Call, Priority, RequestType, Subject, WhenOpen};
 use crate::config::{BreakerConfig, Policy};
 use crate::cost::{Cost, Usage};
 use crate::event::{Event, Interest, Whose};
+use crate::fault::Fault;
 use crate::learn::charge::Predictions;
 use crate::ledger::{Amounts, Charge, Ledger, Note};
 use crate::outcome::{Outcome, ServerLimits};
 use crate::queue::Queue;
 use crate::refusal::{Next, Refusal};
-use crate::retry::RetryPolicy;
+use crate::retry::{Decision, OwnRule, RetryPolicy};
 use crate::retry_budget::RetryBudget;
 use crate::slots::Slots;
 use crate::target::Target;
@@ -304,6 +305,12 @@ impl Gate {
         }
     }
 
+    /// The number of the call's attempt that is under way. `None`: none is.
+    #[must_use]
+    pub fn attempt(&self, ticket: Ticket) -> Option<u32> {
+        self.entry(ticket).filter(|entry| entry.state == State::InFlight).map(|entry| entry.attempts)
+    }
+
     /// What a granted attempt has used so far, as seen go by: its charge if it is cancelled.
     pub fn seen(&mut self, ticket: Ticket, usage: Usage) {
         if let Some(entry) = self.entry_mut(ticket, State::InFlight) {
@@ -319,9 +326,22 @@ impl Gate {
     }
 
     /// The attempt has ended. An attempt is settled once: a second time changes nothing and answers `Done`.
+    ///
+    /// A rule of one's own is asked here; whoever shares the gate by a lock asks [`Gate::own_rule`] before, without it.
     pub fn settle(&mut self, ticket: Ticket, outcome: &Outcome, now: Time) -> Next {
+        self.settle_judged(ticket, outcome, None, now)
+    }
+
+    /// The rule of one's own that is to judge how the attempt failed, if there is one.
+    #[must_use]
+    pub fn own_rule(&self, ticket: Ticket, fault: &Fault) -> Option<OwnRule> {
+        self.entry(ticket).and_then(|_| self.retry.own_rule(fault, self.history_with(ticket, fault)))
+    }
+
+    /// The same as [`Gate::settle`], where `judged` is what [`Gate::own_rule`]'s answer was.
+    pub fn settle_judged(&mut self, ticket: Ticket, outcome: &Outcome, judged: Option<Decision>, now: Time) -> Next {
         self.tick(now);
-        let next = self.settle_attempt(ticket, outcome);
+        let next = self.settle_attempt(ticket, outcome, judged);
         self.serve_stirred();
         next
     }

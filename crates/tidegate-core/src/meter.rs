@@ -606,11 +606,7 @@ impl Meter {
         let paused = self.paused_until.micros_since(now);
         let wait = match &self.kind {
             Kind::Gauge { .. } | Kind::Credit(_) => return (paused > 0).then_some(paused),
-            Kind::Bucket(bucket) => {
-                let missing =
-                    as_level(needed).saturating_add(as_level(self.margin(now))).saturating_sub(bucket.level());
-                if missing <= 0 { 0 } else { bucket.micros_to_refill(missing.unsigned_abs()) }
-            }
+            Kind::Bucket(bucket) => bucket.micros_until(needed.saturating_add(self.margin(now))),
             Kind::Window(window) => {
                 let limit = window.limit().max(1);
                 let whole = (needed.saturating_sub(1)) / limit;
@@ -619,7 +615,8 @@ impl Meter {
                     Fit::Later(wait) => wait.micros(),
                     Fit::Now | Fit::Never => 0,
                 };
-                first.saturating_add(whole.saturating_mul(window.bin_micros() * 242))
+                // All that go before have to keep to the burst too.
+                first.saturating_add(whole.saturating_mul(window.bin_micros() * 242)).max(window.paced_micros(needed))
             }
         };
         Some(wait.max(paused))

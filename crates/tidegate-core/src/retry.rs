@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::backoff::Backoff;
 use crate::call::Priority;
-use crate::config::RetryConfig;
+use crate::config::{Jitter, RetryConfig};
 use crate::fault::{Fault, FaultKind};
 use crate::refusal::GiveUpReason;
 
@@ -26,6 +26,17 @@ pub struct History {
     pub rate_limits: u32,
     /// The delay before the attempt that failed.
     pub previous_delay: Duration,
+}
+
+impl History {
+    /// Which failure of its sort `fault` is, from 1.
+    fn attempt(&self, fault: &Fault) -> u32 {
+        if fault.kind == FaultKind::RateLimited { self.rate_limits } else { self.attempts }
+    }
+
+    fn has_met_too_many(&self, fault: &Fault) -> bool {
+        fault.kind == FaultKind::RateLimited && self.rate_limits >= MAX_RATE_LIMITS
+    }
 }
 
 /// What is to be done about a failed attempt.
@@ -47,6 +58,29 @@ pub trait RetryStrategy: Send + Sync + std::fmt::Debug {
 
     /// The delay before the next attempt; the server's wait remains its floor.
     fn delay(&self, attempt: u32) -> Duration;
+}
+
+/// A rule of one's own that is to judge a failed attempt: ask it while no lock is held, as its code is the program's.
+#[derive(Clone, Debug)]
+pub struct OwnRule {
+    strategy: Arc<dyn RetryStrategy>,
+    attempt: u32,
+}
+
+impl OwnRule {
+    /// What it says to do about `fault`.
+    #[must_use]
+    pub fn judge(&self, fault: &Fault) -> Decision {
+        if fault.should_retry == Some(false) {
+            return Decision::GiveUp(GiveUpReason::NotRetryable);
+        }
+        if !self.strategy.should_retry(fault, self.attempt) {
+            // It says no more than that: of a first attempt that such faults are not retried, later that it was enough.
+            let reason = if self.attempt > 1 { GiveUpReason::AttemptsExhausted } else { GiveUpReason::NotRetryable };
+            return Decision::GiveUp(reason);
+        }
+        Decision::Retry { delay: at_least(fault.wait, self.strategy.delay(self.attempt)) }
+    }
 }
 
 /// The rules of `[retry]`, ready to be asked.
@@ -125,30 +159,44 @@ impl RetryPolicy {
         }
     }
 
+    /// The rule of one's own that [`RetryPolicy::decide`] would ask about `fault`, if there is one.
+    #[must_use]
+    pub fn own_rule(&self, fault: &Fault, history: History) -> Option<OwnRule> {
+        if history.has_met_too_many(fault) {
+            return None;
+        }
+        let of_fault = |error: &str| fault.code.as_deref() == Some(error) || fault.kind.error_class() == error;
+        let (_, strategy) = self.strategies.iter().find(|(error, _)| of_fault(error))?;
+        Some(OwnRule { strategy: strategy.clone(), attempt: history.attempt(fault) })
+    }
+
+    /// True if the delay that [`RetryPolicy::decide`] gives is full jitter's draw, of which any other is as good.
+    #[must_use]
+    pub fn draws_delay(&self, fault: &Fault, history: History) -> bool {
+        let is_guess = fault.kind == FaultKind::RateLimited && self.attempts_bound(fault).is_none();
+        self.config.jitter == Jitter::Full && !is_guess && self.own_rule(fault, history).is_none()
+    }
+
+    /// What a configured strategy says of how often `fault` is tried; one that has only a delay does not end.
+    fn attempts_bound(&self, fault: &Fault) -> Option<u32> {
+        self.strategy_value(fault, |strategy| strategy.max_attempts.or(strategy.base_delay.map(|_| u32::MAX)))
+    }
+
     /// What to do about `fault`.
     #[must_use]
     pub fn decide(&self, fault: &Fault, history: History, priority: Priority, random: &mut fastrand::Rng) -> Decision {
-        let own = self
-            .strategies
-            .iter()
-            .find(|(error, _)| fault.code.as_deref() == Some(error) || fault.kind.error_class() == error)
-            .map(|(_, strategy)| strategy);
-        let is_rate_limit = fault.kind == FaultKind::RateLimited;
-        let attempt = if is_rate_limit { history.rate_limits } else { history.attempts };
-        if is_rate_limit && attempt >= MAX_RATE_LIMITS {
+        if history.has_met_too_many(fault) {
             return Decision::GiveUp(GiveUpReason::AttemptsExhausted);
         }
-        if let Some(strategy) = own {
-            if fault.should_retry == Some(false) || !strategy.should_retry(fault, attempt) {
-                return Decision::GiveUp(GiveUpReason::NotRetryable);
-            }
-            return Decision::Retry { delay: at_least(fault.wait, strategy.delay(attempt)) };
+        if let Some(rule) = self.own_rule(fault, history) {
+            return rule.judge(fault);
         }
+        let is_rate_limit = fault.kind == FaultKind::RateLimited;
+        let attempt = history.attempt(fault);
         if !self.is_retryable(fault) {
             return Decision::GiveUp(GiveUpReason::NotRetryable);
         }
-        let configured =
-            self.strategy_value(fault, |strategy| strategy.max_attempts.or(strategy.base_delay.map(|_| u32::MAX)));
+        let configured = self.attempts_bound(fault);
         if is_rate_limit && configured.is_none() {
             // The queue spreads those that wait, so that the server's wait needs no jitter on top.
             let guess = RATE_WAIT.mul_f64(f64::from(1 << attempt.saturating_sub(1).min(6)) * (0.5 + random.f64()));
@@ -296,7 +344,8 @@ mod tests {
         let random = &mut fastrand::Rng::with_seed(1);
         let again = policy.decide(&fault, history(2), Priority::Normal, random);
         assert_eq!(again, Decision::Retry { delay: Duration::from_secs(2) });
-        assert_eq!(policy.decide(&fault, history(3), Priority::Normal, random), NO);
+        let enough = policy.decide(&fault, history(3), Priority::Normal, random);
+        assert_eq!(enough, Decision::GiveUp(GiveUpReason::AttemptsExhausted));
         let fault = Fault { should_retry: Some(false), ..fault };
         assert_eq!(
             policy.decide(&fault, history(1), Priority::Normal, random),

@@ -114,6 +114,11 @@ impl Window {
         Fit::Later(Wait::from_micros(self.bin_micros * BINS as u64))
     }
 
+    /// How long its burst holds back the last of `units`, which need not go at one instant.
+    pub(crate) fn paced_micros(&self, units: u64) -> u64 {
+        self.pace.as_ref().map_or(0, |pace| pace.micros_until(units))
+    }
+
     /// How many units there will be room for at `then` if nothing else happens.
     #[must_use]
     pub fn level_at(&self, then: Time) -> i64 {

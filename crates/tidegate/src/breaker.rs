@@ -162,7 +162,7 @@ impl CircuitBreaker {
             self.0.teller.tell(|| Event::ProbeStarted { breaker: self.0.name.clone() });
         }
         let tenant = hash(&call.subject.tenant);
-        Ok(BreakerAttempt { inner: self.0.clone(), permit: Some(permit), tenant, began_at: now })
+        Ok(BreakerAttempt { inner: self.0.clone(), permit: Some(permit), tenant, began_at: now, first_byte_at: None })
     }
 
     /// The state. An open breaker whose time is over is still open until somebody asks to go.
@@ -316,12 +316,20 @@ pub struct BreakerAttempt {
     permit: Option<BreakerPermit>,
     tenant: u64,
     began_at: Time,
+    /// `None`: when it ends.
+    first_byte_at: Option<Time>,
 }
 
 impl BreakerAttempt {
+    /// Its reply has begun: how slow the service was is known now, however long the rest of the reply takes.
+    pub fn replied(&mut self) {
+        self.first_byte_at = Some(self.inner.clock.now());
+    }
+
     /// The service did its part.
     pub fn succeeded(mut self) {
-        let first_byte_after = Some(self.inner.clock.now().since(self.began_at));
+        let first_byte_at = self.first_byte_at.unwrap_or_else(|| self.inner.clock.now());
+        let first_byte_after = Some(first_byte_at.since(self.began_at));
         self.end(BreakerResult::Good { first_byte_after }, None);
     }
 

@@ -110,6 +110,21 @@ impl Call {
         self
     }
 
+    /// To which of OpenAI's endpoints it goes: where that takes tokens its reply is read for what it used and for errors that come
+    /// in its body. Absent: as the path of an HTTP request says, of one that is no HTTP request nothing is read.
+    #[must_use]
+    pub fn with_endpoint(mut self, method: &str, path: &str) -> Self {
+        let route = endpoints::classify_path(path);
+        self.endpoint = route.is_metered(method).then_some(route.endpoint);
+        self
+    }
+
+    /// The same, unless that is known already.
+    #[cfg(feature = "tower")]
+    pub(crate) fn or_endpoint(self, method: &str, path: &str) -> Self {
+        if self.endpoint.is_some() { self } else { self.with_endpoint(method, path) }
+    }
+
     /// The name under which it appears in events.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<Arc<str>>) -> Self {

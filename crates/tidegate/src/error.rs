@@ -16,7 +16,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a call did not end well.
 ///
-/// "Not sent" is said of the attempt that was to be made: where that was not the first, those before it were sent and failed.
+/// "Not sent" is said of the attempt that was to be made: where that was not the first, `earlier` says what came of those before.
 ///
 /// Says in its own words what happened; what an operation's own error says is that of its [`source`](std::error::Error::source).
 #[non_exhaustive]
@@ -31,12 +31,16 @@ pub enum Error {
         waited: Duration,
         /// After this there would be room, if nobody else came. `None`: not known.
         retry_after: Option<Duration>,
+        /// What came of the attempts that were made before. `None`: it was the first that was refused.
+        earlier: Option<Box<Earlier>>,
     },
     /// It asks for more than a limit ever holds; waiting cannot help. It was not sent.
     #[non_exhaustive]
     TooLarge {
         /// Which limit, what was asked, what it allows.
         limit: Box<LimitReport>,
+        /// What came of the attempts that were made before. `None`: it was the first that was refused.
+        earlier: Option<Box<Earlier>>,
     },
     /// Too many calls are waiting already. It was not sent.
     #[non_exhaustive]
@@ -45,6 +49,8 @@ pub enum Error {
         waiting: usize,
         /// After this there may be a place. `None`: not known.
         retry_after: Option<Duration>,
+        /// What came of the attempts that were made before. `None`: it was the first that was refused.
+        earlier: Option<Box<Earlier>>,
     },
     /// The circuit breaker is open, or half-open with every probe under way. It was not sent.
     #[non_exhaustive]
@@ -55,6 +61,8 @@ pub enum Error {
         until: Option<SystemTime>,
         /// The same, counted from now.
         retry_after: Option<Duration>,
+        /// What came of the attempts that were made before. `None`: it was the first that was refused.
+        earlier: Option<Box<Earlier>>,
     },
     /// It was tried as often as allowed, or for as long, and failed each time.
     #[non_exhaustive]
@@ -87,6 +95,8 @@ pub enum Error {
     Cancelled {
         /// Why.
         reason: Arc<str>,
+        /// What came of the attempts that were made before. `None`: it was the first that was refused.
+        earlier: Option<Box<Earlier>>,
     },
     /// The operation failed in a way that is not retried.
     #[non_exhaustive]
@@ -96,6 +106,18 @@ pub enum Error {
         /// The operation's own error.
         error: BoxError,
     },
+}
+
+/// What came of the attempts of a call of which a further one was refused.
+#[non_exhaustive]
+#[derive(Debug)]
+pub struct Earlier {
+    /// Attempts made.
+    pub attempts: u32,
+    /// The last one's error.
+    pub last: BoxError,
+    /// The upstream may have done, and billed, work in one of them.
+    pub may_be_billed: bool,
 }
 
 impl Error {
@@ -117,8 +139,34 @@ impl Error {
         match self {
             Self::Exhausted { may_be_billed, .. } | Self::Timeout { may_be_billed, .. } => *may_be_billed,
             Self::Upstream { fault, .. } => fault.kind.may_be_billed(),
-            _ => false,
+            _ => self.earlier().is_some_and(|earlier| earlier.may_be_billed),
         }
+    }
+
+    /// What came of the attempts that were made before one was refused. `None`: none was, or none was made.
+    #[must_use]
+    pub fn earlier(&self) -> Option<&Earlier> {
+        match self {
+            Self::Refused { earlier, .. }
+            | Self::TooLarge { earlier, .. }
+            | Self::QueueFull { earlier, .. }
+            | Self::CircuitOpen { earlier, .. }
+            | Self::Cancelled { earlier, .. } => earlier.as_deref(),
+            Self::Exhausted { .. } | Self::Timeout { .. } | Self::Upstream { .. } => None,
+        }
+    }
+
+    /// The same refusal, of a call that had come so far.
+    pub(crate) fn after(mut self, made: Option<Earlier>) -> Self {
+        if let Self::Refused { earlier, .. }
+        | Self::TooLarge { earlier, .. }
+        | Self::QueueFull { earlier, .. }
+        | Self::CircuitOpen { earlier, .. }
+        | Self::Cancelled { earlier, .. } = &mut self
+        {
+            *earlier = made.map(Box::new);
+        }
+        self
     }
 
     /// The operation's own error, the last if there were several, if it is one of type `E`.
@@ -131,8 +179,12 @@ impl Error {
         match self {
             Self::Upstream { error, .. } | Self::Exhausted { last: error, .. } => Some(error),
             Self::Timeout { last, .. } => last.as_ref(),
-            _ => None,
+            _ => self.earlier().map(|earlier| &earlier.last),
         }
+    }
+
+    pub(crate) fn cancelled(reason: impl Into<Arc<str>>) -> Self {
+        Self::Cancelled { reason: reason.into(), earlier: None }
     }
 
     /// An operation's own error, which is not retried; what is one of ours already stays as it is.
@@ -145,7 +197,7 @@ impl Error {
 
     pub(crate) fn circuit_open(breaker: BreakerReport, retry_after: Option<Duration>) -> Self {
         let until = breaker.next_probe_at.map(clock::system_time);
-        Self::CircuitOpen { breaker: Box::new(breaker), until, retry_after }
+        Self::CircuitOpen { breaker: Box::new(breaker), until, retry_after, earlier: None }
     }
 }
 
@@ -153,12 +205,12 @@ impl From<Box<Refusal>> for Error {
     fn from(refusal: Box<Refusal>) -> Self {
         let Refusal { reason, waited, retry_after, .. } = *refusal;
         match reason {
-            Reason::Limit(limit) => Self::Refused { limit: Box::new(limit), waited, retry_after },
-            Reason::TooLarge(limit) => Self::TooLarge { limit: Box::new(limit) },
-            Reason::QueueFull { waiting } => Self::QueueFull { waiting, retry_after },
+            Reason::Limit(limit) => Self::Refused { limit: Box::new(limit), waited, retry_after, earlier: None },
+            Reason::TooLarge(limit) => Self::TooLarge { limit: Box::new(limit), earlier: None },
+            Reason::QueueFull { waiting } => Self::QueueFull { waiting, retry_after, earlier: None },
             Reason::Breaker(breaker) => Self::circuit_open(breaker, retry_after),
-            Reason::Paused { reason } => Self::Cancelled { reason },
-            Reason::Draining => Self::Cancelled { reason: "draining".into() },
+            Reason::Paused { reason } => Self::cancelled(reason),
+            Reason::Draining => Self::cancelled("draining"),
         }
     }
 }
@@ -194,7 +246,7 @@ impl fmt::Display for Error {
                     "limit \"{path}\" reached on {phrase}: Limit {allowed}, Used {used}, Requested {requested}; waited {waited:?}"
                 )?;
             }
-            Self::TooLarge { limit } => write!(
+            Self::TooLarge { limit, .. } => write!(
                 f,
                 "request too large for limit \"{}\" ({}): Limit {}, Requested {}; waiting cannot help",
                 limit.path(),
@@ -219,10 +271,13 @@ impl fmt::Display for Error {
                 write!(f, "gave up after {attempts} attempts{why}; last: {}", in_a_word(fault))?;
             }
             Self::Timeout { after, attempts, .. } => write!(f, "not done within {after:?}, attempts: {attempts}")?,
-            Self::Cancelled { reason } => write!(f, "nothing new is let through: {reason}")?,
+            Self::Cancelled { reason, .. } => write!(f, "nothing new is let through: {reason}")?,
             Self::Upstream { fault, .. } => write!(f, "failed: {}", in_a_word(fault))?,
         }
-        if self.may_be_billed() {
+        if let Some(Earlier { attempts, may_be_billed, .. }) = self.earlier() {
+            let billed = if *may_be_billed { ", which may have been billed" } else { "" };
+            write!(f, "; attempts before: {attempts}{billed}")?;
+        } else if self.may_be_billed() {
             f.write_str("; the last attempt may have been billed")?;
         }
         match self.retry_after() {

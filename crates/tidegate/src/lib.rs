@@ -154,7 +154,7 @@ pub use self::tidegate::{Tidegate, TidegateBuilder};
 pub use breaker::{BreakerAttempt, CallbackResult, CircuitBreaker};
 pub use call::Call;
 pub use driver::{Admission, Attempt, Driver, Permit, Settled, Waiting, WeakDriver};
-pub use error::{BoxError, Error};
+pub use error::{BoxError, Earlier, Error};
 pub use events::Events;
 pub use fault::ToFault;
 pub use limiter::{Check, LimitInfo, LimitType, RateLimiter, Reservation};

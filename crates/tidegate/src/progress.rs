@@ -2,11 +2,13 @@
 //!
 //! Decides nothing; written by the task that makes the attempts, read once that has been cancelled.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::{BoxError, Error};
+use tidegate_core::refusal::Refusal;
+
+use crate::error::{BoxError, Earlier, Error};
 use crate::retry::Failure;
 
 /// One call's.
@@ -14,6 +16,7 @@ use crate::retry::Failure;
 pub(crate) struct Progress {
     attempts: AtomicU32,
     last: Mutex<Option<BoxError>>,
+    may_be_billed: AtomicBool,
 }
 
 impl Progress {
@@ -29,7 +32,15 @@ impl Progress {
 
     /// It failed, and another is waited for.
     pub(crate) fn failed(&self, failure: Failure) {
+        self.may_be_billed.fetch_or(failure.fault.kind.may_be_billed(), Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.into_last());
+    }
+
+    /// What is told when a further attempt is refused.
+    pub(crate) fn refused(&self, refusal: Box<Refusal>) -> Error {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (attempts, may_be_billed) = (self.attempts(), self.may_be_billed.load(Ordering::Relaxed));
+        Error::from(refusal).after(last.map(|last| Earlier { attempts, last, may_be_billed }))
     }
 
     /// What is told when the call's time, `after`, is up.

@@ -244,7 +244,7 @@ where
         permit = match next(permit, &failure.fault) {
             Next::Wait(waiting) => {
                 progress.failed(failure);
-                waiting.await?
+                waiting.await.map_err(|refusal| progress.refused(refusal))?
             }
             Next::GiveUp(reason) => return Err(failure.into_error(number, reason)),
         };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Gate, State, Ticket, Timer};
 use crate::breaker::{BreakerResult, BreakerState};
 use crate::call::WhenOpen;
-use crate::config::{Jitter, TokenCharge};
+use crate::config::TokenCharge;
 use crate::cost::Usage;
 use crate::event::{Event, Interest};
 use crate::fault::{Fault, FaultKind};
@@ -33,7 +33,8 @@ enum Keep {
 }
 
 impl Gate {
-    pub(super) fn settle_attempt(&mut self, ticket: Ticket, outcome: &Outcome) -> Next {
+    /// `judged`: what a rule of one's own has said already of how it failed.
+    pub(super) fn settle_attempt(&mut self, ticket: Ticket, outcome: &Outcome, judged: Option<Decision>) -> Next {
         let now = self.clock;
         if self.entry_mut(ticket, State::InFlight).is_none() {
             return Next::Done;
@@ -113,7 +114,7 @@ impl Gate {
             }
         }
         match &outcome.ending {
-            Ending::Failed(fault) => self.after_failure(ticket, fault),
+            Ending::Failed(fault) => self.after_failure(ticket, fault, judged),
             _ => {
                 self.close_entry(ticket);
                 Next::Done
@@ -259,23 +260,30 @@ impl Gate {
         }
     }
 
-    fn after_failure(&mut self, ticket: Ticket, fault: &Fault) -> Next {
-        let now = self.clock;
-        let entry = &mut self.entries[ticket.index()];
-        if fault.kind == FaultKind::RateLimited {
-            entry.rate_limits += 1;
-        } else {
-            entry.counted_attempts += 1;
-        }
-        let history = History {
-            attempts: entry.counted_attempts,
-            rate_limits: entry.rate_limits,
+    /// The call's history, with `fault` as its latest failure.
+    pub(super) fn history_with(&self, ticket: Ticket, fault: &Fault) -> History {
+        let entry = &self.entries[ticket.index()];
+        let is_rate_limit = fault.kind == FaultKind::RateLimited;
+        History {
+            attempts: entry.counted_attempts + u32::from(!is_rate_limit),
+            rate_limits: entry.rate_limits + u32::from(is_rate_limit),
             previous_delay: entry.previous_delay,
-        };
+        }
+    }
+
+    fn after_failure(&mut self, ticket: Ticket, fault: &Fault, judged: Option<Decision>) -> Next {
+        let now = self.clock;
+        let history = self.history_with(ticket, fault);
+        let entry = &mut self.entries[ticket.index()];
+        (entry.counted_attempts, entry.rate_limits) = (history.attempts, history.rate_limits);
         let (class, start_by, end_by) = (entry.class, entry.start_by, entry.end_by);
-        let delay = match self.retry.decide(fault, history, class, &mut self.random) {
+        let decision = judged.unwrap_or_else(|| self.retry.decide(fault, history, class, &mut self.random));
+        let delay = match decision {
             Decision::GiveUp(reason) => return self.give_up(ticket, fault, reason),
-            Decision::Retry { delay } => self.within(start_by.min(end_by), fault.wait, delay),
+            Decision::Retry { delay } if self.retry.draws_delay(fault, history) => {
+                self.within(start_by.min(end_by), fault.wait, delay)
+            }
+            Decision::Retry { delay } => delay,
         };
         if self.deadline_passed(start_by.min(end_by), delay) {
             return self.give_up(ticket, fault, GiveUpReason::DeadlineExceeded);
@@ -297,12 +305,11 @@ impl Gate {
         Next::Retry { not_before }
     }
 
-    /// The delay, or where it is full jitter's chance that it ends beyond the deadline, another one that does not.
+    /// The delay that full jitter drew, or where that ends beyond the deadline another one that does not.
     fn within(&mut self, deadline: Time, floor: Option<Duration>, delay: Duration) -> Duration {
         let left = Duration::from_micros(deadline.micros_since(self.clock));
         let room = left.saturating_sub(floor.unwrap_or_default());
-        let is_chance = self.retry.config().jitter == Jitter::Full;
-        if delay <= left || room.is_zero() || !is_chance { delay } else { left - room.mul_f64(self.random.f64()) }
+        if delay <= left || room.is_zero() { delay } else { left - room.mul_f64(self.random.f64()) }
     }
 
     fn give_up(&mut self, ticket: Ticket, fault: &Fault, reason: GiveUpReason) -> Next {
@@ -328,7 +335,7 @@ impl Gate {
             State::InFlight => {
                 let ending = if entry.sent { Ending::Cancelled } else { Ending::Unsent };
                 let outcome = Outcome { ending, usage: entry.seen, first_byte_after: None };
-                self.settle_attempt(ticket, &outcome);
+                self.settle_attempt(ticket, &outcome, None);
             }
             State::Waiting => {
                 self.leave_queue(ticket);

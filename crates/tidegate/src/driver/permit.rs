@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use tidegate_core::call::Call;
 use tidegate_core::cost::Usage;
+use tidegate_core::fault::Fault;
 use tidegate_core::gate::{OwnLevels, Ticket};
-use tidegate_core::outcome::{Outcome, ServerLimits};
+use tidegate_core::outcome::{Ending, Outcome, ServerLimits};
 use tidegate_core::refusal::{GiveUp, Next, Refusal};
+use tidegate_core::retry::OwnRule;
 
-use super::{Inner, Seat};
+use super::{Inner, Seat, State};
 
 /// A call on its way to its first attempt: await it.
 #[derive(Debug)]
@@ -130,13 +132,18 @@ impl Permit {
     /// Ends the attempt.
     #[must_use = "a failed attempt may be tried again"]
     pub fn settle(mut self, outcome: Outcome) -> Settled {
+        // Asked without the lock: what it does is the program's own.
+        let judged = match &outcome.ending {
+            Ending::Failed(fault) => self.own_rule(fault).map(|rule| rule.judge(fault)),
+            _ => None,
+        };
         self.ended = true;
         let now = self.inner.clock.now();
         let mut state = self.inner.lock();
         if let Some(seen) = self.seen {
             state.gate.seen(self.ticket, seen);
         }
-        let next = state.gate.settle(self.ticket, &outcome, now);
+        let next = state.gate.settle_judged(self.ticket, &outcome, judged, now);
         if matches!(next, Next::Retry { .. }) {
             state.seat(self.ticket, Seat::Waits(None));
         }
@@ -146,6 +153,10 @@ impl Permit {
             Next::GiveUp(given_up) => Settled::GiveUp(given_up),
             Next::Retry { .. } => Settled::Retry(Waiting { inner: self.inner.clone(), ticket: Some(self.ticket) }),
         }
+    }
+
+    fn own_rule(&self, fault: &Fault) -> Option<OwnRule> {
+        self.inner.lock().gate.own_rule(self.ticket, fault)
     }
 }
 
@@ -173,19 +184,30 @@ impl Attempt {
     }
 
     /// It has used so much: what it is charged, however it ends. Said not at all, all is charged that was reserved.
+    ///
+    /// Said after it has ended it changes nothing: what is under way then is another attempt.
     pub fn used(&self, usage: Usage) {
-        self.inner.lock().gate.seen(self.ticket, usage);
+        let mut state = self.inner.lock();
+        if self.is_under_way(&state) {
+            state.gate.seen(self.ticket, usage);
+        }
     }
 
-    /// What the reply's headers told of the server's limiter. Say it as soon as they are there, once.
+    /// What the reply's headers told of the server's limiter. Say it as soon as they are there, once; later it is not heard.
     pub fn observe(&self, limits: &ServerLimits) {
         if limits.0.is_empty() {
             return;
         }
         let now = self.inner.clock.now();
         let mut state = self.inner.lock();
-        state.gate.observe(self.ticket, limits, now);
-        self.inner.finish(state);
+        if self.is_under_way(&state) {
+            state.gate.observe(self.ticket, limits, now);
+            self.inner.finish(state);
+        }
+    }
+
+    fn is_under_way(&self, state: &State) -> bool {
+        state.gate.attempt(self.ticket) == Some(self.number)
     }
 }
 

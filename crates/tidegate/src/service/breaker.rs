@@ -81,14 +81,13 @@ where
         let (breaker, idle_timeout) = (self.layer.breaker.clone(), self.layer.idle_timeout);
         Box::pin(async move {
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
-            let attempt = breaker.try_begin(&call)?;
+            let mut attempt = breaker.try_begin(&call)?;
             match ready.attempt(request, &call, |_| {}).await {
-                Ok(Looked { response, watch, fault: None }) => finish::<S::Response>(
-                    response,
-                    watch,
-                    Guard { attempt: Some(attempt), idle_timeout, ..Guard::default() },
-                    &call,
-                ),
+                Ok(Looked { response, watch, fault: None }) => {
+                    attempt.replied();
+                    let guard = Guard { attempt: Some(attempt), idle_timeout, ..Guard::default() };
+                    finish::<S::Response>(response, watch, guard, &call)
+                }
                 Ok(Looked { response, fault: Some(fault), .. }) => {
                     attempt.failed(&fault);
                     finish::<S::Response>(response, Watch::Nothing, Guard::default(), &call)

@@ -237,8 +237,12 @@ impl<B: Body<Data = Bytes>> GuardedBody<B> {
         if let Watch::Stream(meter) = &self.watch
             && meter.has_ended()
         {
-            let used = meter.used(self.input_tokens);
-            self.guard.succeeded(Some(used), meter.reported());
+            let used = Some(meter.used(self.input_tokens));
+            match meter.fault() {
+                // Some send their last event after an error as well.
+                Some(fault) => self.guard.cut_short(fault, used),
+                None => self.guard.succeeded(used, meter.reported()),
+            }
         }
     }
 }

@@ -55,6 +55,8 @@ use look::Looked;
 /// let call = Call::of_openai(request.method().as_str(), request.uri().path(), request.body()).with_user("anna");
 /// request.extensions_mut().insert(call);
 /// ```
+/// A call that was made by [`Call::new`] does as well: how its reply is to be read, the request's path says. For a request of a
+/// type of one's own [`Call::with_endpoint`] says it.
 pub trait AsCall: Send + Sized + 'static {
     /// What it wants, for whom, and how dear it is.
     fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send;
@@ -109,7 +111,7 @@ impl<B: Body + Send + 'static> AsCall for http::Request<B> {
     // Not an async function: that would hold the body by reference, and ask it to be `Sync`.
     fn call(&self) -> impl Future<Output = Result<Call, BoxError>> + Send {
         if let Some(call) = self.extensions().get::<Call>() {
-            return std::future::ready(Ok(call.clone()));
+            return std::future::ready(Ok(call.clone().or_endpoint(self.method().as_str(), self.uri().path())));
         }
         let call = Call::of_openai(self.method().as_str(), self.uri().path(), b"").of_account(self.headers());
         let bytes = self.body().size_hint().lower();

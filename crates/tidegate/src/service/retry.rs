@@ -102,7 +102,7 @@ where
     loop {
         let Some(now) = request.take() else {
             // Only what could be made again is given another attempt.
-            return Err(Error::Cancelled { reason: "the request could not be made again".into() });
+            return Err(Error::cancelled("the request could not be made again"));
         };
         request = now.again();
         run.starts();

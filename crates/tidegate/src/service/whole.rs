@@ -124,7 +124,13 @@ where
             let call = request.call().await.map_err(|error| Judge::NONE.failure(error).into_upstream())?;
             let call = driver.calibrations().applied(call);
             let call = match map {
-                Some(map) => driver.contained("map_call", || map(call.clone())).unwrap_or(call),
+                Some(map) => {
+                    // Where it goes is the request's to say, also if `map` makes another call of it.
+                    let endpoint = call.endpoint;
+                    let mut mapped = driver.contained("map_call", || map(call.clone())).unwrap_or(call);
+                    mapped.endpoint = mapped.endpoint.or(endpoint);
+                    mapped
+                }
                 None => call,
             };
             let (max_wait, attempt_timeout, total_timeout) = driver.bounds();
@@ -155,7 +161,7 @@ where
     loop {
         let Some(now) = request.take() else {
             // Only what could be made again is granted another attempt.
-            return Err(Error::Cancelled { reason: "the request could not be made again".into() });
+            return Err(Error::cancelled("the request could not be made again"));
         };
         request = now.again();
         permit.sent();
@@ -183,7 +189,7 @@ where
             (Next::Wait(waiting), failed) if request.is_some() => {
                 // The failed reply's connection is not kept while waiting.
                 progress.failed(Failure::of(fault, failed.err()));
-                permit = waiting.await?;
+                permit = waiting.await.map_err(|refusal| progress.refused(refusal))?;
             }
             (_, Ok(response)) => {
                 return finish::<S::Response>(response, Watch::Nothing, Guard::default(), call);

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use tidegate::{Call, Error, Fault, FaultKind, Jitter, Retry, RetryConfig, Tidegate};
+use tidegate::{BreakerConfig, Call, Error, Fault, FaultKind, Jitter, Retry, RetryConfig, Tidegate};
 
 fn config() -> RetryConfig {
     RetryConfig::default()
@@ -63,4 +63,20 @@ async fn a_call_whose_time_is_up_tells_the_last_error_before() {
         let told = "not done within 5s, attempts: 3; the last attempt may have been billed: what the service said";
         assert_eq!(whole_story(&error), told);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_an_attempt_tells_what_came_of_that() {
+    let hangs = config().with_attempt_timeout(Duration::from_secs(1));
+    let gate = Tidegate::builder().retry(hangs).breaker(BreakerConfig::default().with_failure_threshold(1)).build();
+    let call = Call::new("gpt-4o");
+    let open = gate.execute(&call, |_| std::future::pending::<Result<(), Fault>>()).await.unwrap_err();
+    assert!(matches!(open, Error::CircuitOpen { .. }), "{open}");
+    assert!(open.may_be_billed());
+    assert_eq!(open.earlier().map(|earlier| earlier.attempts), Some(1));
+    assert_eq!(open.upstream::<Fault>().map(|fault| fault.kind), Some(FaultKind::Timeout));
+    assert!(open.to_string().contains("attempts before: 1, which may have been billed"), "{open}");
+
+    let unsent = gate.execute(&call, |_| async { Ok::<_, Fault>(()) }).await.unwrap_err();
+    assert!(unsent.earlier().is_none() && !unsent.may_be_billed(), "{unsent}");
 }

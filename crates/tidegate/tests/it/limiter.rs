@@ -393,3 +393,30 @@ fn a_call_tells_what_it_was_told() {
     assert_eq!((call.model(), call.user(), call.organization()), ("gpt-4o", Some("anna"), Some("acme")));
     assert_eq!((call.tokens(), call.with_estimated_tokens(2000).tokens()), (1500, 2000));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_could_not_go_in_time_behind_those_that_wait_is_told_at_once() {
+    let limiter = RateLimiter::new(RateLimitConfig::default().with_requests_per_minute(120).with_burst_allowance(1));
+    let call = Call::new("gpt-4o").with_max_wait(Duration::from_secs(2));
+    let started = Instant::now();
+    let asking: Vec<_> = (0..10)
+        .map(|_| (limiter.clone(), call.clone()))
+        .map(|(limiter, call)| {
+            tokio::spawn(async move {
+                let reserved = limiter.reserve(&call).await.map(|reserved| reserved.settle(Usage::new(0, 0)));
+                (reserved, started.elapsed())
+            })
+        })
+        .collect();
+    let mut served = Vec::new();
+    for asked in asking {
+        match asked.await.unwrap() {
+            (Ok(()), after) => served.push(after.as_millis()),
+            (Err(refused), after) => {
+                assert_eq!(after, Duration::ZERO, "{refused}");
+                assert_eq!(refused.retry_after(), Some(Duration::from_millis(2500)), "{refused}");
+            }
+        }
+    }
+    assert_eq!(served.len(), 5, "{served:?}");
+}

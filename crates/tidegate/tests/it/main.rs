@@ -16,10 +16,13 @@ mod layers_judging;
 mod layers_learning;
 #[cfg(feature = "tower")]
 mod layers_once;
+#[cfg(feature = "tower")]
+mod layers_reading;
 mod limiter;
 #[cfg(feature = "openai")]
 mod openai;
 #[cfg(feature = "openai")]
 mod provider;
 mod retry;
+mod strategies;
 mod together;

@@ -124,6 +124,22 @@ async fn dropping_it_cancels_the_attempt_and_charges_what_is_known_to_have_been_
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_said_of_an_attempt_after_its_end_is_not_charged_to_the_next() {
+    let gate = gate(RateLimitConfig::default().with_tokens_per_minute(1000));
+    let mut first = None;
+    let call = call();
+    let result = gate.execute(&call, |attempt| {
+        let failed = (attempt.number() == 1).then_some(Fault::of_status(503));
+        attempt.used(Usage::new(100, 7));
+        let late = first.get_or_insert(attempt);
+        late.used(Usage::new(400, 400));
+        async move { failed.map_or(Ok(()), Err) }
+    });
+    result.await.unwrap();
+    assert_eq!(left(&gate), Some(893));
+}
+
+#[tokio::test(start_paused = true)]
 async fn dropped_while_it_waits_it_has_taken_nothing() {
     let gate = gate(RateLimitConfig::default().with_tokens_per_minute(300));
     run(&gate, &[]).await.0.unwrap();
