@@ -82,6 +82,10 @@ fn what_is_kept_from_normal_calls_is_kept_from_low_ones_too() {
         "{low:?} {normal:?} {high:?}"
     );
     assert!(high.p95_seconds < 1.0, "{high:?}");
+    // In the text too the most urgent come first.
+    let said = plan.to_string();
+    let rows = ["\nhigh", "\nnormal", "\nlow"].map(|row| said.find(row).unwrap());
+    assert!(rows.is_sorted(), "{said}");
 }
 
 #[test]
