@@ -174,6 +174,9 @@ enum Then {
 pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: OwnedSemaphorePermit) {
     if let Some(came) = attempts(&shared, number, &line, place).await {
         shared.counts.ended(came.is_failure());
+        if let Some(why) = came.failure() {
+            shared.counts.failed_with(why);
+        }
         // A writer that is gone has said why.
         let _ = shared.results.send(output::line(number, &line.custom_id, &came)).await;
     }

@@ -55,7 +55,7 @@ pub(crate) enum JournalError {
     /// A choice of the user's: nothing has been changed.
     #[error("{0}")]
     Refused(String),
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read or write {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
 }
 

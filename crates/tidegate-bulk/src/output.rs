@@ -23,6 +23,32 @@ impl Came {
             Self::Nothing { .. } => true,
         }
     }
+
+    /// Why it failed, in two words: `404 model_not_found`. `None`: it did not.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match self {
+            Self::Answer { status, body, .. } if *status >= 400 => {
+                let said = serde_json::from_str::<Refusal>(body).ok().map(|said| said.error);
+                let code = said.and_then(|error| error.code.or(error.kind));
+                Some(code.map_or_else(|| status.to_string(), |code| format!("{status} {code}")))
+            }
+            Self::Answer { .. } => None,
+            Self::Nothing { code, .. } => Some((*code).to_owned()),
+        }
+    }
+}
+
+/// What an error says of itself. Source: OpenAI's error object.
+#[derive(Deserialize)]
+struct Refusal {
+    error: RefusalError,
+}
+
+#[derive(Deserialize)]
+struct RefusalError {
+    code: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 #[derive(Serialize)]

@@ -1,10 +1,10 @@
 //! Counts what happens in a run, and decides how it is shown while it goes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,6 +20,9 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 const BAR_EVERY: Duration = Duration::from_millis(250);
 /// What goes by in a minute is measured over this.
 const RATE_OVER: Duration = Duration::from_secs(30);
+
+/// Kinds of failures that are told apart.
+const FAILURES_MAX: usize = 32;
 
 /// How a run is shown on standard error while it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,8 @@ pub(crate) struct Counts {
     pub(crate) sent_tokens: AtomicU64,
     pub(crate) input_tokens: AtomicU64,
     pub(crate) output_tokens: AtomicU64,
+    /// Failures by what they say.
+    pub(crate) failures: Mutex<BTreeMap<String, u64>>,
 }
 
 /// One attempt under way.
@@ -69,6 +74,13 @@ impl Counts {
 
     pub(crate) fn ended(&self, is_failure: bool) {
         if is_failure { &self.failed } else { &self.done }.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn failed_with(&self, why: String) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        // The words are the upstream's: there may be any number of them.
+        let is_known = failures.len() < FAILURES_MAX || failures.contains_key(&why);
+        *failures.entry(if is_known { why } else { "other".to_owned() }).or_default() += 1;
     }
 
     pub(crate) fn used(&self, usage: Usage) {

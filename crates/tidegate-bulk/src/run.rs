@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate::Driver;
@@ -192,6 +192,7 @@ async fn finish(
         lines: survey.lines,
         done: done + before.0,
         failed: failed + before.1,
+        failures: counts.failures.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         left: 0,
         resumed: before.0 + before.1,
         cut_off: survey.cut_off,

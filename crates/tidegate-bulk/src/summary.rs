@@ -1,9 +1,13 @@
 //! Decides what is said of a run when it has ended.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+
+/// Kinds of failures that are named, the most frequent first.
+const FAILURES_SHOWN: usize = 3;
 
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -47,6 +51,8 @@ pub struct Summary {
     pub done: u64,
     /// Results in the output that are failures.
     pub failed: u64,
+    /// Of the failures of this run, how many said what: a status and the error's code.
+    pub failures: BTreeMap<String, u64>,
     /// Lines without a result.
     pub left: u64,
     /// Of the results, those that were there before.
@@ -96,6 +102,11 @@ impl fmt::Display for Summary {
         if let Some(near) = &self.near_limit {
             let Near { target, dimension, limit, used_percent } = near;
             write!(f, "\n{used_percent:.1} % of what {dimension} {limit} of {target} allowed in that time")?;
+        }
+        let mut failures = self.failures.iter().collect::<Vec<_>>();
+        failures.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        for (why, count) in failures.iter().take(FAILURES_SHOWN) {
+            write!(f, "\nfailed: {count} with {why}")?;
         }
         if self.failed > 0 {
             write!(f, "\nwhat failed says why in its line of the output; --retry-failed sends it again")?;

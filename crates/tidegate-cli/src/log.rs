@@ -19,10 +19,10 @@ enum LogFormat {
     Json,
 }
 
-/// Starts logging. `RUST_LOG` absent or unreadable: `info`.
-pub(crate) fn start(args: &LogArgs) {
+/// Starts logging. `RUST_LOG` absent: `level`; unreadable: `info`.
+pub(crate) fn start(args: &LogArgs, level: &str) {
     let written = std::env::var("RUST_LOG").unwrap_or_default();
-    let wanted = if written.trim().is_empty() { "info" } else { &written };
+    let wanted = if written.trim().is_empty() { level } else { &written };
     let (filter, unreadable) = match EnvFilter::try_new(wanted) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),

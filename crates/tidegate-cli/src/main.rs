@@ -66,7 +66,9 @@ enum Mode {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::start(&cli.log);
+    // What the gateway of a demonstration holds back is what is shown: lines about each call would tear the picture.
+    let level = if matches!(cli.mode, Mode::Demo(_)) { "warn" } else { "info" };
+    log::start(&cli.log, level);
     let ended = match cli.mode {
         Mode::Serve(args) => serve::run(args),
         Mode::Run(args) => run::run(*args),

@@ -78,7 +78,9 @@ impl Reserve {
     /// Whether calls of `class` leave the reserve to higher ones.
     #[inline]
     pub(crate) fn is_kept_from(&self, class: Priority, now: Time) -> bool {
-        self.is_shared() && self.is_above_active(class, now) && self.kept[class.index()].spent_until <= now
+        // What is kept from a class is kept from those below it too: else they would go before it.
+        let from = |class: &Priority| self.is_above_active(*class, now) && self.kept[class.index()].spent_until <= now;
+        self.is_shared() && [Priority::Low, Priority::Normal].iter().filter(|kept| **kept >= class).any(from)
     }
 
     /// When a lower class last took something while a higher one was active.

@@ -295,7 +295,8 @@ impl fmt::Display for Plan {
             writeln!(f, "  refused: {calls} for {reason}")?;
         }
         writeln!(f, "\npriority    calls      p50      p95      p99      max   (waits)")?;
-        for (priority, waits) in &self.by_priority {
+        for priority in Priority::ALL.into_iter().rev().map(Priority::name) {
+            let Some(waits) = self.by_priority.get(priority) else { continue };
             let Waits { calls, p50_seconds, p95_seconds, p99_seconds, max_seconds } = *waits;
             let [p50, p95, p99, max] = [p50_seconds, p95_seconds, p99_seconds, max_seconds].map(spoken);
             writeln!(f, "{priority:<8} {calls:8} {p50:>8} {p95:>8} {p99:>8} {max:>8}")?;

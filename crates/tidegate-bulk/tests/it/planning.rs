@@ -67,6 +67,28 @@ fn waits_are_told_by_priority_and_what_binds_is_named() {
 }
 
 #[test]
+fn what_is_kept_from_normal_calls_is_kept_from_low_ones_too() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model,user,priority\n".to_owned();
+    // Half as much again as the limit takes, a third of each class: together high and normal ones are more than a burst.
+    for number in 0..3600 {
+        let priority = ["low", "normal", "high"][number % 3];
+        csv.push_str(&format!("{},10,10,gpt-4o,user-{},{priority}\n", number as f64 / 30.0, number % 7));
+    }
+    let limits = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 1200\n";
+    let plan = plan::predict(&trace(&csv), &policy(limits));
+    let [low, normal, high] = ["low", "normal", "high"].map(|priority| plan.by_priority[priority]);
+    assert!(
+        high.p95_seconds <= normal.p95_seconds && normal.p95_seconds < low.p95_seconds,
+        "{low:?} {normal:?} {high:?}"
+    );
+    assert!(high.p95_seconds < 1.0, "{high:?}");
+    // In the text too the most urgent come first.
+    let said = plan.to_string();
+    let rows = ["\nhigh", "\nnormal", "\nlow"].map(|row| said.find(row).unwrap());
+    assert!(rows.is_sorted(), "{said}");
+}
+
+#[test]
 fn timestamps_are_seconds_or_rfc_3339_and_a_bad_line_is_named() {
     let csv = |rows: &str| format!("timestamp,input_tokens,output_tokens\n{rows}");
     let plan = plan::predict(&trace(&csv("2026-01-01T00:00:10Z,1,0\n2026-01-01T00:00:00Z,1,0\n")), &Policy::default());

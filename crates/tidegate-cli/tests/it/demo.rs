@@ -14,4 +14,7 @@ fn behind_the_gateway_every_call_is_answered_and_alone_many_are_not() {
     let (answered, failed, met) = (row("answered"), row("failed"), row("429s met"));
     assert_eq!((answered[0], failed[0], met[0]), (120, 0, 0));
     assert!(failed[1] > 30 && met[1] > 30, "{ended:?}");
+    // Only how far it is: no line about each call that waited.
+    let strange = ended.stderr.lines().find(|line| !line.starts_with("alone: "));
+    assert_eq!(strange, None);
 }

@@ -108,6 +108,7 @@ fn what_failed_is_sent_again_when_that_is_asked_for() {
     place.file("in.jsonl", &lines(10));
     let ended = go(&place, &upstream, &[]);
     assert_eq!((ended.code, &summary(&ended)["failed"]), (Some(3), &2.into()));
+    assert_eq!(summary(&ended)["failures"]["400 context_length_exceeded"], 2, "{ended:?}");
     let ended = go(&place, &upstream, &[]);
     assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(3), &0.into()));
     let ended = go(&place, &upstream, &["--retry-failed"]);
