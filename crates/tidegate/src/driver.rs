@@ -336,8 +336,10 @@ impl Inner {
             state.gate.seen(ticket, seen);
         }
         state.gate.cancel(ticket, now);
-        state.leave_seat(ticket);
+        let seat = state.leave_seat(ticket);
         self.finish(state);
+        // Not under the lock: what its waker does when it is dropped is its maker's own.
+        drop(seat);
     }
 
     fn permit(self: &Arc<Self>, ticket: Ticket, attempt: u32, queued_for: Duration) -> Permit {
@@ -347,7 +349,8 @@ impl Inner {
     /// Takes the decision on a call, or leaves the waker for it. Who waits sees to it that there is a timer to wake him.
     fn take(self: &Arc<Self>, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
         let mut state = self.lock();
-        let decided = self.decided(&mut state, ticket, context);
+        // A waker that another replaces is dropped at the end, not under the lock.
+        let (decided, _replaced) = self.decided(&mut state, ticket, context);
         let lacks_timer = decided.is_pending() && !std::mem::replace(&mut state.has_timer, true);
         drop(state);
         if lacks_timer && !Timer::start(self) {
@@ -361,19 +364,21 @@ impl Inner {
         state: &mut State,
         ticket: Ticket,
         context: &Context<'_>,
-    ) -> Poll<Result<Permit, Box<Refusal>>> {
-        match state.leave_seat(ticket) {
-            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))),
-            Some(Seat::Refused(refusal)) => Poll::Ready(Err(refusal)),
-            Some(Seat::Waits(Some(waker))) if waker.will_wake(context.waker()) => {
-                state.seat(ticket, Seat::Waits(Some(waker)));
-                Poll::Pending
+    ) -> (Poll<Result<Permit, Box<Refusal>>>, Option<Waker>) {
+        let waker = match state.leave_seat(ticket) {
+            Some(Seat::Granted { attempt, queued_for }) => {
+                return (Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))), None);
             }
-            Some(Seat::Waits(_)) | None => {
-                state.seat(ticket, Seat::Waits(Some(context.waker().clone())));
-                Poll::Pending
-            }
-        }
+            Some(Seat::Refused(refusal)) => return (Poll::Ready(Err(refusal)), None),
+            Some(Seat::Waits(waker)) => waker,
+            None => None,
+        };
+        let (kept, replaced) = match waker {
+            Some(waker) if waker.will_wake(context.waker()) => (waker, None),
+            other => (context.waker().clone(), other),
+        };
+        state.seat(ticket, Seat::Waits(Some(kept)));
+        (Poll::Pending, replaced)
     }
 }
 
