@@ -74,7 +74,7 @@ struct State {
     timer_at: Time,
     /// Taken out under the lock, woken outside of it.
     to_wake: Vec<Waker>,
-    /// False when the timer has ended with its runtime: whoever waits next starts another.
+    /// False where there has been no runtime for a timer, or it has ended with its own: whoever waits next starts another.
     has_timer: bool,
 }
 
@@ -89,19 +89,14 @@ enum Seat {
 impl Driver {
     /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
     ///
-    /// Its timer runs on this runtime; when that ends, on that of the next call that waits.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
+    /// Its timer runs on the tokio runtime that this is called on; outside of any, or when that has ended, on that of the next call
+    /// that waits. That needs its timer enabled.
     #[must_use]
     pub fn new(policy: Policy, seed: u64) -> Self {
         Self::with_gate(Gate::new(policy, seed))
     }
 
     /// Starts driving a core that was made elsewhere, for example with a state restored.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
         Self::telling(gate, Teller::default())
@@ -128,7 +123,9 @@ impl Driver {
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
-        tokio::spawn(Timer::of(&inner).run());
+        if !Timer::start(&inner) {
+            inner.lock().has_timer = false;
+        }
         Self(inner)
     }
 

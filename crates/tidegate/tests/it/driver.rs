@@ -14,7 +14,7 @@ use tidegate_core::limit::{Algorithm, Dimension, Limit, Mode, Rates};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Reason;
 use tidegate_core::time::Time;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 fn policy(dimension: Dimension, units: u64) -> Policy {
     let limit = Limit {
@@ -287,6 +287,18 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         })
     })
     .await
+}
+
+#[test]
+fn a_driver_may_be_made_outside_of_any_runtime() {
+    let limiter = RateLimiter::new(RateLimitConfig::default().with_requests_per_minute(60).with_burst_allowance(1));
+    let call = tidegate::Call::new("gpt-4o");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let waited = runtime.block_on(async {
+        limiter.reserve(&call).await.unwrap().settle(Usage::new(0, 0));
+        timeout(Duration::from_secs(9), limiter.reserve(&call)).await.unwrap().unwrap().waited()
+    });
+    assert!(waited > Duration::ZERO && waited <= Duration::from_secs(1), "{waited:?}");
 }
 
 #[test]
