@@ -133,6 +133,10 @@
 #![deny(missing_docs)]
 #![cfg_attr(not(feature = "openai"), allow(rustdoc::broken_intra_doc_links))]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod breaker;
 #[cfg(feature = "tower")]
 mod calibrations;
