@@ -168,6 +168,9 @@ impl Driver {
     }
 
     /// Asks or changes the core directly, for what has no method here: status, reload, breakers, saved state.
+    ///
+    /// `act` runs under the lock that every call needs. It must be quick, and use neither this driver nor anything made of it, nor
+    /// wait for somebody who does: that would stop all calls for good.
     pub fn with<T>(&self, act: impl FnOnce(&mut Gate, Time) -> T) -> T {
         let now = self.now();
         let mut state = self.0.lock();
