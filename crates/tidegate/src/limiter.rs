@@ -158,7 +158,8 @@ impl RateLimiter {
     /// Dropping the future gives back what was taken.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there will be no room before the call's `max_wait` is over, which is told at once;
+    /// [`Error::Refused`] if there will be no room before the call's `max_wait` is over: told at once where that can be foreseen,
+    /// those that wait already counted, and else when it is over, as with a limit on calls at one instant, whose ends nobody knows;
     /// [`Error::TooLarge`] if there never will; [`Error::QueueFull`].
     pub async fn reserve(&self, call: &Call) -> Result<Reservation, Error> {
         let permit = self.driver.admit(self.timed(call)).await?;
