@@ -74,7 +74,7 @@ struct State {
     timer_at: Time,
     /// Taken out under the lock, woken outside of it.
     to_wake: Vec<Waker>,
-    /// False when the timer has ended with its runtime: whoever waits next starts another.
+    /// False where there has been no runtime for a timer, or it has ended with its own: whoever waits next starts another.
     has_timer: bool,
 }
 
@@ -89,19 +89,14 @@ enum Seat {
 impl Driver {
     /// Starts driving a new core with `policy`; `seed` is that of the randomness of back-off.
     ///
-    /// Its timer runs on this runtime; when that ends, on that of the next call that waits.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
+    /// Its timer runs on the tokio runtime that this is called on; outside of any, or when that has ended, on that of the next call
+    /// that waits. That needs its timer enabled.
     #[must_use]
     pub fn new(policy: Policy, seed: u64) -> Self {
         Self::with_gate(Gate::new(policy, seed))
     }
 
     /// Starts driving a core that was made elsewhere, for example with a state restored.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_gate(gate: Gate) -> Self {
         Self::telling(gate, Teller::default())
@@ -128,7 +123,9 @@ impl Driver {
             demands: Mutex::default(),
             state_closed: Mutex::new(false),
         });
-        tokio::spawn(Timer::of(&inner).run());
+        if !Timer::start(&inner) {
+            inner.lock().has_timer = false;
+        }
         Self(inner)
     }
 
@@ -171,6 +168,9 @@ impl Driver {
     }
 
     /// Asks or changes the core directly, for what has no method here: status, reload, breakers, saved state.
+    ///
+    /// `act` runs under the lock that every call needs. It must be quick, and use neither this driver nor anything made of it, nor
+    /// wait for somebody who does: that would stop all calls for good.
     pub fn with<T>(&self, act: impl FnOnce(&mut Gate, Time) -> T) -> T {
         let now = self.now();
         let mut state = self.0.lock();
@@ -336,8 +336,10 @@ impl Inner {
             state.gate.seen(ticket, seen);
         }
         state.gate.cancel(ticket, now);
-        state.leave_seat(ticket);
+        let seat = state.leave_seat(ticket);
         self.finish(state);
+        // Not under the lock: what its waker does when it is dropped is its maker's own.
+        drop(seat);
     }
 
     fn permit(self: &Arc<Self>, ticket: Ticket, attempt: u32, queued_for: Duration) -> Permit {
@@ -347,7 +349,8 @@ impl Inner {
     /// Takes the decision on a call, or leaves the waker for it. Who waits sees to it that there is a timer to wake him.
     fn take(self: &Arc<Self>, ticket: Ticket, context: &Context<'_>) -> Poll<Result<Permit, Box<Refusal>>> {
         let mut state = self.lock();
-        let decided = self.decided(&mut state, ticket, context);
+        // A waker that another replaces is dropped at the end, not under the lock.
+        let (decided, _replaced) = self.decided(&mut state, ticket, context);
         let lacks_timer = decided.is_pending() && !std::mem::replace(&mut state.has_timer, true);
         drop(state);
         if lacks_timer && !Timer::start(self) {
@@ -361,19 +364,21 @@ impl Inner {
         state: &mut State,
         ticket: Ticket,
         context: &Context<'_>,
-    ) -> Poll<Result<Permit, Box<Refusal>>> {
-        match state.leave_seat(ticket) {
-            Some(Seat::Granted { attempt, queued_for }) => Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))),
-            Some(Seat::Refused(refusal)) => Poll::Ready(Err(refusal)),
-            Some(Seat::Waits(Some(waker))) if waker.will_wake(context.waker()) => {
-                state.seat(ticket, Seat::Waits(Some(waker)));
-                Poll::Pending
+    ) -> (Poll<Result<Permit, Box<Refusal>>>, Option<Waker>) {
+        let waker = match state.leave_seat(ticket) {
+            Some(Seat::Granted { attempt, queued_for }) => {
+                return (Poll::Ready(Ok(self.permit(ticket, attempt, queued_for))), None);
             }
-            Some(Seat::Waits(_)) | None => {
-                state.seat(ticket, Seat::Waits(Some(context.waker().clone())));
-                Poll::Pending
-            }
-        }
+            Some(Seat::Refused(refusal)) => return (Poll::Ready(Err(refusal)), None),
+            Some(Seat::Waits(waker)) => waker,
+            None => None,
+        };
+        let (kept, replaced) = match waker {
+            Some(waker) if waker.will_wake(context.waker()) => (waker, None),
+            other => (context.waker().clone(), other),
+        };
+        state.seat(ticket, Seat::Waits(Some(kept)));
+        (Poll::Pending, replaced)
     }
 }
 

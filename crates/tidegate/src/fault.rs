@@ -6,6 +6,9 @@ use crate::error::{BoxError, Error};
 
 /// An error that says what kind of failure it is.
 ///
+/// An operation that fails with `anyhow::Error`, which is no [`std::error::Error`], maps it before: to a [`Fault`], or to a type of
+/// the program's own around it that finds the cause by `downcast_ref`.
+///
 /// Of an error that says no more than its HTTP status, [`Fault::of_status`] is all there is to say:
 ///
 /// ```

@@ -124,12 +124,18 @@
 //! TLS is rustls'. With `openai`, ring encrypts unless the program has chosen otherwise before; that needs a C compiler. With
 //! `reqwest` alone the program chooses: `rustls::crypto::CryptoProvider::install_default`, before it makes a client.
 //!
-//! What is made on one runtime may be used on another, for example from a `static`, also when the first has ended.
+//! What is made on one runtime, or outside of any, may be used on another, for example from a `static`, also when the first has
+//! ended. While it has not, it must be driven: one timer serves all that wait, and a `current_thread` runtime that nobody is in
+//! `block_on` of stands still with it.
 //!
 //! [tower]: https://docs.rs/tower
 
 #![deny(missing_docs)]
 #![cfg_attr(not(feature = "openai"), allow(rustdoc::broken_intra_doc_links))]
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod breaker;
 #[cfg(feature = "tower")]

@@ -101,9 +101,6 @@ pub struct LimitInfo {
 
 impl RateLimiter {
     /// Keeps to one limit.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn new(limit: RateLimitConfig) -> Self {
         Self::with_limits([limit])
@@ -111,9 +108,6 @@ impl RateLimiter {
 
     /// Keeps to several limits at once: a call takes from all that it matches, or from none. Of those that have one name the
     /// later ones get a number after it: `rate_limit_2`.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_limits(limits: impl IntoIterator<Item = RateLimitConfig>) -> Self {
         let limits = limits.into_iter().map(RateLimitConfig::into_limit).collect();
@@ -121,9 +115,6 @@ impl RateLimiter {
     }
 
     /// The same with other rules for those that wait.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_policy(mut limits: Vec<Limit>, queue: QueueConfig) -> Self {
         name_apart(&mut limits);
@@ -167,7 +158,8 @@ impl RateLimiter {
     /// Dropping the future gives back what was taken.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there will be no room before the call's `max_wait` is over, which is told at once;
+    /// [`Error::Refused`] if there will be no room before the call's `max_wait` is over: told at once where that can be foreseen,
+    /// those that wait already counted, and else when it is over, as with a limit on calls at one instant, whose ends nobody knows;
     /// [`Error::TooLarge`] if there never will; [`Error::QueueFull`].
     pub async fn reserve(&self, call: &Call) -> Result<Reservation, Error> {
         let permit = self.driver.admit(self.timed(call)).await?;

@@ -2,7 +2,7 @@
 //!
 //! Decides only what is logged at which level; the rest is async-openai's and the layer's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -148,15 +148,17 @@ impl MessageRequest {
         for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
             body[name] = value;
         }
-        for (name, value) in &self.options {
+        // The API takes `null` as absent, and so it is left out.
+        let options = || self.options.iter().filter(|(_, value)| !value.is_null());
+        for (name, value) in options() {
             body[name] = value.clone();
         }
         let wrong = |error: serde_json::Error| OpenAIError::InvalidArgument(error.to_string());
         let request = serde_json::from_value(body).map_err(wrong)?;
         // What async-openai does not know would be left out in silence.
         let written = serde_json::to_value(&request).map_err(wrong)?;
-        match self.options.keys().find(|name| written.get(name).is_none()) {
-            Some(name) => Err(OpenAIError::InvalidArgument(format!("unknown option \"{name}\""))),
+        match options().find(|(name, _)| written.get(name).is_none()) {
+            Some((name, _)) => Err(OpenAIError::InvalidArgument(format!("unknown option \"{name}\""))),
             None => Ok(request),
         }
     }
@@ -218,7 +220,7 @@ impl Provider {
             let client = client.with_http_service(layer.layer(ReqwestService::new(http)));
             client.chat().create_stream(body).await
         };
-        MessageStream(State::Sending(Box::pin(sending)))
+        MessageStream { state: State::Sending(Box::pin(sending)), ready: VecDeque::new() }
     }
 
     /// Everything that happens from now on; it never slows a call.
@@ -236,7 +238,11 @@ impl Provider {
 
 /// An answer as it comes.
 #[must_use = "nothing is sent before it is polled"]
-pub struct MessageStream(State);
+pub struct MessageStream {
+    state: State,
+    /// Of a chunk that told of several answers, those that have not been given out.
+    ready: VecDeque<MessageChunk>,
+}
 
 type Chunks = ChatCompletionResponseStream;
 
@@ -251,10 +257,13 @@ impl Stream for MessageStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            let chunk = match &mut self.0 {
+            if let Some(chunk) = self.ready.pop_front() {
+                return Poll::Ready(Some(Ok(chunk)));
+            }
+            let chunk = match &mut self.state {
                 State::Sending(sending) => match std::task::ready!(sending.as_mut().poll(context)) {
                     Ok(chunks) => {
-                        self.0 = State::Answered(chunks);
+                        self.state = State::Answered(chunks);
                         continue;
                     }
                     Err(error) => Some(Err(error)),
@@ -262,10 +271,13 @@ impl Stream for MessageStream {
                 State::Answered(chunks) => std::task::ready!(chunks.as_mut().poll_next(context)),
                 State::Ended => None,
             };
-            if !matches!(chunk, Some(Ok(_))) {
-                self.0 = State::Ended;
+            match chunk {
+                Some(Ok(chunk)) => self.ready = by_answer(chunk),
+                ended => {
+                    self.state = State::Ended;
+                    return Poll::Ready(ended.and_then(Result::err).map(|error| Err(error.into())));
+                }
             }
-            return Poll::Ready(chunk.map(|chunk| chunk.map(self::chunk).map_err(Error::from)));
         }
     }
 }
@@ -276,17 +288,26 @@ impl std::fmt::Debug for MessageStream {
     }
 }
 
-fn chunk(mut chunk: CreateChatCompletionStreamResponse) -> MessageChunk {
-    let usage = chunk.usage.map(|usage| Usage::new(usage.prompt_tokens.into(), usage.completion_tokens.into()));
-    let choice = (!chunk.choices.is_empty()).then(|| chunk.choices.swap_remove(0));
-    let (index, delta, reason) = match choice {
-        Some(choice) => (choice.index, choice.delta.content.unwrap_or_default(), choice.finish_reason),
-        None => (0, String::new(), None),
-    };
-    // The words of the API, which are those that it is written with.
-    let word = reason.and_then(|reason| serde_json::to_value(reason).ok());
-    let finish_reason = word.and_then(|word| word.as_str().map(str::to_owned));
-    MessageChunk { id: chunk.id, index, delta, finish_reason, usage }
+/// A chunk for each answer that it tells of, or one that tells only the use.
+fn by_answer(chunk: CreateChatCompletionStreamResponse) -> VecDeque<MessageChunk> {
+    let CreateChatCompletionStreamResponse { id, choices, usage, .. } = chunk;
+    let usage = usage.map(|usage| Usage::new(usage.prompt_tokens.into(), usage.completion_tokens.into()));
+    let blank = || MessageChunk { id: id.clone(), index: 0, delta: String::new(), finish_reason: None, usage: None };
+    let chunks = choices.into_iter().map(|choice| {
+        // The words of the API, which are those that it is written with.
+        let word = choice.finish_reason.and_then(|reason| serde_json::to_value(reason).ok());
+        let finish_reason = word.and_then(|word| word.as_str().map(str::to_owned));
+        let delta = choice.delta.content.unwrap_or_default();
+        MessageChunk { index: choice.index, delta, finish_reason, ..blank() }
+    });
+    let mut chunks: VecDeque<_> = chunks.collect();
+    if chunks.is_empty() {
+        chunks.push_back(blank());
+    }
+    if let Some(last) = chunks.back_mut() {
+        last.usage = usage;
+    }
+    chunks
 }
 
 /// Tells of uses, failures and changes of state as long as there is anybody whom they can happen to.
@@ -315,5 +336,27 @@ fn say(event: &Arc<Event>) {
             tracing::error!(%breaker, error = kind.error_class(), failure_count, "circuit breaker call failure");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_that_a_chunk_tells_of_is_given_and_the_use_once() {
+        let chunk = serde_json::json!({
+            "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini",
+            "choices": [
+                {"index": 0, "delta": {"content": "a"}, "finish_reason": null},
+                {"index": 1, "delta": {"content": "b"}, "finish_reason": "stop"},
+            ],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        });
+        let chunks = by_answer(serde_json::from_value(chunk).unwrap());
+        let told = |chunk: &MessageChunk| (chunk.index, chunk.delta.clone(), chunk.usage);
+        let told: Vec<_> = chunks.iter().map(told).collect();
+        assert_eq!(told, [(0, "a".to_owned(), None), (1, "b".to_owned(), Some(Usage::new(3, 2)))]);
+        assert_eq!(chunks[1].finish_reason.as_deref(), Some("stop"));
     }
 }

@@ -156,16 +156,21 @@ impl Retry {
         }
     }
 
-    /// Changes the rules, for calls under way too.
-    pub fn update_config(&self, change: impl FnOnce(&mut RetryConfig)) {
-        // Not under the lock: what `change` does is the program's own.
-        let mut config = self.config();
-        change(&mut config);
-        let now = self.inner.clock.now();
-        let mut rules = self.inner.lock();
-        rules.budget.reconfigure(config.budget, now);
-        rules.policy.reconfigure(Arc::new(config));
-        drop(rules);
+    /// Changes the rules, for calls under way too. `change` is asked once more where somebody else's change came in between.
+    pub fn update_config(&self, mut change: impl FnMut(&mut RetryConfig)) {
+        loop {
+            // Not under the lock: what `change` does is the program's own.
+            let before = self.inner.lock().policy.clone();
+            let mut config = before.config().clone();
+            change(&mut config);
+            let now = self.inner.clock.now();
+            let mut rules = self.inner.lock();
+            if std::ptr::eq(rules.policy.config(), before.config()) {
+                rules.budget.reconfigure(config.budget, now);
+                rules.policy.reconfigure(Arc::new(config));
+                break;
+            }
+        }
         self.inner.teller.tell(|| Event::ConfigUpdated);
     }
 

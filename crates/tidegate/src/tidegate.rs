@@ -102,9 +102,6 @@ impl TidegateBuilder {
     }
 
     /// Starts it.
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn build(mut self) -> Tidegate {
         name_apart(&mut self.policy.limits);
@@ -132,9 +129,6 @@ impl Tidegate {
     }
 
     /// What a configuration file says: see [`tidegate_core::config::load`].
-    ///
-    /// # Panics
-    /// If called outside of a tokio runtime with its timer enabled.
     #[must_use]
     pub fn with_policy(mut policy: Policy) -> Self {
         name_apart(&mut policy.limits);

@@ -20,7 +20,7 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    pub(super) fn of(inner: &Arc<Inner>) -> Self {
+    fn of(inner: &Arc<Inner>) -> Self {
         Self { inner: Arc::downgrade(inner), sooner: inner.sooner.clone(), clock: inner.clock }
     }
 

@@ -1,9 +1,10 @@
 //! The driver wakes whom it must, when it must, and survives being dropped anywhere.
 
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate::{Driver, Permit, Settled};
+use tidegate::{Driver, Permit, RateLimitConfig, RateLimiter, Settled};
 use tidegate_core::call::{Call, Priority, RequestType, Subject, WhenOpen};
 use tidegate_core::config::{Policy, TokenCharge, UpstreamPolicy};
 use tidegate_core::cost::{Cost, Usage};
@@ -13,7 +14,7 @@ use tidegate_core::limit::{Algorithm, Dimension, Limit, Mode, Rates};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Reason;
 use tidegate_core::time::Time;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 fn policy(dimension: Dimension, units: u64) -> Policy {
     let limit = Limit {
@@ -289,6 +290,18 @@ async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
 }
 
 #[test]
+fn a_driver_may_be_made_outside_of_any_runtime() {
+    let limiter = RateLimiter::new(RateLimitConfig::default().with_requests_per_minute(60).with_burst_allowance(1));
+    let call = tidegate::Call::new("gpt-4o");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let waited = runtime.block_on(async {
+        limiter.reserve(&call).await.unwrap().settle(Usage::new(0, 0));
+        timeout(Duration::from_secs(9), limiter.reserve(&call)).await.unwrap().unwrap().waited()
+    });
+    assert!(waited > Duration::ZERO && waited <= Duration::from_secs(1), "{waited:?}");
+}
+
+#[test]
 fn a_driver_outlives_the_runtime_that_it_was_made_on() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let first = runtime();
@@ -335,4 +348,40 @@ async fn a_panic_of_whoever_is_told_that_the_state_cannot_be_saved_is_contained_
     while !folder.path().join("missing").join("levels.json").exists() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// A waker that looks at the limiter when it is dropped.
+struct Looks(RateLimiter);
+
+impl std::task::Wake for Looks {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        let _seen = self.0.info();
+    }
+}
+
+async fn waits_with_wakers_that_look() {
+    let limiter = RateLimiter::new(RateLimitConfig::default().with_requests_per_minute(1));
+    let call = tidegate::Call::new("gpt-4o");
+    limiter.reserve(&call).await.unwrap().settle(Usage::new(0, 0));
+    let mut waiting = Box::pin(limiter.reserve(&call));
+    for _ in 0..2 {
+        let waker = std::task::Waker::from(Arc::new(Looks(limiter.clone())));
+        assert!(waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    }
+}
+
+#[test]
+fn a_waker_may_use_the_limiter_that_lets_go_of_it() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(waits_with_wakers_that_look());
+        done.send(()).unwrap();
+    });
+    // However slow the machine is: a lock that is never let go of is found out.
+    is_done.recv_timeout(Duration::from_secs(60)).unwrap();
 }

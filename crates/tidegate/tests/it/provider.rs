@@ -86,6 +86,7 @@ async fn parts_and_further_options_go_through_and_unknown_ones_are_told() {
     let mut parts = request(0);
     parts.messages[1].content = Content::Parts(vec![json!({"type": "text", "text": "Hello"})]);
     parts.options.insert("seed".to_owned(), json!(7));
+    parts.options.insert("stop".to_owned(), json!(null));
     answer(&provider, parts.clone()).await.unwrap();
     parts.options.insert("sede".to_owned(), json!(7));
     let error = answer(&provider, parts).await.unwrap_err();

@@ -332,3 +332,17 @@ async fn a_last_attempt_over_its_time_is_the_last_error_of_what_is_exhausted() {
     let error = retry.execute(&call(), hang).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { attempts: 1, .. }), "{error}");
 }
+
+#[test]
+fn of_two_changes_at_once_neither_is_lost() {
+    let retry = Retry::new(RetryConfig::default());
+    let mut meanwhile = Some(retry.clone());
+    retry.update_config(|config| {
+        if let Some(other) = meanwhile.take() {
+            other.update_config(|config| config.max_attempts = 7);
+        }
+        config.total_timeout = Some(Duration::from_secs(9));
+    });
+    let config = retry.config();
+    assert_eq!((config.max_attempts, config.total_timeout), (7, Some(Duration::from_secs(9))));
+}
