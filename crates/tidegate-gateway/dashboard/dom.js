@@ -21,7 +21,7 @@ export function say(element, text) {
 
 /**
  * Makes the children of `parent` those of `items`, one each. What is there already is updated in place, so that focus and
- * selection stay; and while the focus is within, nothing moves.
+ * selection stay. What has the focus is never moved, which would take it away: the others are put around it.
  */
 export function keyed(parent, items, key, make, update) {
   const known = parent.keyed ?? (parent.keyed = new Map());
@@ -40,11 +40,13 @@ export function keyed(parent, items, key, make, update) {
       known.delete(name);
     }
   }
-  const isHeld = parent.contains(document.activeElement);
-  nodes.forEach((node, at) => {
-    if (node.parentNode !== parent) parent.insertBefore(node, isHeld ? null : parent.children[at] ?? null);
-    else if (!isHeld && parent.children[at] !== node) parent.insertBefore(node, parent.children[at]);
-  });
+  // From the last to the first: each goes before the one that follows it.
+  const held = nodes.find((node) => node.contains(document.activeElement));
+  let next = null;
+  for (const node of nodes.toReversed()) {
+    if (node !== held && (node.parentNode !== parent || node.nextSibling !== next)) parent.insertBefore(node, next);
+    next = node;
+  }
 }
 
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });

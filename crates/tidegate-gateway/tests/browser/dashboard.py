@@ -167,6 +167,19 @@ def shows_a_call_that_is_refused_and_says_why(tab, gateway):
     tab.page.get_by_label("Filter by call").fill("")
 
 
+def what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway):
+    page, rows = tab.page, tab.page.locator("#events-rows li")
+    of_call = page.get_by_role("button", name="too-much").first
+    of_call.click()
+    page.mouse.move(0, 0)
+    for call in ["too-much-again", "too-much-once-more"]:
+        assert gateway.call(tokens=5000, x_tidegate_user="ada", x_tidegate_id=call)[0] == 429
+        expect(rows.first).to_contain_text(call)
+    shown = page.evaluate("[...document.querySelectorAll('#events-rows button')].map((one) => one.textContent)")
+    assert shown[:3] == ["too-much-once-more", "too-much-again", "too-much"], shown
+    assert page.evaluate("document.activeElement.textContent") == "too-much"
+
+
 def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
     page, row = tab.page, tab.page.locator("[data-breaker='openai/gpt-4o']")
     row.get_by_role("button", name="Hold open").focus()
@@ -256,6 +269,7 @@ def main(binary, axe):
             for step in [
                 lambda: loads_and_lets_nobody_in_without_the_token(tab),
                 lambda: shows_a_call_that_is_refused_and_says_why(tab, gateway),
+                lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
                 lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
                 lambda: a_viewer_may_look_and_not_touch(browser, gateway),
                 lambda: a_thousand_tenants_stay_readable(tab, gateway),
