@@ -1,10 +1,30 @@
-//! Decides where the end of the chain is kept: in a file of its own, so that a database that was cut short contradicts it.
+//! Decides where both ends of the chain are kept: in a file of their own, so that a database that was cut short contradicts it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::chain::Head;
+
+/// What the file beside the database vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Vouched {
+    /// The end of the chain.
+    #[serde(flatten)]
+    pub(super) head: Head,
+    /// The last record that may have been removed because it had had its time. `None`: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) anchor: Option<Head>,
+}
+
+impl Vouched {
+    /// Whether records up to `anchor`, where the database says that its chain begins, had had their time.
+    pub(super) fn allows(&self, anchor: Head) -> bool {
+        anchor.sequence <= self.anchor.map_or(0, |own| own.sequence)
+    }
+}
 
 /// Where the head of the database at `database` is: `audit.db.head` beside `audit.db`.
 pub(super) fn path_for(database: &Path) -> PathBuf {
@@ -13,11 +33,11 @@ pub(super) fn path_for(database: &Path) -> PathBuf {
     name.into()
 }
 
-/// The head that was written last. `None`: there is none.
+/// What was written last. `None`: nothing.
 ///
 /// # Errors
 /// If it cannot be read; `InvalidData` where it is not what is written here.
-pub(super) fn read(path: &Path) -> io::Result<Option<Head>> {
+pub(super) fn read(path: &Path) -> io::Result<Option<Vouched>> {
     match fs::read(path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -25,11 +45,11 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Head>> {
     }
 }
 
-/// Writes the head so that a crash at any instant leaves the old one or the new one, whole.
+/// Writes it so that a crash at any instant leaves the old one or the new one, whole.
 ///
 /// # Errors
 /// If it cannot be written; the old one is still there.
-pub(super) fn write(path: &Path, head: Head) -> io::Result<()> {
+pub(super) fn write(path: &Path, vouched: Vouched) -> io::Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let mut options = OpenOptions::new();
@@ -37,7 +57,7 @@ pub(super) fn write(path: &Path, head: Head) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&aside)?;
-    let mut text = serde_json::to_vec(&head)?;
+    let mut text = serde_json::to_vec(&vouched)?;
     text.push(b'\n');
     file.write_all(&text)?;
     file.sync_data()?;
@@ -54,8 +74,11 @@ mod tests {
         let path = path_for(&dir.path().join("audit.db"));
         assert_eq!(read(&path).unwrap(), None);
         let head = Head::ORIGIN.next("{}");
-        write(&path, head).unwrap();
-        assert_eq!(read(&path).unwrap(), Some(head));
+        for anchor in [None, Some(head)] {
+            let vouched = Vouched { head, anchor };
+            write(&path, vouched).unwrap();
+            assert_eq!(read(&path).unwrap(), Some(vouched));
+        }
         fs::write(&path, "{").unwrap();
         assert!(read(&path).is_err());
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::chain::{Hash, Head};
-use super::head;
+use super::head::{self, Vouched};
 use super::record::{Kind, Record};
 
 /// "tide": marks the file as ours.
@@ -102,6 +102,8 @@ pub(super) struct Store {
     path: PathBuf,
     head_path: PathBuf,
     head: Head,
+    /// The last record that may have been removed as it had had its time.
+    anchor: Option<Head>,
     /// Two writers would make two chains of one. The system takes it back from a process that died.
     _lock: File,
     /// Something to be told in the trail itself: that the chain did not meet its head.
@@ -129,11 +131,20 @@ impl Store {
         }
         write_ahead(&connection).map_err(failed)?;
         let last = last(&connection).map_err(failed)?;
-        let (head, broken) = match told {
-            Ok(told) => continues(&connection, last, told).map_err(failed)?,
-            Err(()) => (last, Some("the head beside the database could not be read at the start")),
+        let begins = anchor(&connection).map_err(failed)?;
+        let (anchor, head, broken) = match told {
+            Ok(Some(told)) if begins.is_some_and(|begins| !told.allows(begins)) => {
+                let head = Head { sequence: last.sequence.max(told.head.sequence), hash: told.head.hash };
+                (told.anchor, head, Some("records at the beginning of the chain were removed before their time"))
+            }
+            Ok(told) => {
+                let vouched = told.map_or(begins, |told| told.anchor);
+                let (head, broken) = continues(&connection, last, told.map(|told| told.head)).map_err(failed)?;
+                (vouched, head, broken)
+            }
+            Err(()) => (begins, last, Some("the head beside the database could not be read at the start")),
         };
-        let store = Self { connection, path: path.to_owned(), head_path, head, _lock: lock, broken };
+        let store = Self { connection, path: path.to_owned(), head_path, head, anchor, _lock: lock, broken };
         store.write_head()?;
         Ok(store)
     }
@@ -155,16 +166,21 @@ impl Store {
 
     /// Removes a slice of the oldest records, of those that are older than `before`; true if there may be more of them.
     ///
-    /// The same commit adds a record that says up to which and with which hash, so that the chain can be followed from there.
+    /// The same commit adds a record that says up to which and with which hash, so that the chain can be followed from there. The file
+    /// beside the database vouches for that before they go: else whoever can write the database alone could remove what he likes.
     pub(super) fn remove_slice(&mut self, before: u64) -> Result<bool, StoreError> {
-        let failed = |source| StoreError::Database { path: self.path.clone(), source };
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        let expired = expired(&transaction, stored(before)).map_err(failed)?;
+        let path = self.path.clone();
+        let failed = |source| StoreError::Database { path: path.clone(), source };
+        // Nobody else writes: what has had its time is the same within the commit.
+        let expired = expired(&self.connection, stored(before)).map_err(failed)?;
         // Told of by a record that will itself be removed: without this one would follow the other for ever.
         if expired.iter().all(|(_, kind, _)| kind == Kind::Retention.name()) {
             return Ok(false);
         }
         let Some((through, _, hash)) = expired.last() else { return Ok(false) };
+        self.anchor = Some(Head { sequence: number(*through), hash: *hash });
+        self.write_head()?;
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         transaction.execute("DELETE FROM records WHERE sequence <= ?1", [through]).map_err(failed)?;
         let removed = Record { anchor: Some(hash.to_string().into()), ..Record::new(Kind::Retention, "removed") }
             .with("records", expired.len() as u64)
@@ -177,7 +193,7 @@ impl Store {
     }
 
     fn write_head(&self) -> Result<(), StoreError> {
-        head::write(&self.head_path, self.head)
+        head::write(&self.head_path, Vouched { head: self.head, anchor: self.anchor })
             .map_err(|source| StoreError::File { path: self.head_path.clone(), source })
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use rusqlite::Row;
 
 use super::chain::{Hash, Head};
-use super::head;
+use super::head::{self, Vouched};
 use super::read::{PAGE, Reader};
 use super::record::{Kind, Record};
 use super::store::{StoreError, anchor, hash_at, number, stored};
@@ -122,6 +122,12 @@ impl Reader {
         let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
         let anchor = anchor(&snapshot).map_err(failed)?.unwrap_or(Head::ORIGIN);
         let mut walk = Walk::new(anchor);
+        if let Told::Head(told) = told
+            && !told.allows(anchor)
+        {
+            let before = told.anchor.map_or(0, |own| own.sequence);
+            walk.fault(Fault::Missing { first: before + 1, last: anchor.sequence });
+        }
         loop {
             let rows = self.rows_after(walk.sequence).map_err(failed)?;
             let is_last = rows.len() < PAGE;
@@ -132,8 +138,8 @@ impl Reader {
         }
         walk.judge();
         let vouched = match told {
-            Told::Head(told) if told.sequence <= walk.sequence => {
-                hash_at(&snapshot, told.sequence).map_err(failed)?.filter(|hash| *hash != told.hash)
+            Told::Head(Vouched { head, .. }) if head.sequence <= walk.sequence => {
+                hash_at(&snapshot, head.sequence).map_err(failed)?.filter(|hash| *hash != head.hash)
             }
             _ => None,
         };
@@ -143,7 +149,7 @@ impl Reader {
     fn told_head(&self) -> Result<Told, StoreError> {
         let path = head::path_for(&self.path);
         match head::read(&path) {
-            Ok(Some(head)) => Ok(Told::Head(head)),
+            Ok(Some(vouched)) => Ok(Told::Head(vouched)),
             Ok(None) => Ok(Told::Absent),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
             Err(source) => Err(StoreError::File { path, source }),
@@ -161,7 +167,7 @@ impl Reader {
 /// What the file beside the database says.
 #[derive(Clone, Copy)]
 enum Told {
-    Head(Head),
+    Head(Vouched),
     Absent,
     Unreadable,
 }
@@ -277,11 +283,13 @@ impl Walk {
 
     fn end(mut self, told: Told, is_elsewhere: bool) -> Verified {
         match told {
-            Told::Head(head) if head.sequence > self.sequence => {
+            Told::Head(Vouched { head, .. }) if head.sequence > self.sequence => {
                 self.fault(Fault::Missing { first: self.sequence + 1, last: head.sequence });
             }
-            Told::Head(head) if is_elsewhere => self.fault(Fault::HeadElsewhere { sequence: head.sequence }),
-            Told::Head(head) => self.found.uncovered = self.sequence - head.sequence,
+            Told::Head(Vouched { head, .. }) if is_elsewhere => {
+                self.fault(Fault::HeadElsewhere { sequence: head.sequence })
+            }
+            Told::Head(Vouched { head, .. }) => self.found.uncovered = self.sequence - head.sequence,
             Told::Absent if self.sequence == 0 => {}
             Told::Absent => self.fault(Fault::HeadAbsent),
             Told::Unreadable => self.fault(Fault::HeadUnreadable),

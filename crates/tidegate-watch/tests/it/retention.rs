@@ -74,17 +74,53 @@ fn a_trail_of_nothing_but_old_records_goes_down_to_its_anchor_and_stays_there() 
     assert_eq!(place.reader().verify().unwrap().faults, []);
 }
 
+/// The file beside the database as it was before a removal, but for what it vouches for.
+fn as_before_the_removal(place: &Place, before: &[u8]) -> Vec<u8> {
+    let parsed = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
+    let mut old = parsed(before);
+    old["anchor"] = parsed(&std::fs::read(place.head_path()).unwrap())["anchor"].take();
+    assert!(old["anchor"].is_object());
+    old.to_string().into_bytes()
+}
+
 #[test]
 fn a_crash_between_a_removal_and_its_head_is_no_fault() {
     let place = aged(10, 0);
-    let head_before = std::fs::read(place.head_path()).unwrap();
+    let before = std::fs::read(place.head_path()).unwrap();
     until("the old ones are gone", || {
         drop(start(&place));
         place.entries().iter().all(|entry| entry.record.kind == Kind::Retention)
     });
-    std::fs::write(place.head_path(), head_before).unwrap();
+    let head = as_before_the_removal(&place, &before);
+    std::fs::write(place.head_path(), head).unwrap();
     assert_eq!(place.reader().verify().unwrap().faults, []);
     start(&place).flush().unwrap();
     assert_eq!(place.reader().verify().unwrap().faults, []);
     assert!(place.entries().iter().all(|entry| entry.record.kind == Kind::Retention), "{:?}", place.entries());
+}
+
+#[test]
+fn a_removal_that_only_the_database_tells_of_is_found_and_stays_so() {
+    let place = aged(0, 10);
+    let removed = place.entries()[6].clone();
+    let last = place.entries()[9].clone();
+    let record = Record { anchor: Some(removed.hash.to_string().into()), ..Record::new(Kind::Retention, "removed") }
+        .with("records", 7)
+        .with("through", 7);
+    let text = serde_json::to_string(&record).unwrap();
+    let connection = Connection::open(place.path()).unwrap();
+    connection.execute_batch("DELETE FROM records WHERE sequence <= 7").unwrap();
+    let hash = last.hash.after(&text);
+    connection
+        .execute(
+            "INSERT INTO records (sequence, at, kind, record, hash) VALUES (11, ?1, 'retention', ?2, ?3)",
+            rusqlite::params![record.at as i64, text, hash.as_bytes()],
+        )
+        .unwrap();
+    let missing = Fault::Missing { first: 1, last: 7 };
+    assert_eq!(place.reader().verify().unwrap().faults, [missing]);
+    let trail = place.trail();
+    trail.append(refusal(20));
+    trail.flush().unwrap();
+    assert_eq!(place.reader().verify().unwrap().faults.first(), Some(&missing));
 }
