@@ -79,7 +79,11 @@ impl Gateway {
         let audit = Audit::start(&settings.config.audit, state_dir.as_deref(), told.clone())?;
         let gate = state::restored(settings.config.policy.clone(), state_dir.as_deref());
         let driver = Driver::with_gate(gate);
+        let is_own_token = admin_token.is_none();
         let admin_token = admin_token.unwrap_or_else(|| state::admin_token(state_dir.as_deref()));
+        let admin_token_hash = token::secret_digest(admin_token.as_bytes());
+        // What somebody else wrote into the state directory may be short.
+        let unguessable = (is_own_token && admin_token.len() >= state::ADMIN_TOKEN_DIGITS).then_some(admin_token_hash);
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let alerting = Alerting::new(&settings.alerts);
         let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
@@ -102,8 +106,8 @@ impl Gateway {
             phase: watch::Sender::new(Phase::Serving),
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
-            admin_token: token::secret_digest(admin_token.as_bytes()),
-            attempts: Attempts::default(),
+            admin_token: admin_token_hash,
+            attempts: Attempts::new(unguessable),
             reloading: Reloading {
                 api_addrs: api_addrs.clone(),
                 allow_anonymous,

@@ -15,6 +15,8 @@ use crate::token;
 
 /// The file in a gateway's state directory with the admin listener's token.
 pub const ADMIN_TOKEN_FILE: &str = "admin-token";
+/// A token that was made here has so many, hexadecimal ones.
+pub(crate) const ADMIN_TOKEN_DIGITS: usize = 64;
 /// The file in a gateway's state directory that says where its admin listener is, for programs on the same machine.
 pub const ADMIN_ADDRESS_FILE: &str = "admin-address";
 
@@ -125,9 +127,9 @@ pub(crate) fn admin_token(dir: Option<&Path>) -> String {
     token
 }
 
-/// 32 bytes that nobody can guess, as hexadecimal digits.
+/// Bytes that nobody can guess, as hexadecimal digits.
 fn made_token() -> String {
-    token::random_digits(32).unwrap_or_else(|| {
+    token::random_digits(ADMIN_TOKEN_DIGITS / 2).unwrap_or_else(|| {
         // No token at all is safer than one that can be guessed: nothing has this hash's text.
         tracing::warn!("the system has no randomness: the admin listener cannot be used without TIDEGATE_ADMIN_TOKEN");
         String::new()

@@ -19,16 +19,20 @@ const GUESSES_OF_ALL: u32 = 100;
 const GUESS_OF_ALL_EVERY: Duration = Duration::from_millis(600);
 /// Addresses remembered. One that guesses when there is no room counts among all.
 const PEERS_MAX: usize = 1024;
-/// Wrong tokens remembered of one address.
+/// Wrong tokens remembered of one address, and as many right ones.
 const TOKENS_MAX: usize = 8;
-/// An address that knew a token within this is not held up by others' guesses.
+/// An address that knew a token within this is not held up by others' guesses, nor with that token by those from where it is itself.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
 /// What repeats is told of once in so long.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Who guessed, and how often.
 #[derive(Debug)]
-pub(crate) struct Attempts(Mutex<State>);
+pub(crate) struct Attempts {
+    state: Mutex<State>,
+    /// Hash of a token that no number of guesses finds: holding its owner up would protect nothing.
+    unguessable: Option<[u8; 32]>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -41,7 +45,8 @@ struct Peer {
     guesses: Allowance,
     /// Beginnings of the hashes of what it showed last.
     wrong: Vec<[u8; 8]>,
-    known_at: Option<Instant>,
+    /// The same of tokens that it knew, and when.
+    known: Vec<([u8; 8], Instant)>,
     told_at: Option<Instant>,
     untold: u64,
 }
@@ -61,22 +66,29 @@ impl Allowance {
     }
 }
 
-impl Default for Attempts {
-    fn default() -> Self {
-        Self(Mutex::new(State { peers: HashMap::new(), of_all: Allowance(Instant::now()) }))
-    }
-}
-
 impl Attempts {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new(unguessable: Option<[u8; 32]>) -> Self {
+        let state = State { peers: HashMap::new(), of_all: Allowance(Instant::now()) };
+        Self { state: Mutex::new(state), unguessable }
     }
 
-    /// Whether `peer` may show a token now; else how long it must wait.
-    pub(super) fn check(&self, peer: IpAddr) -> Result<(), Duration> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `peer` may show a token now, whose hash is `right` if it is one; else how long it must wait.
+    ///
+    /// A right one that it has not shown lately must wait too, or guessing could go on.
+    pub(super) fn check(&self, peer: IpAddr, right: Option<&[u8; 32]>) -> Result<(), Duration> {
+        if right.is_some() && right == self.unguessable.as_ref() {
+            return Ok(());
+        }
         let now = Instant::now();
         let state = self.lock();
         let found = state.peers.get(&network(peer));
+        if found.zip(right).is_some_and(|(found, right)| found.knew(right, now)) {
+            return Ok(());
+        }
         let is_known = found.is_some_and(|found| found.is_known(now));
         let own = found.map_or(Duration::ZERO, |found| found.guesses.wait(now, GUESSES, GUESS_EVERY));
         let of_all = state.of_all.wait(now, GUESSES_OF_ALL, GUESS_OF_ALL_EVERY);
@@ -114,24 +126,37 @@ impl Attempts {
         0
     }
 
-    /// `peer` showed a token that is known.
-    pub(super) fn succeeded(&self, peer: IpAddr) {
+    /// `peer` showed a token that is known, with this hash.
+    pub(super) fn succeeded(&self, peer: IpAddr, shown: &[u8; 32]) {
         let now = Instant::now();
         let mut state = self.lock();
         let peer = network(peer);
         if state.peers.len() < PEERS_MAX || state.peers.contains_key(&peer) {
-            state.peers.entry(peer).or_insert_with(|| Peer::new(now)).known_at = Some(now);
+            state.peers.entry(peer).or_insert_with(|| Peer::new(now)).note_known(shown, now);
         }
     }
 }
 
 impl Peer {
     const fn new(now: Instant) -> Self {
-        Self { guesses: Allowance(now), wrong: Vec::new(), known_at: None, told_at: None, untold: 0 }
+        Self { guesses: Allowance(now), wrong: Vec::new(), known: Vec::new(), told_at: None, untold: 0 }
     }
 
     fn is_known(&self, now: Instant) -> bool {
-        self.known_at.is_some_and(|known_at| now.duration_since(known_at) < KNOWN_FOR)
+        self.known.iter().any(|(_, known_at)| now.duration_since(*known_at) < KNOWN_FOR)
+    }
+
+    fn knew(&self, right: &[u8; 32], now: Instant) -> bool {
+        let is_recent = |known_at: Instant| now.duration_since(known_at) < KNOWN_FOR;
+        self.known.iter().any(|(known, known_at)| *known == beginning(right) && is_recent(*known_at))
+    }
+
+    fn note_known(&mut self, shown: &[u8; 32], now: Instant) {
+        self.known.retain(|(known, _)| *known != beginning(shown));
+        if self.known.len() >= TOKENS_MAX {
+            self.known.remove(0);
+        }
+        self.known.push((beginning(shown), now));
     }
 
     fn is_worth_remembering(&self, now: Instant) -> bool {
@@ -140,8 +165,7 @@ impl Peer {
 
     /// True if it has not shown that lately.
     fn note(&mut self, shown: &[u8; 32]) -> bool {
-        let mut beginning = [0; 8];
-        beginning.copy_from_slice(&shown[..8]);
+        let beginning = beginning(shown);
         let is_new = !self.wrong.contains(&beginning);
         if is_new {
             if self.wrong.len() >= TOKENS_MAX {
@@ -151,6 +175,12 @@ impl Peer {
         }
         is_new
     }
+}
+
+fn beginning(hash: &[u8; 32]) -> [u8; 8] {
+    let mut beginning = [0; 8];
+    beginning.copy_from_slice(&hash[..8]);
+    beginning
 }
 
 /// What one machine can choose addresses from: of IPv6 its network.
@@ -177,33 +207,49 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_guesses_must_wait_and_who_repeats_himself_need_not() {
-        let attempts = Attempts::default();
+        let attempts = Attempts::new(None);
         let told: u64 = (0..1000).map(|_| attempts.failed(peer(1), Some(&shown(0)))).sum();
-        assert_eq!((attempts.check(peer(1)), told), (Ok(()), 1));
+        assert_eq!((attempts.check(peer(1), None), told), (Ok(()), 1));
         for number in 1..10 {
             let _ = attempts.failed(peer(1), Some(&shown(number)));
         }
-        assert_eq!(attempts.check(peer(1)), Err(GUESS_EVERY));
-        assert_eq!(attempts.check(peer(2)), Ok(()));
+        assert_eq!(attempts.check(peer(1), None), Err(GUESS_EVERY));
+        assert_eq!(attempts.check(peer(2), None), Ok(()));
         tokio::time::advance(GUESS_EVERY).await;
-        assert_eq!(attempts.check(peer(1)), Ok(()));
+        assert_eq!(attempts.check(peer(1), None), Ok(()));
         tokio::time::advance(TOLD_EVERY).await;
         assert_eq!(attempts.failed(peer(1), None), 1, "what was left untold is told of with the guess after it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn guesses_from_many_addresses_hold_up_everybody_but_who_knew_a_token() {
-        let attempts = Attempts::default();
-        attempts.succeeded(peer(1));
+        let attempts = Attempts::new(None);
+        attempts.succeeded(peer(1), &shown(1));
         for number in 2..102 {
             let _ = attempts.failed(peer(number), Some(&shown(number)));
         }
-        assert!(attempts.check(peer(500)).is_err_and(|wait| wait <= GUESS_OF_ALL_EVERY));
-        assert_eq!(attempts.check(peer(1)), Ok(()));
+        assert!(attempts.check(peer(500), None).is_err_and(|wait| wait <= GUESS_OF_ALL_EVERY));
+        assert_eq!(attempts.check(peer(1), None), Ok(()));
         for number in 0..5000 {
             let _ = attempts.failed(peer(number), Some(&shown(number)));
         }
         assert!(attempts.lock().peers.len() <= PEERS_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_token_is_held_up_unless_it_was_known_there_lately_or_cannot_be_guessed() {
+        let attempts = Attempts::new(Some(shown(1)));
+        attempts.succeeded(peer(1), &shown(2));
+        for number in 1000..1700 {
+            let _ = attempts.failed(peer(1), Some(&shown(number)));
+        }
+        assert_eq!(attempts.check(peer(1), Some(&shown(1))), Ok(()));
+        assert_eq!(attempts.check(peer(1), Some(&shown(2))), Ok(()));
+        assert!(attempts.check(peer(1), Some(&shown(3))).is_err(), "or it could be guessed on");
+        assert!(attempts.check(peer(2), Some(&shown(2))).is_err(), "it was known elsewhere");
+        assert!(attempts.check(peer(1), None).is_err());
+        tokio::time::advance(KNOWN_FOR).await;
+        assert!(attempts.check(peer(1), Some(&shown(2))).is_err(), "long ago");
     }
 
     #[test]

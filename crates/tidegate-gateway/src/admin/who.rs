@@ -32,18 +32,19 @@ pub(super) fn authenticated(shared: &Shared, request: &Request<Incoming>, peer: 
             "the admin listener wants Authorization: Bearer TOKEN; the token is in the state directory's admin-token",
         )));
     };
-    if let Err(wait) = shared.attempts.check(peer) {
-        denied(shared, request, peer, None);
-        return Err(Box::new(OwnReply::too_many_attempts(wait)));
-    }
     let settings = shared.settings.load();
     let admins = &settings.config.admins;
     let known = admins.iter().map(|admin| &admin.sha256).chain([&shared.admin_token]);
-    let Some(position) = token::position(&shown, known) else {
+    let position = token::position(&shown, known);
+    if let Err(wait) = shared.attempts.check(peer, position.map(|_| &shown)) {
+        denied(shared, request, peer, None);
+        return Err(Box::new(OwnReply::too_many_attempts(wait)));
+    }
+    let Some(position) = position else {
         denied(shared, request, peer, Some(&shown));
         return Err(Box::new(OwnReply::unauthorized("this token is none that the admin listener knows")));
     };
-    shared.attempts.succeeded(peer);
+    shared.attempts.succeeded(peer, &shown);
     let (name, role) = match admins.get(position) {
         Some(admin) => (admin.name.clone(), admin.role),
         None => (LOCAL.into(), AdminRole::Operator),

@@ -73,6 +73,29 @@ async fn who_guesses_tokens_is_held_up_and_told_of_and_who_repeats_himself_is_no
 }
 
 #[tokio::test]
+async fn guessing_does_not_lock_out_who_shows_a_token_that_was_accepted_lately_or_that_of_the_state_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    with_viewer(&mut config);
+    let gateway = start_in(dir.path(), config).await;
+    for guess in 0..12 {
+        ask(&gateway, &format!("guess-{guess}"), "GET /admin/v1/status", "").await;
+    }
+    let own = std::fs::read_to_string(dir.path().join("admin-token")).unwrap();
+    assert_eq!(ask(&gateway, "viewer", "GET /admin/v1/status", "").await.status(), 429, "not yet accepted");
+    assert_eq!(ask(&gateway, &own, "POST /admin/v1/pause", "").await.status(), 200);
+    // One guess may be made again.
+    let_pass(std::time::Duration::from_secs(6)).await;
+    assert_eq!(ask(&gateway, "viewer", "GET /admin/v1/status", "").await.status(), 200);
+    for guess in 12..24 {
+        ask(&gateway, &format!("guess-{guess}"), "GET /admin/v1/status", "").await;
+    }
+    assert_eq!(ask(&gateway, "guess-24", "GET /admin/v1/status", "").await.status(), 429);
+    assert_eq!(ask(&gateway, "viewer", "GET /admin/v1/status", "").await.status(), 200);
+}
+
+#[tokio::test]
 async fn a_role_that_is_too_little_is_a_record() {
     let dir = tempfile::tempdir().unwrap();
     let upstream = Script::listen().await;
