@@ -244,23 +244,26 @@ $("audit-after").addEventListener("click", () => {
 
 let order = null;
 
-/** Asks for a reason, and for what else `fields` name, before anything is done. */
+/** Asks for a reason, and for what else `fields` name, before anything is done. `text` may depend on what is in these. */
 function confirmed({ title, text, go, isDanger, fields = [], path, body, done }) {
-  order = { path, body, done };
+  order = { text, path, body, done };
   say($("act-title"), title);
-  say($("act-text"), text);
   say($("act-go"), go);
   $("act-go").classList.toggle("danger", Boolean(isDanger));
   $("act-fields").replaceChildren(...fields.map(({ name, label, value, hint }) => h("label", { class: "stack" }, `${label} `, hint ? h("span", { class: "faint" }, hint) : null, h("input", { name, value, autocomplete: "off", spellcheck: "false" }))));
   $("act-reason").value = "";
   $("act-error").hidden = true;
+  sayOrder();
   $("act").showModal();
   ($("act-fields").querySelector("input") ?? $("act-reason")).focus();
 }
+const asked = () => Object.fromEntries([...$("act-fields").querySelectorAll("input")].map((input) => [input.name, input.value.trim()]));
+const sayOrder = () => say($("act-text"), typeof order.text === "function" ? order.text(asked()) : order.text);
+$("act-fields").addEventListener("input", sayOrder);
 $("act-cancel").addEventListener("click", () => $("act").close());
 $("act-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const values = Object.fromEntries([...$("act-fields").querySelectorAll("input")].map((input) => [input.name, input.value.trim()]));
+  const values = asked();
   const reason = $("act-reason").value.trim();
   $("act-go").disabled = true;
   try {
@@ -285,6 +288,19 @@ const BREAKER_ORDERS = {
   reset: ["Reset", "It is closed and goes on by what it sees."],
 };
 
+/** A row's level, as a boost selects it; of what the parts of its key are, only the operator knows. */
+const matchOf = ({ key }) => (key ? key.split("/").map((part) => `?=${part === "-" ? "" : part}`).join(", ") : "");
+
+/** `user=ada, model=gpt-4*` as the gateway wants it. */
+function pairs(match) {
+  return Object.fromEntries(
+    match.split(",").map((pair) => {
+      const [name, ...value] = pair.split("=");
+      return [name.trim(), value.join("=").trim()];
+    }),
+  );
+}
+
 const act = {
   breaker(name, which) {
     const [go, text, isDanger] = BREAKER_ORDERS[which];
@@ -293,18 +309,21 @@ const act = {
   boost(level) {
     confirmed({
       title: `Boost limit ${level.limit}`,
-      text: "Raises it for a while; it ends by itself and survives a restart. A factor of 1 ends a boost.",
+      text: ({ match }) => {
+        const whose = !match ? "for everybody" : /\?\s*=/.test(match) ? `for ${level.key} alone, once you say in the place of each ? what that is: user, organization, model …` : `only where ${match}`;
+        return `Raises it ${whose}. It ends by itself and survives a restart. A factor of 1 ends a boost.`;
+      },
       go: "Boost",
       fields: [
         { name: "factor", label: "Factor", value: "1.5" },
         { name: "for", label: "For", value: "10m" },
-        { name: "match", label: "Only where", value: "", hint: "(such as user=ada; empty: all of it)" },
+        { name: "match", label: "Only where", value: matchOf(level), hint: "(such as user=ada; empty: everybody)" },
       ],
       path: `/admin/v1/limits/${encodeURIComponent(level.limit)}/boost`,
       body: ({ factor, for: lasting, match }) => ({
         factor: Number(factor),
         ...(lasting ? { for: lasting } : {}),
-        ...(match ? { match: Object.fromEntries(match.split(",").map((pair) => pair.split("=").map((part) => part.trim()))) } : {}),
+        ...(match ? { match: pairs(match) } : {}),
       }),
       done: `Limit ${level.limit} is boosted.`,
     });

@@ -105,6 +105,11 @@ class Gateway:
         told = json.loads(reply.read())
         return reply.status, told.get("error", {}).get("code")
 
+    def status(self):
+        connection = http.client.HTTPConnection(self.admin.removeprefix("http://").rstrip("/"), timeout=30)
+        connection.request("GET", "/admin/v1/status", headers={"authorization": f"Bearer {OPERATOR}"})
+        return json.load(connection.getresponse())
+
 
 class Tab:
     """A page, and everything that it complained of."""
@@ -243,6 +248,25 @@ def a_thousand_tenants_stay_readable(tab, gateway):
         page.locator("#limits-before").click()
 
 
+def a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway):
+    page, dialog = tab.page, tab.page.get_by_role("dialog", name="Boost limit each_user")
+    page.get_by_label("Search limits and keys").fill("user-777")
+    row = page.locator("#limits-rows tr", has_text="user-777")
+    row.get_by_role("button", name="Boost").click()
+    only = dialog.get_by_label("Only where")
+    expect(only).to_have_value("?=user-777")
+    expect(dialog).to_contain_text("for user-777 alone")
+    dialog.get_by_role("button", name="Boost").click()
+    expect(dialog.locator("#act-error")).to_contain_text("a level per user")
+    only.fill("user=user-777")
+    expect(dialog).to_contain_text("only where user=user-777")
+    dialog.get_by_role("button", name="Boost").click()
+    expect(row).to_contain_text("× 1.5", timeout=15_000)
+    raised = [level["key"] for level in gateway.status()["limits"] if "boost" in level]
+    assert raised == ["user-777"], raised
+    page.get_by_label("Search limits and keys").fill("")
+
+
 def everything_is_reached_by_keyboard(tab):
     page = tab.page
     page.reload()
@@ -273,6 +297,7 @@ def main(binary, axe):
                 lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
                 lambda: a_viewer_may_look_and_not_touch(browser, gateway),
                 lambda: a_thousand_tenants_stay_readable(tab, gateway),
+                lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
                 lambda: everything_is_reached_by_keyboard(tab),
                 lambda: tab.accessible(axe, "light"),
                 lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),
