@@ -102,7 +102,7 @@ impl Audit {
         self.told.noted(event, record);
     }
 
-    /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse.
+    /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse. Only then are readers told.
     ///
     /// # Errors
     /// It is not there, and `on_failure` wants nothing done without it.
@@ -111,25 +111,21 @@ impl Audit {
         record: Record,
         on_failure: OnAuditFailure,
     ) -> Result<Option<String>, Box<OwnReply>> {
-        // What comes of it is known to who asked; others are told that it was asked for.
-        self.tell(&record);
-        let Some(kept) = &self.kept else {
-            return Ok(Some("it is not recorded: there is no audit trail".to_owned()));
-        };
-        let trail = kept.trail.clone();
-        let written = tokio::task::spawn_blocking(move || trail.append_durable(record)).await;
-        let why = match written {
-            Ok(Ok(())) => return Ok(None),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the audit trail cannot be written: this process is about to end".to_owned(),
-        };
-        match on_failure {
-            OnAuditFailure::Refuse => Err(Box::new(OwnReply::unchanged(&why))),
-            OnAuditFailure::Continue => {
-                tracing::warn!("an override takes effect that is not recorded: {why}");
-                Ok(Some(why))
+        let unrecorded = match &self.kept {
+            None => Some("it is not recorded: there is no audit trail".to_owned()),
+            Some(kept) => {
+                let why = write(kept.trail.clone(), record.clone()).await.err();
+                if let Some(why) = &why {
+                    if on_failure == OnAuditFailure::Refuse {
+                        return Err(Box::new(OwnReply::unchanged(why)));
+                    }
+                    tracing::warn!("an override takes effect that is not recorded: {why}");
+                }
+                why
             }
-        }
+        };
+        self.tell(&record);
+        Ok(unrecorded)
     }
 
     /// Whether calls are to be refused because they would leave no trace.
@@ -192,6 +188,14 @@ impl Audit {
     pub(crate) fn not_reloaded(&self, why: &str) {
         self.note(Record { why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
     }
+}
+
+/// Returns once the record is on disk.
+async fn write(trail: Trail, record: Record) -> Result<(), String> {
+    let written = tokio::task::spawn_blocking(move || trail.append_durable(record)).await;
+    written
+        .map_err(|_| "the audit trail cannot be written: this process is about to end".to_owned())?
+        .map_err(|error| error.to_string())
 }
 
 /// How the trail stands, when asked.

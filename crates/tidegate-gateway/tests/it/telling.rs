@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tidegate_core::config::UpstreamConfig;
+use tidegate_core::config::{OnAuditFailure, UpstreamConfig};
 use tidegate_core::limit::{Limit, Scope};
 use tidegate_gateway::Gateway;
 
+use crate::admin::ask;
 use crate::support::*;
 
 /// Somebody who reads what happens.
@@ -157,6 +158,22 @@ async fn how_everything_stands_is_told_again_and_again_and_takes_no_more_room_th
     assert_eq!(first.data["in_flight"], 60);
     let_pass(Duration::from_millis(1100)).await;
     assert_ne!(reader.next().await.unwrap().data["at"], "");
+}
+
+#[tokio::test]
+async fn an_override_that_was_refused_for_the_trail_is_told_to_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("missing").join("audit.db");
+    let (gateway, _upstream) = scripted_with(|config| {
+        config.audit.path = path.clone();
+        config.audit.on_failure = OnAuditFailure::Refuse;
+    })
+    .await;
+    let mut reader = Reader::open(&gateway, "?kind=override", "").await;
+    assert_eq!(ask(&gateway, "operator", "POST /admin/v1/pause", "").await.status(), 503);
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    within(async { while ask(&gateway, "operator", "POST /admin/v1/resume", "").await.status() != 200 {} }).await;
+    assert_eq!(reader.next().await.unwrap().data["what"], "resume");
 }
 
 #[tokio::test]
