@@ -11,7 +11,7 @@ const EVENTS_SHOWN = 80;
 const AUDIT_ROWS = 50;
 const KINDS = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap", "retention", "alert", "anomaly", "call"];
 
-const state = { status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
+const state = { link: "off", why: "", status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
 const charts = new Charts({ attempts: $("chart-attempts"), queue: $("chart-queue"), latency: $("chart-latency") });
 
 // ---- the theme
@@ -51,17 +51,20 @@ function redraw() {
     views.breakers(state.status, state.history, act);
     views.queue(state.status);
     drawLimits();
-    drawLink("live");
+    drawLink();
   });
 }
 
-function drawLink(now, why = "") {
+function drawLink(now = state.link, why = state.why) {
+  Object.assign(state, { link: now, why });
   const { status } = state;
   const shown = now !== "live" ? now : status?.paused !== null && status?.paused !== undefined ? "paused" : status?.state === "draining" ? "draining" : "live";
   const said = { live: "Live", paused: "Paused", draining: "Draining", lost: "Connection lost", off: "Not connected" }[shown];
   $("link").dataset.state = shown;
-  $("link").title = why;
   say($("link-text"), said);
+  // What was last known stays on the page: why it may be old must be where one looks first.
+  say($("lost"), shown === "lost" ? `Not live: ${why}${/[.!?]$/.test(why) ? "" : "."}` : "");
+  $("lost").hidden = shown !== "lost";
   const isPaused = shown === "paused";
   say($("pause"), isPaused ? "Resume calls" : "Pause calls");
   say($("version"), status?.version ?? "");
@@ -350,7 +353,7 @@ const line = new Line(take, drawLink, (error) => {
 });
 
 function enter(why = "") {
-  drawLink("off");
+  drawLink("off", "");
   $("enter-error").hidden = !why;
   say($("enter-error"), why);
   if (!$("enter").open) $("enter").showModal();

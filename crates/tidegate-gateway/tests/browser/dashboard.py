@@ -220,6 +220,19 @@ def a_viewer_may_look_and_not_touch(browser, gateway):
     tab.context.close()
 
 
+def says_why_it_is_not_live(browser, gateway):
+    tab = Tab(browser, gateway)
+    told = json.dumps({"error": {"message": "tidegate: too many wrong tokens were shown. Please try again in 6s."}})
+    tab.page.route("**/admin/v1/events", lambda route: route.fulfill(status=429, content_type="application/json", body=told))
+    tab.enter(VIEWER)
+    expect(tab.page.locator("#link-text")).to_have_text("Connection lost")
+    expect(tab.page.locator("#lost")).to_have_text("Not live: too many wrong tokens were shown. Please try again in 6s.")
+    tab.page.unroute("**/admin/v1/events")
+    tab.is_live()
+    expect(tab.page.locator("#lost")).to_be_hidden()
+    tab.context.close()
+
+
 def a_thousand_tenants_stay_readable(tab, gateway):
     def some(of):
         connection = http.client.HTTPConnection(gateway.api, timeout=30)
@@ -296,6 +309,7 @@ def main(binary, axe):
                 lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
                 lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
                 lambda: a_viewer_may_look_and_not_touch(browser, gateway),
+                lambda: says_why_it_is_not_live(browser, gateway),
                 lambda: a_thousand_tenants_stay_readable(tab, gateway),
                 lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
                 lambda: everything_is_reached_by_keyboard(tab),
