@@ -49,6 +49,8 @@ pub(super) struct Ask {
     shared: Arc<Shared>,
     /// Who asks, as in `[[admin]]`; empty where anybody may.
     by: Arc<str>,
+    /// Hash of the token that he showed; zeros where anybody may ask.
+    shown: [u8; 32],
     /// What stands for `{}` in the endpoint's path.
     name: String,
     request: Request<Incoming>,
@@ -100,7 +102,11 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Description => Ok(answer::written(open::DESCRIPTION)),
         Endpoint::Metrics => open::metrics(&ask),
         Endpoint::Status => standing::status(&ask),
-        Endpoint::Events => told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers()),
+        Endpoint::Events => {
+            let (shared, shown) = (ask.shared.clone(), ask.shown);
+            let still_may = move || who::owner(&shared, &shown).is_some();
+            told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers(), still_may)
+        }
         Endpoint::Explain => standing::explain(&ask),
         Endpoint::Audit => {
             page::answer(&ask.shared, ask.request.uri().query().unwrap_or("")).await.map(answer::written)
@@ -124,13 +130,13 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let path = request.uri().path();
     let found = find(request.method(), path);
     let wants = if let Found::Endpoint(row, _) = found { row.wants } else { Some(Default::default()) };
-    let mut by = Arc::default();
+    let (mut by, mut shown) = <(Arc<str>, [u8; 32])>::default();
     if let Some(role) = wants {
         shared.settings.load().admin_guard.check(request.uri(), request.headers(), ends.local)?;
         let who = who::authenticated(&shared, &request, ends.peer)?;
         who.check(role, &shared, &request)?;
         tracing::debug!("{} at {} asks for {} {path}", who.name, who.peer, request.method());
-        by = who.name;
+        (by, shown) = (who.name, who.shown);
     }
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
@@ -139,5 +145,5 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     };
     let name = percent_decode_str(name).decode_utf8();
     let name = name.map_err(|_| Box::new(OwnReply::bad_request("the name in the path is no UTF-8")))?.into_owned();
-    Ok((row.endpoint, Ask { shared, by, name, request }))
+    Ok((row.endpoint, Ask { shared, by, shown, name, request }))
 }

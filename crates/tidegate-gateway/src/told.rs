@@ -140,7 +140,7 @@ impl Told {
     }
 }
 
-/// Answers with what happens from now on, after what has just happened.
+/// Answers with what happens from now on, after what has just happened, as long as who reads `still_may`.
 ///
 /// # Errors
 /// A query that asks for something else, too many readers, or the end of the process.
@@ -148,6 +148,7 @@ pub(crate) fn answer(
     shared: &Arc<Shared>,
     query: &str,
     headers: &HeaderMap,
+    still_may: impl Fn() -> bool + Send + 'static,
 ) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     let pseudonyms = shared.audit.place().and_then(|(_, pseudonyms)| pseudonyms);
     let wanted = Wanted::asked(query, pseudonyms).map_err(|message| Box::new(OwnReply::bad_request(message)))?;
@@ -163,7 +164,7 @@ pub(crate) fn answer(
     // One piece waits for the socket, the next for its turn: what else happens waits in `events`, which is bounded.
     let (pieces, telling) = mpsc::channel::<Bytes>(1);
     let standing = wanted.has_standing().then(|| shared.clone());
-    tokio::spawn(Reader { wanted, events, pieces, is_over }.read(kept, standing));
+    tokio::spawn(Reader { wanted, events, pieces, is_over }.read(kept, standing, still_may));
     let mut response = Response::new(ReplyBody::Told(Telling::new(telling, place)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -200,7 +201,7 @@ mod tests {
         let (kept, events) = told.since(0);
         let (pieces, mut telling) = mpsc::channel(1);
         let is_over = told.0.is_over.subscribe();
-        let reading = Reader { wanted: Wanted::default(), events, pieces, is_over }.read(kept, None);
+        let reading = Reader { wanted: Wanted::default(), events, pieces, is_over }.read(kept, None, || true);
         tokio::spawn(reading);
         let all = 3 * AHEAD_MAX;
         for _ in 0..all {

@@ -23,6 +23,8 @@ pub(super) struct Who {
     pub(super) role: AdminRole,
     /// Where he asks from.
     pub(super) peer: IpAddr,
+    /// Hash of the token that he showed.
+    pub(super) shown: [u8; 32],
 }
 
 /// Who shows a token in these headers. One who guesses is held up, and the trail tells of him.
@@ -32,24 +34,29 @@ pub(super) fn authenticated(shared: &Shared, request: &Request<Incoming>, peer: 
             "the admin listener wants Authorization: Bearer TOKEN; the token is in the state directory's admin-token",
         )));
     };
-    let settings = shared.settings.load();
-    let admins = &settings.config.admins;
-    let known = admins.iter().map(|admin| &admin.sha256).chain([&shared.admin_token]);
-    let position = token::position(&shown, known);
-    if let Err(wait) = shared.attempts.check(peer, position.map(|_| &shown)) {
+    let owner = owner(shared, &shown);
+    if let Err(wait) = shared.attempts.check(peer, owner.as_ref().map(|_| &shown)) {
         denied(shared, request, peer, None);
         return Err(Box::new(OwnReply::too_many_attempts(wait)));
     }
-    let Some(position) = position else {
+    let Some((name, role)) = owner else {
         denied(shared, request, peer, Some(&shown));
         return Err(Box::new(OwnReply::unauthorized("this token is none that the admin listener knows")));
     };
     shared.attempts.succeeded(peer, &shown);
-    let (name, role) = match admins.get(position) {
+    Ok(Who { name, role, peer, shown })
+}
+
+/// Whose token has this hash now.
+pub(super) fn owner(shared: &Shared, shown: &[u8; 32]) -> Option<(Arc<str>, AdminRole)> {
+    let settings = shared.settings.load();
+    let admins = &settings.config.admins;
+    let known = admins.iter().map(|admin| &admin.sha256).chain([&shared.admin_token]);
+    let position = token::position(shown, known)?;
+    Some(match admins.get(position) {
         Some(admin) => (admin.name.clone(), admin.role),
         None => (LOCAL.into(), AdminRole::Operator),
-    };
-    Ok(Who { name, role, peer })
+    })
 }
 
 /// Tells the trail and the log of a token that is none.

@@ -39,7 +39,7 @@ impl Telling {
     }
 }
 
-/// The task of one reader. It ends with its connection, or with the process.
+/// The task of one reader. It ends with its connection, with its right to read, or with the process.
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) wanted: Wanted,
@@ -76,8 +76,13 @@ enum Came {
 }
 
 impl Reader {
-    /// Sends `kept`, and then what happens; of `standing` also how everything stands.
-    pub(super) async fn read(mut self, kept: Vec<Arc<Notice>>, standing: Option<Arc<Shared>>) {
+    /// Sends `kept`, and then what happens; of `standing` also how everything stands. Nothing once it no longer `still_may` be read.
+    pub(super) async fn read(
+        mut self,
+        kept: Vec<Arc<Notice>>,
+        standing: Option<Arc<Shared>>,
+        still_may: impl Fn() -> bool + Send,
+    ) {
         let mut standing = standing.map(Standing::new);
         let mut piece = GREETING.to_owned();
         for notice in kept.iter().filter(|notice| self.wanted.has(notice)) {
@@ -89,7 +94,12 @@ impl Reader {
             if self.pieces.send(piece.into()).await.is_err() {
                 return;
             }
-            piece = match self.next(standing.as_mut()).await {
+            let next = self.next(standing.as_mut()).await;
+            // Asked of every piece, also of one that only shows that the line is alive: who reads nothing ends as soon.
+            if !still_may() {
+                return;
+            }
+            piece = match next {
                 None => return,
                 Some(Came::Piece(next)) => next,
                 Some(Came::Last(last)) => {

@@ -7,7 +7,7 @@ use tidegate_core::config::{OnAuditFailure, UpstreamConfig};
 use tidegate_core::limit::{Limit, Scope};
 use tidegate_gateway::Gateway;
 
-use crate::admin::ask;
+use crate::admin::{ask, with_viewer};
 use crate::support::*;
 
 /// Somebody who reads what happens.
@@ -26,8 +26,12 @@ struct Told {
 
 impl Reader {
     async fn open(gateway: &Gateway, query: &str, headers: &str) -> Self {
+        Self::open_as(gateway, "operator", query, headers).await
+    }
+
+    async fn open_as(gateway: &Gateway, token: &str, query: &str, headers: &str) -> Self {
         let mut peer = Peer::connect(gateway.admin_addr()).await;
-        let token = "authorization: Bearer operator";
+        let token = format!("authorization: Bearer {token}");
         peer.write(format!("GET /admin/v1/events{query} HTTP/1.1\r\nhost: localhost\r\n{token}\r\n{headers}\r\n"))
             .await;
         let (start, headers) = peer.head().await;
@@ -174,6 +178,20 @@ async fn an_override_that_was_refused_for_the_trail_is_told_to_nobody() {
     std::fs::create_dir(path.parent().unwrap()).unwrap();
     within(async { while ask(&gateway, "operator", "POST /admin/v1/resume", "").await.status() != 200 {} }).await;
     assert_eq!(reader.next().await.unwrap().data["what"], "resume");
+}
+
+#[tokio::test]
+async fn who_loses_the_right_to_read_is_told_nothing_more() {
+    let (gateway, upstream) = scripted_with(with_viewer).await;
+    let mut reader = Reader::open_as(&gateway, "viewer", "?kind=override", "").await;
+    ask(&gateway, "operator", "POST /admin/v1/pause", "").await;
+    assert_eq!(reader.next().await.unwrap().data["what"], "pause");
+    gateway.reload(config(upstream.addr)).unwrap();
+    ask(&gateway, "operator", "POST /admin/v1/resume", "").await;
+    // Of the pause there may be more on its way.
+    while let Some(told) = reader.next().await {
+        assert_ne!(told.data["after"], "running", "{told:?}");
+    }
 }
 
 #[tokio::test]
