@@ -238,6 +238,7 @@ where
         let mut standing = (*before).clone();
         let Change { record, act } = prepare(&shared, &mut standing)?;
         let (who, why) = (record.who.clone(), record.why.clone());
+        let (breaker, limit) = (record.target.clone(), record.limit.clone());
         let mut done = Done {
             what: record.what.clone().into_owned(),
             before: record.before.clone(),
@@ -261,7 +262,16 @@ where
             shared.driver.with(|gate, now| gate.override_with(overrides, now));
         }
         let (before, after) = (done.before.as_deref(), done.after.as_deref());
-        tracing::info!(who = who.as_deref(), why = why.as_deref(), before, after, "operator: {}", done.what);
+        tracing::info!(
+            who = who.as_deref(),
+            why = why.as_deref(),
+            breaker = breaker.as_deref(),
+            limit = limit.as_deref(),
+            before,
+            after,
+            "operator: {}",
+            done.what
+        );
         Ok(done)
     });
     changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))

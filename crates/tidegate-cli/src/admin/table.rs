@@ -17,9 +17,16 @@ pub(super) fn status(status: &Value) -> String {
     let _ = write!(text, "\n\n{}", learned(status));
     for boost in status["overrides"]["boosts"].as_array().into_iter().flatten() {
         let (limit, factor) = (plain(&boost["limit"]), plain(&boost["factor"]));
+        let whose: Vec<String> = boost["match"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(scope, pattern)| format!("{} {}", harmless(scope), plain(pattern)))
+            .collect();
+        let whose = if whose.is_empty() { String::new() } else { format!(" for {}", whose.join(", ")) };
         let _ = write!(
             text,
-            "\n\nboost of {limit} × {factor} until {}, by {}",
+            "\n\nboost of {limit} × {factor}{whose} until {}, by {}",
             plain(&boost["until"]),
             plain(&boost["by"])
         );
@@ -154,6 +161,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_boost_says_whose_levels_it_raises() {
+        let boost = |matching: Value| json!({"limit": "team", "factor": 2.0, "match": matching, "until": "noon", "by": "local"});
+        let told = status(
+            &json!({"overrides": {"boosts": [boost(json!({"user": "ada", "organization": "acme"})), boost(json!({}))]}}),
+        );
+        assert!(told.contains("boost of team × 2.0 for organization acme, user ada until noon, by local"), "{told}");
+        assert!(told.ends_with("boost of team × 2.0 until noon, by local"), "{told}");
+    }
 
     #[test]
     fn the_fullest_level_comes_first_and_says_what_it_does() {
