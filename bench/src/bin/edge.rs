@@ -70,7 +70,7 @@ const PLAIN: Row = Row {
     idle: (0.0, 0.0),
     interactive: 0,
     recovery: Duration::from_secs(60),
-    held_to: Bounds(90.0, 0),
+    held_to: Bounds(84.0, 10),
 };
 
 fn rows() -> Vec<Row> {
@@ -81,75 +81,75 @@ fn rows() -> Vec<Row> {
         Row {
             name: "halved after 1/3, back after 2/3",
             moves: &[(0.333, 0.5), (0.667, 1.0)],
-            held_to: Bounds(90.0, 5),
+            held_to: Bounds(84.0, 60),
             ..PLAIN
         },
         Row {
             name: "doubled after 1/3, back after 2/3",
             moves: &[(0.333, 2.0), (0.667, 1.0)],
-            held_to: Bounds(90.0, 6),
+            held_to: Bounds(84.0, 60),
             ..PLAIN
         },
-        Row { name: "unseen tenants take 40 %", tables: others, held_to: Bounds(90.0, 12), ..PLAIN },
-        Row { name: "enforced by the second", model: "quantum = '1s'", held_to: Bounds(82.0, 30), ..PLAIN },
+        Row { name: "unseen tenants take 40 %", tables: others, held_to: Bounds(84.0, 60), ..PLAIN },
+        Row { name: "enforced by the second", model: "quantum = '1s'", held_to: Bounds(76.0, 90), ..PLAIN },
         Row {
             name: "enforced by the second, wait in the message",
             model: "quantum = '1s'",
             waits: "none",
-            held_to: Bounds(82.0, 30),
+            held_to: Bounds(76.0, 90),
             ..PLAIN
         },
         Row {
             name: "enforced by the second, others 40 %",
             model: "quantum = '1s'",
             tables: others,
-            held_to: Bounds(82.0, 40),
+            held_to: Bounds(76.0, 120),
             ..PLAIN
         },
-        Row { name: "no headers", top: "headers = false", held_to: Bounds(90.0, 50), ..PLAIN },
+        Row { name: "no headers", top: "headers = false", held_to: Bounds(84.0, 150), ..PLAIN },
         Row {
             name: "unreadable headers",
             tables: "[[fault]]\nkind = 'garbage_headers'\n",
-            held_to: Bounds(90.0, 50),
+            held_to: Bounds(84.0, 150),
             ..PLAIN
         },
         Row {
             name: "random headers",
             tables: "[[fault]]\nkind = 'random_headers'\n",
-            held_to: Bounds(90.0, 60),
+            held_to: Bounds(84.0, 180),
             ..PLAIN
         },
-        Row { name: "headers tell twice the truth", top: "told_factor = 2.0", held_to: Bounds(90.0, 60), ..PLAIN },
-        Row { name: "headers tell half the truth", top: "told_factor = 0.5", held_to: Bounds(40.0, 0), ..PLAIN },
-        Row { name: "charges input + max", model: "charge = 'input_plus_max'", held_to: Bounds(88.0, 20), ..PLAIN },
+        Row { name: "headers tell twice the truth", top: "told_factor = 2.0", held_to: Bounds(84.0, 180), ..PLAIN },
+        Row { name: "headers tell half the truth", top: "told_factor = 0.5", held_to: Bounds(34.0, 10), ..PLAIN },
+        Row { name: "charges input + max", model: "charge = 'input_plus_max'", held_to: Bounds(82.0, 60), ..PLAIN },
         Row {
             name: "charges the larger of input and max",
             model: "charge = 'max'",
-            held_to: Bounds(85.0, 20),
+            held_to: Bounds(79.0, 60),
             ..PLAIN
         },
-        Row { name: "charges real use", model: "charge = 'usage'", held_to: Bounds(88.0, 10), ..PLAIN },
+        Row { name: "charges real use", model: "charge = 'usage'", held_to: Bounds(82.0, 60), ..PLAIN },
         Row {
             name: "refused calls not counted, others 40 %",
             top: "refused_count = false",
             tables: others,
-            held_to: Bounds(90.0, 12),
+            held_to: Bounds(84.0, 60),
             ..PLAIN
         },
         Row {
             name: "300 requests left of the day",
             model: "rpd = 300\nrpd_in_headers = true",
-            held_to: Bounds(38.0, 0),
+            held_to: Bounds(38.0, 10),
             ..PLAIN
         },
-        Row { name: "the same, headers silent of the day", model: "rpd = 300", held_to: Bounds(38.0, 30), ..PLAIN },
-        Row { name: "all at once after an idle time", idle: (0.2, 0.5), held_to: Bounds(85.0, 0), ..PLAIN },
-        Row { name: "50 interactive callers beside a batch job", interactive: 50, held_to: Bounds(75.0, 0), ..PLAIN },
+        Row { name: "the same, headers silent of the day", model: "rpd = 300", held_to: Bounds(38.0, 90), ..PLAIN },
+        Row { name: "all at once after an idle time", idle: (0.2, 0.5), held_to: Bounds(79.0, 10), ..PLAIN },
+        Row { name: "50 interactive callers beside a batch job", interactive: 50, held_to: Bounds(69.0, 10), ..PLAIN },
         Row {
             name: "outage of an eighth of the time",
             tables: "[[fault]]\nkind = 'outage'\nclosed = true\nfrom = '{0.375}'\nuntil = '{0.5}'\n",
             recovery: soon,
-            held_to: Bounds(88.0, 0),
+            held_to: Bounds(82.0, 10),
             ..PLAIN
         },
         Row {
@@ -157,31 +157,31 @@ fn rows() -> Vec<Row> {
             tables: "[[fault]]\nkind = 'outage'\nfrom = '{0.2}'\nuntil = '{0.225}'\n[[fault]]\nkind = 'outage'\nfrom = '{0.4}'\nuntil = '{0.425}'\n\
                      [[fault]]\nkind = 'outage'\nfrom = '{0.6}'\nuntil = '{0.625}'\n[[fault]]\nkind = 'outage'\nfrom = '{0.8}'\nuntil = '{0.825}'\n",
             recovery: soon,
-            held_to: Bounds(82.0, 0),
+            held_to: Bounds(76.0, 10),
             ..PLAIN
         },
         Row {
             name: "every 20th call fails",
             tables: "[[fault]]\nkind = 'error_500'\nevery = 20\n",
-            held_to: Bounds(85.0, 0),
+            held_to: Bounds(79.0, 10),
             ..PLAIN
         },
         Row {
             name: "slow_down for 3 s",
             tables: "[[fault]]\nkind = 'slow_down'\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds(70.0, 8),
+            held_to: Bounds(64.0, 60),
             ..PLAIN
         },
         Row {
             name: "the same, as a 503",
             tables: "[[fault]]\nkind = 'slow_down'\nstatus = 503\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds(70.0, 8),
+            held_to: Bounds(64.0, 60),
             ..PLAIN
         },
         Row {
             name: "quota ends halfway",
             tables: "[[fault]]\nkind = 'insufficient_quota'\nfrom = '{0.5}'\n",
-            held_to: Bounds(70.0, u64::MAX),
+            held_to: Bounds(64.0, u64::MAX),
             ..PLAIN
         },
     ]
