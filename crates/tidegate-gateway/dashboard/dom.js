@@ -2,6 +2,9 @@
 
 export const $ = (id) => document.getElementById(id);
 
+/** Names are what callers say. Characters that reorder the text around them are shown, not obeyed. */
+const legible = (text) => String(text).replace(/\p{Bidi_Control}/gu, (one) => `[U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+
 /** An element: `h("td", { class: "number" }, 5, child)`. What is null or false is left out. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -10,13 +13,15 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  const shown = children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+  element.append(...shown.map((child) => (child instanceof Node ? child : legible(child))));
   return element;
 }
 
 /** Sets a text only where it is another one: a screen reader is told of changes alone. */
 export function say(element, text) {
-  if (element.textContent !== String(text)) element.textContent = text;
+  const shown = legible(text);
+  if (element.textContent !== shown) element.textContent = shown;
 }
 
 /**

@@ -95,10 +95,12 @@ class Gateway:
         self.api = re.search(r"api=http://([^/ ]+)", ready).group(1)
         self.admin = re.search(r"admin=(\S+)", ready).group(1)
 
-    def call(self, connection=None, tokens=16, **headers):
+    def call(self, connection=None, tokens=16, user=None, **headers):
         """One call; its status, and the error's code."""
         connection = connection or http.client.HTTPConnection(self.api, timeout=30)
         body = {"model": "gpt-4o", "max_tokens": tokens, "messages": [{"role": "user", "content": "Hello"}]}
+        if user:
+            body["user"] = user
         headers = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         reply = connection.getresponse()
@@ -183,6 +185,13 @@ def what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway):
     shown = page.evaluate("[...document.querySelectorAll('#events-rows button')].map((one) => one.textContent)")
     assert shown[:3] == ["too-much-once-more", "too-much-again", "too-much"], shown
     assert page.evaluate("document.activeElement.textContent") == "too-much"
+
+
+def a_name_cannot_reorder_the_text_around_it(tab, gateway):
+    assert gateway.call(tokens=5000, user="eve\u202egpj")[0] == 429
+    first = tab.page.locator("#events-rows li").first
+    expect(first).to_contain_text("eve[U+202E]gpj refused: each_user of eve[U+202E]gpj")
+    expect(tab.page.locator("body")).not_to_contain_text("\u202e")
 
 
 def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
@@ -307,6 +316,7 @@ def main(binary, axe):
                 lambda: loads_and_lets_nobody_in_without_the_token(tab),
                 lambda: shows_a_call_that_is_refused_and_says_why(tab, gateway),
                 lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
+                lambda: a_name_cannot_reorder_the_text_around_it(tab, gateway),
                 lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
                 lambda: a_viewer_may_look_and_not_touch(browser, gateway),
                 lambda: says_why_it_is_not_live(browser, gateway),
