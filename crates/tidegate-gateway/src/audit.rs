@@ -7,6 +7,8 @@ pub(crate) mod page;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -15,11 +17,15 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
 use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
+use tokio::time::Instant;
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
 use crate::refusal::OwnReply;
 use crate::shared::StartError;
 use crate::told::Told;
+
+/// Calls that are refused are told of once in so long.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
@@ -27,6 +33,14 @@ pub(crate) struct Audit {
     kept: Option<Kept>,
     config: AuditConfig,
     told: Told,
+    refused: Mutex<Refused>,
+}
+
+/// Calls that were refused since the log was told of some.
+#[derive(Debug, Default)]
+struct Refused {
+    told_at: Option<Instant>,
+    untold: u64,
 }
 
 #[derive(Debug)]
@@ -52,7 +66,7 @@ impl Audit {
                 return Err(StartError::Config(message.to_owned()));
             }
             tracing::info!("no state directory: nothing is recorded in an audit trail");
-            return Ok(Self { kept: None, config: config.clone(), told });
+            return Ok(Self { kept: None, config: config.clone(), told, refused: Mutex::default() });
         };
         let failed = |what: &str, error| StartError::Config(format!("the audit trail's {what}: {error}"));
         let pseudonyms = match config.users {
@@ -63,7 +77,12 @@ impl Audit {
         };
         let options = TrailOptions { retention: config.retention, ..TrailOptions::new(&path) };
         let trail = Trail::start(options).map_err(|error| failed("thread", error))?;
-        Ok(Self { kept: Some(Kept { trail, path, pseudonyms }), config: config.clone(), told })
+        Ok(Self {
+            kept: Some(Kept { trail, path, pseudonyms }),
+            config: config.clone(),
+            told,
+            refused: Mutex::default(),
+        })
     }
 
     /// What makes records of events, and whom they are handed to.
@@ -131,6 +150,21 @@ impl Audit {
     /// Whether calls are to be refused because they would leave no trace.
     pub(crate) fn stands_in_the_way(&self, on_failure: OnAuditFailure) -> bool {
         on_failure == OnAuditFailure::Refuse && self.kept.as_ref().is_none_or(|kept| kept.trail.is_down())
+    }
+
+    /// A call was refused for that: logged, but not each of a flood.
+    pub(crate) fn refused(&self) {
+        let now = Instant::now();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.untold += 1;
+        if refused.told_at.is_none_or(|told_at| now.duration_since(told_at) >= TOLD_EVERY) {
+            let calls = refused.untold;
+            *refused = Refused { told_at: Some(now), untold: 0 };
+            tracing::warn!(
+                calls,
+                "calls are refused: the audit trail cannot be written, and [audit] on_failure is \"refuse\""
+            );
+        }
     }
 
     /// How many records could not be kept so far, and whether none can be written now.

@@ -158,7 +158,10 @@ fn let_in<'u>(
         return Err(Box::new(OwnReply::draining()));
     }
     if shared.audit.stands_in_the_way(settings.config.audit.on_failure) {
-        return Err(Box::new(OwnReply::unrecorded()));
+        shared.audit.refused();
+        let own = OwnReply::unrecorded();
+        shared.metrics.refused(own.reason());
+        return Err(Box::new(own));
     }
     let route = classify_path(uri.path());
     if route.endpoint == Endpoint::Unknown {

@@ -174,6 +174,8 @@ async fn calls_go_on_without_a_trail_unless_the_operator_wants_otherwise() {
             let reply = client.message(false).await;
             assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (503, Some("audit")));
             assert!(reply.error("message").contains("audit trail cannot be written"), "{}", reply.text());
+            let series = metrics(&gateway).await;
+            assert!(series.contains("tidegate_refusals_total{reason=\"audit\"} 1"), "{series}");
             std::fs::create_dir(&missing).unwrap();
             within(async { while !metrics(&gateway).await.contains("tidegate_audit_up 1") {} }).await;
             client.post("/v1/chat/completions", "", CHAT).await;
