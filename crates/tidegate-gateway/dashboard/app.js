@@ -313,7 +313,7 @@ const act = {
     confirmed({
       title: `Boost limit ${level.limit}`,
       text: ({ match }) => {
-        const whose = !match ? "for everybody" : /\?\s*=/.test(match) ? `for ${level.key} alone, once you say in the place of each ? what that is: user, organization, model …` : `only where ${match}`;
+        const whose = !match ? "for everybody" : /\?\s*=/.test(match) ? `for ${level.key} alone, once you say in the place of each ? what that is, such as user, organization or model` : `only where ${match}`;
         return `Raises it ${whose}. It ends by itself and survives a restart. A factor of 1 ends a boost.`;
       },
       go: "Boost",
