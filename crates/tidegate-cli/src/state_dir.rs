@@ -89,13 +89,29 @@ fn lock(path: &Path) -> Result<File, TryLockError> {
     Ok(file)
 }
 
-/// Makes the directory for the owner alone; one that is there keeps its permissions.
+/// Makes the directory for the owner alone; one that is there keeps its permissions, and a word is said where they are wide.
 fn make_private(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
+    builder.create(path)?;
+    #[cfg(unix)]
+    if let Some(mode) = others_may(path)? {
+        tracing::warn!(
+            "others may look into the state directory {0} (mode {mode:o}): chmod 700 {0}, unless that is meant",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The permissions of a directory that others than its owner may look into. `None`: they may not.
+#[cfg(unix)]
+fn others_may(path: &Path) -> io::Result<Option<u32>> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    Ok((mode & 0o077 != 0).then_some(mode))
 }
 
 fn open_private(path: &Path) -> io::Result<File> {
@@ -135,7 +151,9 @@ mod tests {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+            assert_eq!(others_may(&path).unwrap(), None);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(others_may(&path).unwrap(), Some(0o755));
         }
     }
 

@@ -411,7 +411,8 @@ impl Breaker {
             self.last_open_micros = 0;
             self.opened_at = now;
         }
-        self.cause = FORCED.into();
+        // Closed it goes on by what it sees: nobody holds it.
+        self.cause = if state == BreakerState::Closed { "".into() } else { FORCED.into() };
         self.enter(state, now);
         (state != before).then_some(before)
     }
