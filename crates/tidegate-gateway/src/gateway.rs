@@ -87,7 +87,7 @@ impl Gateway {
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let alerting = Alerting::new(&settings.alerts);
         let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
-        let operating = Operating::load(state_dir.as_deref());
+        let operating = Operating::load(state_dir.as_deref())?;
         let (feed, trail) = audit.feed();
         let anomalies = Anomalies::default();
         let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone(), told.clone());

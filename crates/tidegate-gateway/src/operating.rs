@@ -17,7 +17,7 @@ use tidegate_core::time::Time;
 use tidegate_watch::audit::{Kind, Record};
 
 use crate::refusal::OwnReply;
-use crate::shared::{Shared, unix_now};
+use crate::shared::{Shared, StartError, unix_now};
 use crate::state;
 
 /// The file's name in the state directory.
@@ -180,10 +180,13 @@ impl Standing {
 
 impl Operating {
     /// What an earlier run left in `dir`.
-    pub(crate) fn load(dir: Option<&Path>) -> Self {
+    ///
+    /// # Errors
+    /// It cannot be read: a start would lift what operators hold, and nobody would know.
+    pub(crate) fn load(dir: Option<&Path>) -> Result<Self, StartError> {
         let path = dir.map(|dir| dir.join(NAME));
-        let standing = path.as_deref().map(read).unwrap_or_default();
-        Self { path, standing: ArcSwap::from_pointee(standing), one_at_a_time: tokio::sync::Mutex::default() }
+        let standing = path.as_deref().map_or_else(|| Ok(Standing::default()), read).map_err(StartError::Config)?;
+        Ok(Self { path, standing: ArcSwap::from_pointee(standing), one_at_a_time: tokio::sync::Mutex::default() })
     }
 
     /// Puts that in force.
@@ -295,32 +298,26 @@ async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Bo
     Err(Box::new(OwnReply::unchanged(&why)))
 }
 
-fn read(path: &Path) -> Standing {
+fn read(path: &Path) -> Result<Standing, String> {
+    let wrong = |why: String| {
+        format!(
+            "{}: {why}; in it stands what operators paused, held or raised, which a start without it would lift: mend it, or \
+             remove it to start with nothing of that in force",
+            path.display()
+        )
+    };
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Standing::default(),
-        Err(error) => {
-            tracing::error!("what operators said is not in force: {}: {error}", path.display());
-            return Standing::default();
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Standing::default()),
+        Err(error) => return Err(wrong(error.to_string())),
     };
-    let why = match serde_json::from_slice::<Kept>(&text) {
-        Ok(kept) if kept.format == FORMAT => {
-            let mut standing = kept.standing;
-            standing.boosts.retain(|raised| !raised.is_over());
-            return standing;
-        }
-        Ok(kept) => format!("format {} is not known to this version", kept.format),
-        Err(error) => error.to_string(),
-    };
-    let aside = path.with_extension("json.unreadable");
-    let set_aside = std::fs::rename(path, &aside);
-    tracing::error!(
-        "what operators said is not in force: {}: {why}; {}",
-        path.display(),
-        set_aside.map_or_else(|error| error.to_string(), |()| format!("it has been set aside as {}", aside.display()))
-    );
-    Standing::default()
+    let kept: Kept = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    if kept.format != FORMAT {
+        return Err(wrong(format!("format {} is not known to this version", kept.format)));
+    }
+    let mut standing = kept.standing;
+    standing.boosts.retain(|raised| !raised.is_over());
+    Ok(standing)
 }
 
 fn micros(since_1970: Duration) -> u64 {
@@ -336,12 +333,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_set_aside_and_keeps_nobody_from_starting() {
+    fn nobody_starts_as_if_nothing_were_held_where_that_cannot_be_read() {
         for text in ["{", r#"{"format":2,"version":1,"paused":null,"breakers":[],"boosts":[]}"#] {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join(NAME), text).unwrap();
-            assert_eq!(*Operating::load(Some(dir.path())).now(), Standing::default());
-            assert!(dir.path().join("overrides.json.unreadable").exists());
+            let path = dir.path().join(NAME);
+            std::fs::write(&path, text).unwrap();
+            let error = Operating::load(Some(dir.path())).unwrap_err().to_string();
+            assert!(error.contains("overrides.json") && error.contains("remove it"), "{error}");
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(*Operating::load(Some(dir.path())).unwrap().now(), Standing::default());
         }
     }
 }
