@@ -291,8 +291,16 @@ const BREAKER_ORDERS = {
   reset: ["Reset", "It is closed and goes on by what it sees."],
 };
 
-/** A row's level, as a boost selects it; of what the parts of its key are, only the operator knows. */
-const matchOf = ({ key }) => (key ? key.split("/").map((part) => `?=${part === "-" ? "" : part}`).join(", ") : "");
+/** A row's level, as a boost selects it. */
+const matchOf = ({ key, per }) => {
+  if (!key) return "";
+  const parts = key.split("/");
+  // A name with a slash in it: which part is whose is for people to say.
+  const names = parts.length === per.length ? per : parts.map(() => "?");
+  const pairs = parts.map((part, at) => [names[at], part === "-" ? "" : part]);
+  // Of an account the key shows the upstream alone.
+  return pairs.filter(([name]) => name !== "account").map((pair) => pair.join("=")).join(", ");
+};
 
 /** `user=ada, model=gpt-4*` as the gateway wants it. */
 function pairs(match) {
