@@ -21,6 +21,8 @@ def ask(base, path, **parameters):
         with urllib.request.urlopen(url, timeout=10) as reply:
             return json.load(reply)["data"]
     except urllib.error.HTTPError as error:
+        if error.code == 503:
+            return None  # It is starting.
         sys.exit(f"{parameters}: {json.load(error)['error']}")
     except urllib.error.URLError:
         return None  # It does not listen yet.
