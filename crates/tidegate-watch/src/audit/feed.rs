@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::event::{Event, Whose};
 use tidegate_core::fault::FaultKind;
+use tidegate_core::refusal::GiveUpReason;
 
 use super::pseudonyms::Pseudonyms;
 use super::record::{Kind, Record};
@@ -93,6 +94,10 @@ impl Feed {
                 let record = (*attempt > 1).then(|| self.of_retry(call, "succeeded"));
                 self.forget(call);
                 record.map(|record| record.with("attempt", u64::from(*attempt)))
+            }
+            Event::OperationFailed { call, attempts: 1, reason, .. } if !would_have_retried(*reason) => {
+                self.forget(call);
+                None
             }
             Event::OperationFailed { call, attempts, reason, .. } => {
                 let record = Record { after: Some(reason.name().into()), ..self.of_retry(call, "gave up") };
@@ -182,6 +187,11 @@ impl Feed {
     }
 }
 
+/// Whether a retry was due that was not made, so that giving up at the first attempt is worth telling.
+const fn would_have_retried(reason: GiveUpReason) -> bool {
+    !matches!(reason, GiveUpReason::NotRetryable | GiveUpReason::AttemptsExhausted)
+}
+
 const fn is_forced(state: BreakerState) -> bool {
     matches!(state, BreakerState::ForcedOpen | BreakerState::ForcedClosed)
 }
@@ -193,7 +203,7 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use tidegate_core::limit::Dimension;
-    use tidegate_core::refusal::{GiveUpReason, LimitReport};
+    use tidegate_core::refusal::LimitReport;
 
     use super::*;
 
@@ -279,6 +289,22 @@ mod tests {
             feed.record(&Event::OperationFailed { call, attempts: 3, reason, kind: FaultKind::Server }).unwrap();
         assert_eq!((&*gave_up.what, gave_up.after.as_deref()), ("gave up", Some("attempts_exhausted")));
         assert_eq!(gave_up.tenant, None, "it had ended");
+    }
+
+    #[test]
+    fn a_failure_at_the_first_attempt_is_no_retry_unless_one_was_due() {
+        let mut feed = Feed::new(false, None);
+        let mut gave_up = |attempts, reason| {
+            let call: Arc<str> = "c-1".into();
+            let kind = FaultKind::Server;
+            feed.record(&Event::AttemptFailed { call: call.clone(), whose: Some(whose()), attempt: attempts, kind });
+            feed.record(&Event::OperationFailed { call, attempts, reason, kind })
+        };
+        assert_eq!(gave_up(1, GiveUpReason::NotRetryable), None);
+        assert_eq!(gave_up(1, GiveUpReason::AttemptsExhausted), None, "only one is allowed");
+        assert!(gave_up(1, GiveUpReason::BudgetExhausted).is_some());
+        assert!(gave_up(1, GiveUpReason::DeadlineExceeded).is_some());
+        assert!(gave_up(2, GiveUpReason::NotRetryable).is_some(), "the retry met something that no other would mend");
     }
 
     #[test]
