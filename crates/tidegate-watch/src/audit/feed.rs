@@ -68,10 +68,14 @@ impl Feed {
                 let record = Record { limit: limit.clone(), ..self.about(record, call, Some(whose)) };
                 Some(record.with("attempt", u64::from(*attempt)).with("waited_us", micros(*queued_for)))
             }
-            Event::Refused { call, whose, reason, limit, waited, .. } => {
+            Event::Refused { call, whose, reason, limit, waited, retry_after } => {
                 self.forget(call);
                 let record = Record { why: Some((*reason).into()), ..Record::new(Kind::Throttle, "refused") };
                 let record = self.about(record, call, Some(whose)).with("waited_us", micros(*waited));
+                let record = match retry_after {
+                    Some(wait) => record.with("retry_after_us", micros(*wait)),
+                    None => record,
+                };
                 Some(match limit {
                     Some(report) => Record { limit: Some(report.path().into()), ..record }
                         .with("allowed", report.allowed)
@@ -257,14 +261,15 @@ mod tests {
             reason: "limit",
             limit: Some(report),
             waited: Duration::from_millis(2500),
-            retry_after: None,
+            retry_after: Some(Duration::from_millis(473)),
         };
         let said = text(Feed::new(false, None).record(&refused));
         assert!(
             said.contains(r#""limit":"team/acme/tokens_per_minute""#) && said.contains(r#""why":"limit""#),
             "{said}"
         );
-        let numbers = r#""numbers":{"allowed":90000,"requested":1500,"used":89210,"waited_us":2500000}"#;
+        let numbers =
+            r#""numbers":{"allowed":90000,"requested":1500,"retry_after_us":473000,"used":89210,"waited_us":2500000}"#;
         assert!(said.contains(numbers), "{said}");
     }
 
