@@ -8,6 +8,7 @@ use serde_json::Value;
 use tidegate_core::config::{Config, OnAuditFailure};
 use tidegate_core::limit::{Dimension, Limit, Rates, Scope};
 use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions};
+use tidegate_watch::audit::{Filter, Kind, Reader, Record};
 
 use crate::admin::{ask, with_viewer};
 use crate::support::*;
@@ -234,6 +235,38 @@ async fn what_operators_said_is_in_force_after_a_crash() {
     let gateway = start_in(dir.path(), config).await;
     let told = status(&gateway).await;
     assert!(told["paused"].is_null() && told["breakers"] == Value::Array(Vec::new()), "{told}");
+}
+
+#[tokio::test]
+async fn what_an_operator_does_is_one_record_that_says_who_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    config.policy.limits.push(one_each());
+    let gateway = start_in(dir.path(), config).await;
+    succeed(&gateway, &upstream).await;
+    let asked = [
+        ("limits/reset", "reset of all limits"),
+        ("limits/each/reset", "reset of a limit"),
+        ("limits/each/boost", "boost"),
+        ("breakers/openai/gpt-4o/force-open", "force-open"),
+        ("breakers/openai/gpt-4o/reset", "reset"),
+        ("pause", "pause"),
+        ("resume", "resume"),
+    ];
+    for (path, _) in asked {
+        let more = if path.ends_with("boost") { r#""factor":2,"for":"1h","# } else { "" };
+        done(&gateway, &format!("POST /admin/v1/{path}"), &format!(r#"{{{more}"reason":"a test"}}"#)).await;
+    }
+    // What the core had to say of it all is in the trail, too, by then.
+    within(gateway.drain()).await;
+    let reader = Reader::open(&dir.path().join("audit.db")).unwrap();
+    let told = reader.latest(&Filter { kind: Some(Kind::Override), ..Filter::default() }, 100).unwrap();
+    let what: Vec<&str> = told.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, asked.map(|(_, what)| what));
+    for Record { who, why, .. } in told.iter().map(|entry| &entry.record) {
+        assert_eq!((who.as_deref(), why.as_deref()), (Some("local"), Some("a test")));
+    }
 }
 
 #[tokio::test]

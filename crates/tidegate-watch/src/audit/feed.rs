@@ -114,19 +114,16 @@ impl Feed {
                 after: Some(to.name().into()),
                 ..Record::new(Kind::Breaker, if is_forced(*from) || is_forced(*to) { "forced" } else { "changed" })
             }),
-            Event::OverrideApplied { version } => {
-                Some(Record::new(Kind::Override, "applied").with("version", *version))
-            }
             Event::BoostEnded { limit } => {
                 Some(Record { limit: Some(limit.clone()), ..Record::new(Kind::Override, "boost ended") })
             }
-            Event::LimitsReset => Some(Record::new(Kind::Override, "limits reset")),
             Event::RetryBudgetExhausted => self.budget_exhausted(),
             Event::BypassSuspected { caller, pattern, count } => {
                 let record = Record { tenant: Some(caller.clone()), ..Record::new(Kind::Anomaly, "bypass suspected") };
                 Some(Record { why: Some((*pattern).into()), ..record }.with("count", *count))
             }
-            // The configuration's own record says more; the others are none of what a trail is kept for.
+            // Of what operators did there is a record that says more, from before it took effect: one override is one record. The
+            // others are none of what a trail is kept for.
             _ => None,
         }
     }
@@ -334,6 +331,16 @@ mod tests {
             text(feed.record(&event)),
             r#""kind":"breaker","what":"changed","target":"openai/gpt-4o","before":"closed","after":"open"}"#
         );
+    }
+
+    #[test]
+    fn what_operators_did_is_told_by_them_and_what_ends_by_itself_here() {
+        let mut feed = Feed::new(true, None);
+        for event in [Event::LimitsReset, Event::OverrideApplied { version: 1 }, Event::ConfigUpdated] {
+            assert_eq!(feed.record(&event), None, "{event:?}");
+        }
+        let ended = feed.record(&Event::BoostEnded { limit: "team".into() });
+        assert_eq!(text(ended), r#""kind":"override","what":"boost ended","limit":"team"}"#);
     }
 
     #[test]
