@@ -127,7 +127,8 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     print(&ready_line(&gateway, scheme))?;
 
     while signals.next().await == Asked::Reload {
-        reload(&gateway);
+        // Logged there, either way.
+        let _ = gateway.reread();
     }
     tracing::info!("stopping: calls under way may finish; a second signal stops at once");
     tokio::select! {
@@ -218,14 +219,6 @@ fn read_again(files: &ConfigFiles, flags: &Flags) -> Result<Config, String> {
         Ok(()) => Ok(config),
         Err(Failure::Usage(message) | Failure::Failed(message)) => Err(message),
         Err(Failure::Told | Failure::Ended(_)) => Err(String::new()),
-    }
-}
-
-/// Takes the configuration over anew; one that does not hold together changes nothing and says why.
-fn reload(gateway: &Gateway) {
-    match gateway.reread() {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(why) => tracing::error!("configuration not reloaded, the one before stays in force: {why}"),
     }
 }
 

@@ -7,7 +7,7 @@ pub(crate) mod page;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -192,8 +192,8 @@ impl Audit {
         self.note(Record { after: Some(after.into()), ..Record::new(Kind::Config, "started") });
     }
 
-    /// Another configuration is in force.
-    pub(crate) fn reloaded(&self, before: &Config, after: &Config) {
+    /// Another configuration is in force; `who`: the operator who wanted it, where one did.
+    pub(crate) fn reloaded(&self, before: &Config, after: &Config, who: Option<&Arc<str>>) {
         for (what, key) in key_changes(before, after) {
             let name = Some(key.clone());
             let (was, is) = match what {
@@ -201,13 +201,14 @@ impl Audit {
                 "removed" => (name, None),
                 _ => (name.clone(), name),
             };
-            self.note(Record { before: was, after: is, ..Record::new(Kind::Key, what) });
+            self.note(Record { who: who.cloned(), before: was, after: is, ..Record::new(Kind::Key, what) });
         }
         let mut now = format!("configuration {}", fingerprint(after));
         for (position, section) in changed_sections(before, after).into_iter().enumerate() {
             let _ = write!(now, "{}{section}", if position == 0 { ", changed: " } else { " " });
         }
         self.note(Record {
+            who: who.cloned(),
             before: Some(format!("configuration {}", fingerprint(before)).into()),
             after: Some(now.into()),
             ..Record::new(Kind::Config, "reloaded")
@@ -218,9 +219,9 @@ impl Audit {
         }
     }
 
-    /// A configuration was turned down.
-    pub(crate) fn not_reloaded(&self, why: &str) {
-        self.note(Record { why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
+    /// A configuration was turned down, which `who` wanted, where an operator did.
+    pub(crate) fn not_reloaded(&self, why: &str, who: Option<&Arc<str>>) {
+        self.note(Record { who: who.cloned(), why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
     }
 }
 

@@ -170,15 +170,15 @@ impl Gateway {
     /// # Errors
     /// What does not hold together; then nothing has changed.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        self.shared.take_over(config)
+        self.shared.take_over(config, None)
     }
 
     /// Reads the configuration again, from [`GatewayOptions::source`], and takes it over. Blocks for as long as reading takes.
     ///
     /// # Errors
-    /// Why not; then nothing has changed but that the audit trail tells of it.
+    /// Why not; then nothing has changed but that the log and the audit trail tell of it.
     pub fn reread(&self) -> Result<(), String> {
-        self.shared.reread()
+        self.shared.reread(None)
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to

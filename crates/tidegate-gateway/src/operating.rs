@@ -256,7 +256,7 @@ where
             done.warnings.push(unrecorded);
         }
         if let Some(act) = act {
-            carry_out(&shared, act, &done).await?;
+            carry_out(&shared, act, &done, who.clone()).await?;
         }
         if standing != *before {
             standing.version += 1;
@@ -281,7 +281,7 @@ where
 }
 
 /// Does what is recorded already; where it cannot be done, that is recorded too.
-async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Box<OwnReply>> {
+async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done, who: Option<Arc<str>>) -> Result<(), Box<OwnReply>> {
     let acting = shared.clone();
     let acted = tokio::task::spawn_blocking(move || act(&acting)).await;
     let why = match acted {
@@ -291,6 +291,7 @@ async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Bo
     };
     let what = format!("{} failed", done.what);
     shared.audit.note(Record {
+        who,
         why: Some(why.as_str().into()),
         after: done.after.clone(),
         ..Record::new(Kind::Override, what)

@@ -11,6 +11,7 @@ use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions};
 use tidegate_watch::audit::{Filter, Kind, Reader, Record};
 
 use crate::admin::{ask, with_viewer};
+use crate::auditing::records;
 use crate::support::*;
 
 /// A gateway that keeps its state in `dir`.
@@ -311,10 +312,11 @@ async fn a_reload_takes_over_what_is_written_now_or_says_what_is_wrong_with_it()
             }
         }
     };
+    let dir = tempfile::tempdir().unwrap();
     let options = GatewayOptions {
         config: config(upstream.addr),
         allow_anonymous: false,
-        state_dir: None,
+        state_dir: Some(dir.path().to_owned()),
         admin_token: Some("operator".to_owned()),
         own_threads: false,
         source: Some(ConfigSource::new(read)),
@@ -325,8 +327,13 @@ async fn a_reload_takes_over_what_is_written_now_or_says_what_is_wrong_with_it()
     succeed(&gateway, &upstream).await;
     assert_eq!(refused(&gateway, "x-tidegate-max-wait: 10ms\r\n").await.status(), 429);
     is_broken.store(true, Ordering::Relaxed);
-    let reply = ask(&gateway, "operator", "POST /admin/v1/reload", "").await;
+    let reply = ask(&gateway, "operator", "POST /admin/v1/reload", r#"{"reason":"a test"}"#).await;
     assert_eq!(reply.status(), 409);
     assert!(reply.error("message").ends_with("stays in force: tidegate.toml:1:1: no such key"), "{}", reply.text());
     assert!(metrics(&gateway).await.contains("tidegate_config_last_reload_successful 0"));
+    let told = records(&gateway, "", 5).await;
+    let said = |at: usize| ["what", "who", "why"].map(|field| told[at][field].as_str().unwrap_or_default());
+    assert_eq!(said(2), ["reloaded", "local", ""], "{told:?}");
+    assert_eq!(said(3), ["reload", "local", "a test"]);
+    assert_eq!(said(4), ["turned down", "local", "tidegate.toml:1:1: no such key"]);
 }
