@@ -180,9 +180,9 @@ impl Audit {
         self.kept.as_ref().map(|kept| (kept.path.as_path(), kept.pseudonyms.as_ref()))
     }
 
-    /// Its series. `None` where nothing is kept.
-    pub(crate) fn series(&self) -> Option<Box<dyn Collector>> {
-        self.kept.as_ref().map(|kept| Box::new(Series(kept.trail.clone())) as Box<dyn Collector>)
+    /// Its series; where nothing is kept, what they would be.
+    pub(crate) fn series(&self) -> Box<dyn Collector> {
+        Box::new(Series(self.kept.as_ref().map(|kept| kept.trail.clone())))
     }
 
     /// What a start puts in force.
@@ -235,20 +235,30 @@ async fn write(trail: Trail, record: Record) -> Result<(), String> {
 
 /// How the trail stands, when asked.
 #[derive(Debug)]
-struct Series(Trail);
+struct Series(Option<Trail>);
 
 impl Collector for Series {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let status = self.0.status();
+        let status = self.0.as_ref().map(Trail::status);
         let counters = [
-            ("audit_records", "Records of the audit trail that are on disk", status.written),
-            ("audit_lost", "Records of the audit trail that could not be kept", status.lost),
+            (
+                "audit_records",
+                "Records of the audit trail that are on disk",
+                status.as_ref().map(|status| status.written),
+            ),
+            (
+                "audit_lost",
+                "Records of the audit trail that could not be kept",
+                status.as_ref().map(|status| status.lost),
+            ),
         ];
         for (name, help, value) in counters {
-            ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            value.map_or(Ok(()), |value| ConstCounter::new(value).encode(family))?;
         }
         let (name, help) = ("audit_up", "Whether the audit trail can be written");
-        let is_up = f64::from(u8::from(status.failing_since.is_none()));
-        ConstGauge::new(is_up).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+        let is_up = status.map(|status| f64::from(u8::from(status.failing_since.is_none())));
+        let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        is_up.map_or(Ok(()), |is_up| ConstGauge::new(is_up).encode(family))
     }
 }

@@ -86,7 +86,7 @@ impl Gateway {
         let unguessable = (is_own_token && admin_token.len() >= state::ADMIN_TOKEN_DIGITS).then_some(admin_token_hash);
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let alerting = Alerting::new(&settings.alerts);
-        let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
+        let metrics = Metrics::new(&driver, [audit.series(), alerting.series()]);
         let operating = Operating::load(state_dir.as_deref())?;
         let (feed, trail) = audit.feed();
         let anomalies = Anomalies::default();
