@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process;
 
 use clap::Args;
-use tidegate_core::config::{Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
+use tidegate_core::config::{AlertSignal, Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
 
 use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions, StartError};
 use tidegate_sim::{Options, Scenario, Simulator};
@@ -95,6 +95,9 @@ fn warn_of_what_is_not_in_force(config: &Config) {
     let sections = [("[store]", config.store != default.store)];
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
         tracing::warn!("{section} is configured, but has no effect in this version");
+    }
+    for alert in config.alerts.iter().filter(|alert| alert.when == AlertSignal::StoreDegraded) {
+        tracing::warn!("alert \"{}\" watches [store], which has no effect in this version: it stays quiet", alert.name);
     }
 }
 

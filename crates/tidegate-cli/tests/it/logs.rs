@@ -3,7 +3,7 @@ use std::net::TcpListener;
 use std::thread;
 
 use crate::gateway::{SIM, stop};
-use crate::process::{Place, Running, chat};
+use crate::process::{Place, Running, chat, http};
 
 /// An upstream that answers with these statuses, one after the other, and with the last one from then on.
 fn upstream(statuses: &'static [u16]) -> String {
@@ -168,4 +168,16 @@ fn a_breaker_that_opens_is_a_warning_and_each_change_is_logged() {
             format!("INFO circuit breaker changed its state {breaker} from=\"half_open\" to=\"closed\""),
         ]
     );
+}
+
+#[test]
+fn an_alert_on_the_store_is_accepted_and_said_to_stay_quiet() {
+    let place = Place::new();
+    let alert = "[[alert]]\nname = \"apart\"\nwhen = \"store_degraded\"\nabove = 0\n";
+    let mut gateway = gateway(&place, &upstream(&[200]), alert);
+    gateway.logs("WARN alert \"apart\" watches [store], which has no effect in this version: it stays quiet");
+    let alerts = format!("{}/admin/v1/alerts", gateway.announced("admin"));
+    let token = std::fs::read_to_string(place.path().join(".local/state/tidegate/admin-token")).unwrap();
+    let (status, told) = http("GET", &alerts, &[&format!("authorization: Bearer {}", token.trim())], "");
+    assert!(status == 200 && told.contains("\"state\":\"quiet\""), "{told}");
 }
