@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
+use tidegate::state::write_whole;
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::gate::{Boost, Gate, Overrides};
 use tidegate_core::limit::Scope;
@@ -18,7 +19,6 @@ use tidegate_watch::audit::{Kind, Record};
 
 use crate::refusal::OwnReply;
 use crate::shared::{Shared, StartError, unix_now};
-use crate::state;
 
 /// The file's name in the state directory.
 const NAME: &str = "overrides.json";
@@ -218,7 +218,7 @@ impl Operating {
         };
         let text = kept.map_err(|error| error.to_string())?;
         let written = tokio::task::spawn_blocking(move || {
-            state::replace(&path, &text)
+            write_whole(&path, &text)
                 .map_err(|error| format!("{} cannot be written: {error}; it ends with this process", path.display()))
         });
         written.await.unwrap_or_else(|_| Err("this process is about to end".to_owned()))
