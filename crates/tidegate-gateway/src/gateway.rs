@@ -15,6 +15,7 @@ use crate::admin::{Attempts, Ends};
 use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
+use crate::kept_models::Saving;
 use crate::keys::MadeKeys;
 use crate::metrics::Metrics;
 use crate::operating::Operating;
@@ -116,6 +117,7 @@ impl Gateway {
             },
             operating,
             made_keys: ArcSwap::from_pointee(made_keys),
+            saving_models: Saving::default(),
             state_dir: state_dir.clone(),
             first_addr,
         });
@@ -201,7 +203,7 @@ impl Gateway {
             if let Err(error) = self.shared.driver.save_state(dir, true) {
                 tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
             }
-            if let Err(error) = kept_models::save(&self.shared, dir) {
+            if let Err(error) = kept_models::save_last(&self.shared, dir) {
                 tracing::warn!("what was learned of models cannot be saved in {}: {error}", dir.display());
             }
         }
