@@ -1,0 +1,60 @@
+//! The gateway at the edge, over real HTTP: limits that are wrong, shared, changing or unknown, and upstreams that fail.
+//!
+//! `edge [SECONDS]` (default 120) runs every scenario, five at a time, each with a simulator, a gateway with nothing
+//! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. `edge SECONDS check` fails if
+//! a row is worse than it may be; `edge SECONDS WORDS` runs those with such a name. The same scenarios run in virtual time in `tidegate-core/tests/it/simulation`.
+
+mod callers;
+mod report;
+mod rows;
+mod run;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::rows::Row;
+
+/// Scenarios that run at the same time: more would measure the scheduler of a small machine.
+const AT_A_TIME: usize = 5;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let seconds: f64 = std::env::args().nth(1).map_or(Ok(120.0), |text| text.parse())?;
+    let word = std::env::args().nth(2).unwrap_or_default();
+    let checks = word == "check";
+    println!("{seconds} s each; 429s: sent by the upstream; failed: callers who got no 200");
+    println!("early: sent before a wait that the upstream had told was over; open: sent to an open breaker");
+    println!("{:<42} {:>8} {:>6} {:>7} {:>7} {:>6} {:>5}", "", "used", "429s", "served", "failed", "early", "open");
+    let places = Arc::new(Semaphore::new(AT_A_TIME));
+    let begin = |row: Row| {
+        let places = places.clone();
+        let (name, held_to) = (row.name, row.held_to);
+        let run = async move {
+            let _place = places.acquire().await?;
+            run::run(row, seconds).await
+        };
+        (name, held_to, tokio::spawn(run))
+    };
+    let wanted = |row: &Row| checks || row.name.contains(&*word);
+    let runs: Vec<_> = rows::rows().into_iter().filter(wanted).map(begin).collect();
+    let mut worse = Vec::new();
+    for (name, held_to, run) in runs {
+        match run.await? {
+            Ok(report) => {
+                println!("{name:<42} {report}");
+                worse.extend(report.misses(held_to).map(|miss| format!("{name}: {miss}")));
+            }
+            Err(error) => {
+                println!("{name:<42} could not be run: {error}");
+                worse.push(format!("{name}: {error}"));
+            }
+        }
+    }
+    if checks && !worse.is_empty() {
+        return Err(worse.join("\n").into());
+    }
+    Ok(())
+}
