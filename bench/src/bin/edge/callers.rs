@@ -102,14 +102,15 @@ impl Client {
         }
     }
 
-    /// Makes a call now and then, as a person does: 50 of them use a fifth of the limit.
-    pub(crate) async fn ask_now_and_then(mut self, seen: Arc<Seen>) {
+    /// Makes a call now and then, as a person does: 50 of them use a fifth of the limit. The first comes `after` so long at the earliest.
+    pub(crate) async fn ask_now_and_then(mut self, after: Duration, seen: Arc<Seen>) {
+        tokio::time::sleep(after + Duration::from_millis(self.draw(30_000))).await;
         loop {
-            tokio::time::sleep(Duration::from_millis(10_000 + self.draw(30_000))).await;
             if let Some(answer) = self.call().await.ok().filter(Answer::is_good) {
                 seen.interactive.fetch_add(1, Ordering::Relaxed);
                 seen.interactive_waited.fetch_add(u64::from(answer.queued_ms > 0), Ordering::Relaxed);
             }
+            tokio::time::sleep(Duration::from_millis(10_000 + self.draw(30_000))).await;
         }
     }
 

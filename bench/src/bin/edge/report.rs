@@ -26,7 +26,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn misses(&self, bounds: Bounds) -> impl Iterator<Item = String> {
-        let Bounds { used, too_many, held_back, mended } = bounds;
+        let Bounds { used, too_many, held_back, mended, waited } = bounds;
         let ended_well =
             format!("ended {} of {} well that met a failure, not {mended} %", self.mended, self.failed_once);
         let all = [
@@ -39,7 +39,10 @@ impl Report {
                 self.too_many > self.failed + self.served + CALLERS as u64,
                 format!("met {} 429s, more than one for each call", self.too_many),
             ),
-            (self.interactive.is_some_and(|(all, waited)| waited * 2 > all), "let interactive calls wait".to_owned()),
+            (
+                self.interactive.is_some_and(|(_, those)| those > waited),
+                format!("let more than {waited} interactive calls wait"),
+            ),
             (self.came_early > 0, format!("sent {} before a told wait was over", self.came_early)),
             (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
         ];

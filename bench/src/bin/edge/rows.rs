@@ -29,6 +29,8 @@ pub(crate) struct Row {
     pub(crate) sizes: RangeInclusive<usize>,
     /// High-priority callers beside the others, who are then `low`.
     pub(crate) interactive: usize,
+    /// When the first of them calls, at the earliest.
+    pub(crate) interactive_after: Duration,
     /// What the gateway is told, where that is anything.
     pub(crate) policy: fn(&mut Policy),
     /// What `check` holds it to, in a run of 20 s.
@@ -47,15 +49,21 @@ pub(crate) struct Bounds {
     pub(crate) held_back: f64,
     /// Of the calls that met a failure worth a retry, the least that ends well, in per cent.
     pub(crate) mended: f64,
+    /// The most interactive calls that wait.
+    pub(crate) waited: u64,
 }
 
 impl Bounds {
     const fn of(used: f64, too_many: u64) -> Self {
-        Self { used, too_many, held_back: 0.5, mended: 95.0 }
+        Self { used, too_many, held_back: 0.5, mended: 95.0, waited: 0 }
     }
 
     const fn mended(self, mended: f64) -> Self {
         Self { mended, ..self }
+    }
+
+    const fn waited(self, waited: u64) -> Self {
+        Self { waited, ..self }
     }
 
     const fn held_back(self, held_back: f64) -> Self {
@@ -75,6 +83,7 @@ const PLAIN: Row = Row {
     idle: (0.0, 0.0),
     sizes: 9..=9,
     interactive: 0,
+    interactive_after: Duration::ZERO,
     policy: |_| {},
     held_to: Bounds::of(84.0, 10),
 };
@@ -226,9 +235,19 @@ pub(crate) fn rows() -> Vec<Row> {
         },
         Row { name: "all at once after an idle time", idle: (0.2, 0.5), held_to: Bounds::of(79.0, 10), ..PLAIN },
         Row {
+            // It begins when the first of them has been there.
             name: "50 interactive callers beside a batch job",
+            idle: (0.0, 0.05),
             interactive: 50,
-            held_to: Bounds::of(69.0, 10),
+            held_to: Bounds::of(48.0, 10).waited(2),
+            ..PLAIN
+        },
+        Row {
+            // By then it has emptied the level, as nobody had been there to keep half of it for.
+            name: "the same, from 10 s after it began",
+            interactive: 50,
+            interactive_after: Duration::from_secs(10),
+            held_to: Bounds::of(69.0, 10).waited(5),
             ..PLAIN
         },
         Row {

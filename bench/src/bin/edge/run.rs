@@ -40,7 +40,7 @@ pub(crate) async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     }
     for number in 0..row.interactive {
         let client = Client::new(addr, "high", &format!("person-{number}"), number, row.sizes.clone());
-        callers.spawn(client.ask_now_and_then(seen.clone()));
+        callers.spawn(client.ask_now_and_then(row.interactive_after, seen.clone()));
     }
     let mut held_back = HeldBack::default();
     // What flows in, as a multiple of what flows in at the limit of the beginning, and seconds.
