@@ -177,7 +177,7 @@ pub(crate) fn rows() -> Vec<Row> {
             binds: "requests",
             rpm: 120,
             sizes: 4..=14,
-            held_to: Bounds::of(40.0, 300),
+            held_to: Bounds::of(60.0, 150),
             ..PLAIN
         },
         Row {
