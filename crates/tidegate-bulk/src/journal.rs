@@ -5,14 +5,13 @@
 //! those that were sent without a result are known. Nothing is ever rewritten in place: what is rewritten (when failed lines
 //! are to be sent again) is written aside and renamed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::input::{IdHash, hash_id};
 use crate::output;
 use crate::packing::Packing;
 
@@ -62,26 +61,27 @@ pub(crate) enum JournalError {
 /// The results that there are.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Done {
-    by_id: HashMap<IdHash, bool>,
+    /// Numbers of their lines: what lines are called may be no line's alone.
+    numbers: HashSet<u64>,
     /// Failures that are given up so that their lines are sent again.
-    dropped: HashSet<IdHash>,
+    dropped: HashSet<u64>,
     pub(crate) failed: u64,
     /// Tokens that they used.
     pub(crate) tokens: u64,
 }
 
 impl Done {
-    pub(crate) fn has(&self, custom_id: &str) -> bool {
-        self.by_id.contains_key(&hash_id(custom_id))
+    pub(crate) fn has(&self, number: u64) -> bool {
+        self.numbers.contains(&number)
     }
 
     /// Whether its result was a failure that is given up.
-    pub(crate) fn had(&self, custom_id: &str) -> bool {
-        self.dropped.contains(&hash_id(custom_id))
+    pub(crate) fn had(&self, number: u64) -> bool {
+        self.dropped.contains(&number)
     }
 
     pub(crate) fn count(&self) -> u64 {
-        self.by_id.len() as u64
+        self.numbers.len() as u64
     }
 }
 
@@ -160,12 +160,13 @@ fn read_journal(file: File, left: &mut Left) -> io::Result<()> {
 fn note(text: &str, left: &mut Left) -> Result<(), ()> {
     let written = output::read(text).ok_or(())?;
     if written.failed && left.drops_failed {
-        left.done.dropped.insert(hash_id(&written.custom_id));
+        left.done.dropped.insert(written.number);
         return Ok(());
     }
-    left.done.failed += u64::from(written.failed);
-    left.done.tokens += written.usage.map_or(0, |usage| usage.total());
-    left.done.by_id.insert(hash_id(&written.custom_id), written.failed);
+    if left.done.numbers.insert(written.number) {
+        left.done.failed += u64::from(written.failed);
+        left.done.tokens += written.usage.map_or(0, |usage| usage.total());
+    }
     Ok(())
 }
 

@@ -14,8 +14,8 @@ fn made() -> Made {
     }
 }
 
-fn result(id: &str, status: u16) -> String {
-    output::line(1, id, &Came::Answer { status, request_id: String::new(), body: "{\"a\":1}".into() })
+fn result(number: u64, status: u16) -> String {
+    output::line(number, "its name", &Came::Answer { status, request_id: String::new(), body: "{\"a\":1}".into() })
 }
 
 #[test]
@@ -25,13 +25,13 @@ fn an_output_that_breaks_off_anywhere_keeps_every_whole_line_and_no_other() {
         let out = folder.path().join(name);
         drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
         let packing = Packing::of(&out);
-        let members = ["a", "b"].map(|id| packing.pack(result(id, 200).as_bytes()).unwrap());
+        let members = [1, 2].map(|number| packing.pack(result(number, 200).as_bytes()).unwrap());
         let whole = members.concat();
         for cut in 0..=whole.len() {
             fs::write(&out, &whole[..cut]).unwrap();
             let left = look(&out, false).unwrap();
             let (journal, mut output) = Journal::begin(&out, &made(), &left).unwrap();
-            output.write_all(&packing.pack(result("c", 200).as_bytes()).unwrap()).unwrap();
+            output.write_all(&packing.pack(result(3, 200).as_bytes()).unwrap()).unwrap();
             drop((journal, output));
             let after = look(&out, false).unwrap();
             assert_eq!(after.done.count(), left.done.count() + 1, "{name} cut at {cut}");
@@ -66,12 +66,12 @@ fn failed_results_are_dropped_when_they_are_to_be_sent_again() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join(name);
         let (journal, mut output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
-        let text = [result("a", 200), result("b", 500)].concat();
+        let text = [result(1, 200), result(2, 500)].concat();
         output.write_all(&Packing::of(&out).pack(text.as_bytes()).unwrap()).unwrap();
         drop((journal, output));
         assert_eq!(look(&out, false).unwrap().done.failed, 1);
         let left = look(&out, true).unwrap();
-        assert!(left.done.has("a") && !left.done.has("b"));
+        assert!(left.done.has(1) && !left.done.has(2));
         drop(Journal::begin(&out, &made(), &left).unwrap());
         let after = look(&out, false).unwrap();
         assert_eq!((after.done.count(), after.done.failed), (1, 0));

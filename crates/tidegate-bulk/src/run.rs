@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::call::Shared;
 use crate::ceiling::Ceiling;
 use crate::feed;
-use crate::input::{Input, Survey, bad_id};
+use crate::input::{Input, Survey};
 use crate::journal::{self, Journal, JournalError, Left, Made};
 use crate::known::Known;
 use crate::line::Shape;
@@ -248,7 +248,8 @@ fn read_all(input: &Input, options: &Options, left: &Left) -> Result<(Survey, Ve
     let survey = Survey::read(input, &options.shape, &left.done, &left.sent, |bad| {
         if options.skip_bad {
             let message = format!("line {}: {}", bad.number, bad.reason);
-            bad_lines.push(output::line(bad.number, &bad_id(bad), &Came::Nothing { code: "bad_line", message }));
+            let name = bad.custom_id.as_deref().unwrap_or_default();
+            bad_lines.push(output::line(bad.number, name, &Came::Nothing { code: "bad_line", message }));
         }
     });
     let survey = survey.map_err(|error| RunError::Failed(format!("cannot read {}: {error}", input.name())))?;
