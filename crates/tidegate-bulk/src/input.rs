@@ -178,7 +178,7 @@ impl Survey {
             entries.push(match read {
                 Ok(_) if done.has(number) => nothing,
                 Ok(line) => {
-                    survey.cut_off += u64::from(sent.contains(&number) && !done.had(number));
+                    survey.cut_off += u64::from(sent.contains(&number));
                     survey.to_send += 1;
                     survey.input_tokens += line.asking.cost.input_tokens;
                     let tokens = u32::try_from(line.asking.cost.input_tokens).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@
 //! is the core's, and the driver's to wait for. What is decided here is what a line asks for, in which order lines are read
 //! ahead, and how a run that was killed goes on.
 
+mod account;
 mod call;
 mod ceiling;
 mod dry_run;

@@ -124,7 +124,8 @@ pub async fn run(
     let made = made_of(&survey, &options);
     let (journal, sink) = if is_file {
         let (journal, file) = Journal::begin(&options.out, &made, &left)?;
-        (Some(journal), Sink::File { file, packing: Packing::of(&options.out), whole_bytes: None })
+        let notes = Some(journal.file());
+        (Some(journal), Sink::File { file, packing: Packing::of(&options.out), whole_bytes: None, notes })
     } else if options.out.as_os_str() == "-" {
         tracing::info!(
             "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
@@ -133,7 +134,7 @@ pub async fn run(
     } else {
         let file = File::options().append(true).open(&options.out);
         let file = file.map_err(|error| RunError::Failed(format!("{}: {error}", options.out.display())))?;
-        (None, Sink::File { file, packing: Packing::Plain, whole_bytes: None })
+        (None, Sink::File { file, packing: Packing::Plain, whole_bytes: None, notes: None })
     };
 
     let (results, to_write) = mpsc::channel(RESULTS_WAITING);
@@ -142,7 +143,7 @@ pub async fn run(
         upstream,
         groups: options.groups,
         priority: options.priority,
-        ceiling: Ceiling::new(options.max_total_tokens.map(NonZeroU64::get), left.done.tokens),
+        ceiling: Ceiling::new(options.max_total_tokens.map(NonZeroU64::get), left.used_tokens()),
         quota: Quota::new(options.on_quota),
         counts: Counts::default(),
         journal,
@@ -245,7 +246,7 @@ fn keeps_a_journal(out: &Path) -> bool {
 /// All of the input, and the results of its bad lines.
 fn read_all(input: &Input, options: &Options, left: &Left) -> Result<(Survey, Vec<String>), RunError> {
     let mut bad_lines = Vec::new();
-    let survey = Survey::read(input, &options.shape, &left.done, &left.sent, |bad| {
+    let survey = Survey::read(input, &options.shape, &left.done, &left.account.sent, |bad| {
         if options.skip_bad {
             let message = format!("line {}: {}", bad.number, bad.reason);
             let name = bad.custom_id.as_deref().unwrap_or_default();
@@ -289,6 +290,8 @@ enum Sink {
         packing: Packing,
         /// Where the last whole line ends. `None`: nothing was written yet.
         whole_bytes: Option<u64>,
+        /// The journal, which is to know no less than the output.
+        notes: Option<Arc<File>>,
     },
 }
 
@@ -300,7 +303,7 @@ impl Sink {
                 let mut out = io::stdout().lock();
                 out.write_all(text).and_then(|()| out.flush())
             }
-            Self::File { file, packing, whole_bytes } => {
+            Self::File { file, packing, whole_bytes, .. } => {
                 let begin = match *whole_bytes {
                     Some(bytes) => bytes,
                     None => file.metadata()?.len(),
@@ -319,7 +322,7 @@ impl Sink {
 
     fn sync(&self) -> io::Result<()> {
         match self {
-            Self::File { file, .. } if file.metadata()?.is_file() => file.sync_data(),
+            Self::File { file, notes: Some(notes), .. } => notes.sync_data().and_then(|()| file.sync_data()),
             _ => Ok(()),
         }
     }
