@@ -296,6 +296,10 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
         shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }
     let kind = fault.kind;
+    if kind.is_service_fault() {
+        let mut last = shared.counts.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(fault.summary.to_string());
+    }
     match permit.settle(Outcome { ending: Ended::Failed(fault), usage, first_byte_after }) {
         Settled::Retry(waiting) => Then::Wait(Box::pin(waiting)),
         Settled::Done => Then::Result(came),

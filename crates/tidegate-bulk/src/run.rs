@@ -22,6 +22,7 @@ use crate::input::{Input, Survey};
 use crate::journal::{self, Journal, JournalError, Left, Made};
 use crate::known::Known;
 use crate::line::Shape;
+use crate::look::Whole;
 use crate::output::{self, Came};
 use crate::packing::Packing;
 use crate::progress::{self, Counts, Show};
@@ -158,10 +159,11 @@ pub async fn run(
         let _ = shared.results.send(line.clone()).await;
     }
     let before = (left.done.count() - left.done.failed, left.done.failed);
+    let whole = Whole { before, lines: survey.lines, input_tokens: survey.input_tokens };
     let shape = Arc::new(options.shape);
     tokio::select! {
         () = feed::send_all(&shared, &input, &shape, &survey) => {}
-        () = progress::show(shared.clone(), options.show, before, survey.lines), if options.show != Show::Nothing => {}
+        () = progress::show(shared.clone(), options.show, whole), if options.show != Show::Nothing => {}
         () = asked(&shared, &stop) => {}
     }
     finish(shared, writer, &survey, before, bad_lines.len() as u64, started).await
