@@ -13,6 +13,7 @@ mod plan;
 mod process;
 mod run;
 mod run_breaks;
+mod run_goes_on;
 mod secrets;
 mod serve;
 mod sharing;
