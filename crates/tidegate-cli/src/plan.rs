@@ -89,7 +89,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     };
     if let Some(path) = &args.html {
         let title = format!("tidegate plan: {}", args.trace.display());
-        fs::write(path, plan::page(&plan, &title))
+        fs::write(path, plan::page(&plan, answer.as_ref(), &title))
             .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
     }
     if args.json {

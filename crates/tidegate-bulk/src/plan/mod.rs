@@ -3,10 +3,12 @@
 //! Only the upstream is imagined: it charges its input when it admits, as OpenAI does, never fails, and takes 300 ms and
 //! 12.5 ms for each token of output. Everything else is what the gateway and `tidegate run` would do.
 
+mod chart;
 mod html;
 mod report;
 mod tiers;
 mod trace;
+mod used;
 mod world;
 
 use std::fmt;
@@ -17,9 +19,10 @@ use tidegate_core::config::Policy;
 use tidegate_core::limit::{Allowance, Dimension, Rates};
 
 pub use html::page;
-pub use report::{Binding, Interval, Plan, Used, Waits};
+pub use report::{Binding, Interval, Plan, Waits};
 pub use tiers::{Tier, Tiers};
 pub use trace::{Trace, TraceError};
+pub use used::Used;
 pub use world::predict;
 
 /// The smallest limits that hold a wait.

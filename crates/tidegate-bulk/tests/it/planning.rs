@@ -62,8 +62,72 @@ fn waits_are_told_by_priority_and_what_binds_is_named() {
     let used = plan.used.iter().find(|used| used.dimension == "requests_per_minute").unwrap().percent;
     assert!((95.0..100.0).contains(&used), "{used}");
     assert!(plan.to_string().contains("requests_per_minute"));
-    let page = plan::page(&plan, "a <trace>");
+    let page = plan::page(&plan, None, "a <trace>");
     assert!(page.contains("<svg") && page.contains("a &lt;trace&gt;") && !page.contains("http"));
+}
+
+/// The values of the line of this name in a chart of the page.
+fn drawn(page: &str, name: &str) -> Vec<f64> {
+    let (before, _) = page.split_once(&format!("\"><title>{name}</title>")).unwrap_or_else(|| panic!("{name}: {page}"));
+    let (_, points) = before.rsplit_once("points=\"").unwrap();
+    points.split(' ').map(|point| point.split_once(',').unwrap().1.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_is_drawn_of_a_limit_is_what_is_charged_against_it() {
+    let csv = |seconds: usize, output: u64| {
+        let row = |number: usize| format!("{},1000,{output},gpt-4o\n", number as f64 / 5.0);
+        "timestamp,input_tokens,output_tokens,model\n".to_owned() + &(0..seconds * 5).map(row).collect::<String>()
+    };
+    // Five calls a second ask for 300,000 a minute, of which 200,000 may go: the output, which is as large, is not charged.
+    let limits = SMALL.replace("1200\n", "6000\n").replace("120000", "200000");
+    let plan = plan::predict(&trace(&csv(600, 1000)), &policy(&limits));
+    let page = plan::page(&plan, None, "full");
+    let tokens = drawn(&page, "account tokens_per_minute");
+    assert!(tokens.iter().all(|percent| *percent <= 101.0), "{tokens:?}");
+    let steady = &tokens[20..tokens.len() - 20];
+    assert!(steady.iter().all(|percent| *percent > 98.0), "{steady:?}");
+    assert!(page.contains("class=\"all\"") && page.contains("100 %</span>"), "a line at 100 %");
+    // A call a second with much output: nearly idle, and drawn so.
+    let plan = plan::predict(&trace(&csv(60, 20_000)), &policy(&limits.replace("200000", "3000000")));
+    let page = plan::page(&plan, None, "idle");
+    assert!(drawn(&page, "account tokens_per_minute").iter().all(|percent| *percent < 15.0), "{page}");
+    assert!(page.contains("Nothing waited") && !page.contains("Longest wait by priority, seconds"), "{page}");
+}
+
+#[test]
+fn of_several_levels_of_a_limit_the_fullest_is_told() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model\n".to_owned();
+    (0..600).for_each(|number| csv.push_str(&format!("{},10,10,busy\n", f64::from(number) / 10.0)));
+    csv.push_str("0,10,10,idle\n");
+    let limits = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 300\nburst_allowance = 10\n";
+    let plan = plan::predict(&trace(&csv), &policy(limits));
+    let [used] = plan.used.as_slice() else { panic!("{:?}", plan.used) };
+    assert_eq!((used.units, used.levels, used.key.as_str()), (300, 2, "openai/busy"));
+    assert!(used.percent > 97.0, "{used:?}");
+    let said = plan.to_string();
+    assert!(said.contains("requests_per_minute (300) of openai/busy, the fullest of 2"), "{said}");
+}
+
+#[test]
+fn refusals_are_told_by_priority_beside_the_waits() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model,user,priority\n".to_owned();
+    for number in 0..6000 {
+        let priority = ["low", "normal", "high"][number % 3];
+        csv.push_str(&format!("{},10,10,gpt-4o,user-{},{priority}\n", number as f64 / 50.0, number % 7));
+    }
+    let plan = plan::predict(
+        &trace(&csv),
+        &policy("[queue]\nmax_wait = \"20s\"\n[limit.account]\nper = [\"account\"]\nrequests_per_minute = 1200\n"),
+    );
+    let refused = ["low", "normal", "high"].map(|priority| plan.by_priority[priority].refused);
+    assert!(refused[0] > refused[1] && refused[1] > refused[2], "{refused:?}");
+    assert_eq!((refused.iter().sum::<u64>(), plan.all.refused), (plan.refused, plan.refused));
+    let calls: u64 = plan.by_priority.values().map(|waits| waits.calls + waits.refused).sum();
+    assert_eq!(calls, 6000);
+    let said = plan.to_string();
+    let low = said.lines().find(|line| line.starts_with("low ")).unwrap();
+    assert_eq!(low.split_whitespace().nth(2).unwrap(), refused[0].to_string(), "{said}");
 }
 
 #[test]
