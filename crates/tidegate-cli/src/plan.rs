@@ -34,7 +34,7 @@ pub(crate) struct PlanArgs {
     target_p95_wait: Option<Duration>,
 
     /// A table of tiers of your own; without it, OpenAI's as far as they are published
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", requires = "target_p95_wait")]
     tiers: Option<PathBuf>,
 
     /// Prints JSON
@@ -83,7 +83,6 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         None => None,
         Some(target) => {
             let tiers = read_tiers(args.tiers.as_deref())?;
-            let tiers = tiers.for_models(trace.models());
             Some(plan::search(&trace, &config.policy, &tiers, target).map_err(Failure::Usage)?)
         }
     };

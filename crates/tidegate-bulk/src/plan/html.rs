@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::Answer;
 use super::chart::{Line, Unit, chart, in_words};
 use super::report::Plan;
+use super::tiers::named;
+use super::{Answer, TierAnswer, TierCame};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:920px;padding:0 1rem;color:#1b2733}\
 table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #d8dee4}\
@@ -41,9 +42,38 @@ pub fn page(plan: &Plan, answer: Option<&Answer>, title: &str) -> String {
 }
 
 fn searched(answer: &Answer) -> String {
-    let mut section = String::from("<h2>Which limits are enough</h2><pre>");
-    section.push_str(&escaped(&answer.to_string()));
-    section + "</pre>"
+    let mut section = format!(
+        "<h2>Which limits are enough</h2><p>For 95 of 100 calls to wait {} s at most, and none to be refused{}:</p>\
+         <table><tr><th>tier</th><th>95 of 100 wait at most</th><th>refused</th><th>enough</th></tr>",
+        answer.target_p95_seconds,
+        escaped(&answer.dated()),
+    );
+    for TierAnswer { tier, came } in &answer.tiers {
+        let tier = escaped(tier);
+        // Writing into a string cannot fail; so it is throughout.
+        let _ = match came {
+            TierCame::Known { p95_seconds, refused, is_enough } => {
+                let enough = if *is_enough { "<strong>yes</strong>" } else { "no" };
+                let waits = in_words(*p95_seconds);
+                write!(section, "<tr><td>{tier}</td><td>{waits}</td><td>{refused}</td><td>{enough}</td></tr>")
+            }
+            TierCame::Unknown { says_nothing_of } => {
+                let models = escaped(&named(says_nothing_of));
+                write!(
+                    section,
+                    "<tr><td>{tier}</td><td colspan=\"3\">not known: the table says nothing of {models}</td></tr>"
+                )
+            }
+        };
+    }
+    section.push_str("</table>");
+    if !answer.is_enough() {
+        section.push_str("<p>Of the tiers that are known, none is enough.</p>");
+    }
+    if let Some(factor) = answer.factor {
+        let _ = write!(section, "<p>The configured limits are enough at {factor:.2} times what they are.</p>");
+    }
+    section
 }
 
 fn waits(plan: &Plan) -> String {
@@ -81,7 +111,6 @@ fn binding(plan: &Plan) -> String {
         let until = first.at_seconds + same as f64 * plan.interval_seconds;
         let (from, until) = (in_words(first.at_seconds), in_words(until));
         let binds = if first.binds.is_empty() { "nothing" } else { &first.binds };
-        // Writing into a string cannot fail.
         let _ = write!(rows, "<tr><td>{from}</td><td>{until}</td><td>{}</td></tr>", escaped(binds));
         at += same;
     }

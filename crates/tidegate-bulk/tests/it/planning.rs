@@ -178,20 +178,38 @@ fn the_smallest_limits_that_hold_a_wait_are_found() {
     // 20 calls a second for a minute: 1200 a minute.
     (0..1200).for_each(|number| csv.push_str(&format!("{},100,10,gpt-5.5\n", f64::from(number) / 20.0)));
     let trace = trace(&csv);
-    let tiers = Tiers::shipped().unwrap().for_models(trace.models());
+    let tiers = Tiers::shipped().unwrap();
     let limits = SMALL.replace("1200", "300").replace("120000", "1000000");
     let answer = plan::search(&trace, &policy(&limits), &tiers, Duration::from_secs(2)).unwrap();
-    assert_eq!(answer.tiers.iter().map(|tier| tier.is_enough).collect::<Vec<_>>(), [false, true]);
-    assert!(
-        answer.to_string().contains(&format!(
-            "tier 2 is enough: 95 of 100 wait 0.0 s at most, 0 are refused\n  (tiers as of {}",
-            tiers.as_of
-        )),
-        "{answer}"
-    );
+    let said = answer.to_string();
+    let dated = format!("tier 2 is enough: 95 of 100 wait 0.0 s at most, 0 are refused (tiers as of {})", tiers.as_of);
+    for part in ["free is not known: the table says nothing of gpt-5.5\n", "tier 1 is not enough: ", &dated] {
+        assert!(said.contains(part), "{said}");
+    }
+    let page = plan::page(&plan::predict(&trace, &Policy::default()), Some(&answer), "searched");
+    assert!(page.contains("<td>tier 2</td><td>0 s</td><td>0</td><td><strong>yes</strong></td>"), "{page}");
+    assert!(page.contains("<td>free</td><td colspan=\"3\">not known") && page.contains(&tiers.as_of), "{page}");
     let factor = answer.factor.unwrap();
     assert!((3.3..4.1).contains(&factor), "{factor}");
-    assert!(plan::search(&trace, &Policy::default(), &Tiers { tier: vec![], ..tiers }, Duration::ZERO).is_err());
+    let of_others = Tiers::parse("[[tier]]\nname = \"a\"\nmodel.o3 = { rpm = 1 }\n").unwrap();
+    assert!(plan::search(&trace, &Policy::default(), &of_others, Duration::ZERO).is_err());
+}
+
+#[test]
+fn of_a_model_that_only_some_tiers_are_known_of_the_others_are_told_as_not_known() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model\n".to_owned();
+    // 60,000 input tokens a minute, of which the first tier allows 30,000.
+    (0..600).for_each(|number| csv.push_str(&format!("{number},1000,10,gpt-4o-2024-08-06\n")));
+    let trace = trace(&csv);
+    let answer = plan::search(&trace, &Policy::default(), &Tiers::shipped().unwrap(), Duration::from_secs(2)).unwrap();
+    let said = answer.to_string();
+    for part in [
+        "tier 1 is not enough: ",
+        "tier 2 is not known: the table says nothing of gpt-4o\n",
+        "of the tiers that are known, none is enough (tiers as of 2026-09-07, gpt-4o as of late 2024)",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[test]
