@@ -17,7 +17,8 @@ use crate::outcome::{Failure, print};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Example: tidegate plan trace.csv --config tidegate.toml --target-p95-wait 2s --html report.html\n\
-                        A trace is CSV (timestamp,input_tokens,output_tokens[,model,user,priority]) or the input of a run.\n\
+                        A trace is CSV (timestamp,input_tokens,output_tokens[,model,user,priority]; seconds or RFC 3339),\n\
+                        or the input of a run if it begins with an object; - is standard input, .gz and .zst are unpacked.\n\
                         The upstream is taken to answer in 300 ms and 12.5 ms for each token of output, and never to fail."
 )]
 pub(crate) struct PlanArgs {

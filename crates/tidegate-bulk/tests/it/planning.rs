@@ -162,6 +162,13 @@ fn timestamps_are_seconds_or_rfc_3339_and_a_bad_line_is_named() {
     std::fs::write(&path, csv("1,2,3\n1,x,3\n")).unwrap();
     let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
     assert!(error.ends_with("t.csv:3: input_tokens must be a number, not x"), "{error}");
+    // One counts from 1970 and the other from anything: half a million hours lie between them.
+    std::fs::write(&path, csv("2026-01-01T00:00:00Z,1,0\n\n5,2,3\n")).unwrap();
+    let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
+    assert!(
+        error.ends_with("t.csv:4: its timestamp is in seconds, and that of line 2 RFC 3339: they cannot be compared"),
+        "{error}"
+    );
     std::fs::write(&path, "time,tokens\n1,2\n").unwrap();
     let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
     assert!(error.contains("t.csv:1: there is no column timestamp; a trace begins with"), "{error}");
