@@ -16,7 +16,7 @@ async fn models_that_a_refusal_says_share_a_limit_have_one_level_from_then_on() 
     let mut client = client(&gateway).await;
     client.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
     let (mut peer, _) = upstream.request().await;
-    peer.reply("429 Too Many Requests", "", SHARED).await;
+    peer.reply("429 Too Many Requests", "", &SHARED.replace("limit gpt-4.1)", "limit gpt-4.1-2025-04-14)")).await;
     peer.message(false).await;
     peer.reply("200 OK", "", "{}").await;
     assert_eq!(client.message(false).await.status(), 200);
