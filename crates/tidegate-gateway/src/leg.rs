@@ -197,7 +197,7 @@ impl Leg {
             match settling.failed(fault, failed.usage) {
                 Some(Settled::Retry(waiting)) if order.is_whole() => {
                     order.shared.metrics.retry(reason, RETRIED);
-                    tracing::debug!(id = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
+                    tracing::debug!(call = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
                     // Only what is all here: a connection is not held for as long as a wait may take.
                     let answer = failed.reply.filter(|reply| reply.rest.is_none());
                     permit = match waiting.await {

@@ -68,13 +68,11 @@ impl Gate {
         let ends_at = self.ledger.meters[gauge].paused_until;
         let numbers = fault.numbers.and_then(|numbers| Some((numbers.limit, numbers.dimension?.period_micros()?)));
         let requested = fault.numbers.and_then(|numbers| numbers.requested).unwrap_or(1).max(1);
-        let mut start = ColdStart::new(ends_at);
         let per_second = numbers.map_or(1, |(limit, period)| {
             u64::try_from(u128::from(limit) * 1_000_000 / u128::from(period) / u128::from(requested))
                 .unwrap_or(u64::MAX)
         });
-        start.told(per_second.max(1), ends_at);
-        self.targets[target].cold_start = Some(start);
+        self.targets[target].cold_start = Some(ColdStart::coming_back(per_second.max(1), ends_at));
         self.stir(gauge);
     }
 
