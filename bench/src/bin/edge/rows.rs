@@ -27,6 +27,10 @@ pub(crate) struct Row {
     pub(crate) idle: (f64, f64),
     /// How large calls are, from the smallest to the largest, in sentences of eleven tokens.
     pub(crate) sizes: RangeInclusive<usize>,
+    /// Replies are asked for as streams.
+    pub(crate) streams: bool,
+    /// Another upstream stands by, of which nothing is wrong.
+    pub(crate) falls_back: bool,
     /// High-priority callers beside the others, who are then `low`.
     pub(crate) interactive: usize,
     /// When the first of them calls, at the earliest.
@@ -71,7 +75,8 @@ impl Bounds {
     }
 }
 
-const PLAIN: Row = Row {
+/// A row of which nothing is special.
+pub(crate) const PLAIN: Row = Row {
     name: "limit told by headers",
     top: "",
     waits: "both",
@@ -82,6 +87,8 @@ const PLAIN: Row = Row {
     moves: &[],
     idle: (0.0, 0.0),
     sizes: 9..=9,
+    streams: false,
+    falls_back: false,
     interactive: 0,
     interactive_after: Duration::ZERO,
     policy: |_| {},
@@ -265,6 +272,14 @@ pub(crate) fn rows() -> Vec<Row> {
             ..PLAIN
         },
         Row {
+            name: "the same outage, another upstream stands by",
+            tables: outage,
+            falls_back: true,
+            policy: recovers_soon,
+            held_to: Bounds::of(60.0, 10).held_back(5.0),
+            ..PLAIN
+        },
+        Row {
             name: "flapping: 503, four times a fortieth",
             tables: flapping,
             policy: recovers_soon,
@@ -282,6 +297,13 @@ pub(crate) fn rows() -> Vec<Row> {
             name: "one call in 20 fails",
             // By chance: every 20th would be the same tenant's each time, and so its retries too.
             tables: "[[fault]]\nkind = 'error_500'\nprobability = 0.05\n",
+            held_to: Bounds::of(79.0, 10).mended(80.0),
+            ..PLAIN
+        },
+        Row {
+            name: "one stream in 20 begins with an error",
+            streams: true,
+            tables: "[[fault]]\nkind = 'mid_stream_error'\nafter = 0\nprobability = 0.05\n",
             held_to: Bounds::of(79.0, 10).mended(80.0),
             ..PLAIN
         },
