@@ -54,26 +54,36 @@ impl Gate {
         } else if let Some(wait) = fault.wait.filter(|_| self.has_moved(target, fault)) {
             // What headers tell changes from reply to reply: the wait is all there is to go by.
             self.pause_target(target, Some(wait));
-        } else if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after(fault) + ROUNDING) {
-            // The numbers say sooner: the server knows why.
-            self.pause_target(target, Some(wait));
-            self.come_back_slowly(target, fault);
+        } else {
+            let (flows_in_after, per_second) = flow_of(fault).unwrap_or_else(|| self.flow_as_known(&notes));
+            if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after + ROUNDING) {
+                // What is known says sooner: the server knows why.
+                self.pause_target(target, Some(wait));
+                self.come_back_slowly(target, per_second);
+            }
         }
         self.count_refused(target, tokens);
     }
 
     /// What has flowed in by the end of a pause does not all go at once: calls begin as if the limit had just become known.
-    fn come_back_slowly(&mut self, target: u32, fault: &Fault) {
+    fn come_back_slowly(&mut self, target: u32, per_second: u64) {
         let gauge = self.targets[target].gauge;
         let ends_at = self.ledger.meters[gauge].paused_until;
-        let numbers = fault.numbers.and_then(|numbers| Some((numbers.limit, numbers.dimension?.period_micros()?)));
-        let requested = fault.numbers.and_then(|numbers| numbers.requested).unwrap_or(1).max(1);
-        let per_second = numbers.map_or(1, |(limit, period)| {
-            u64::try_from(u128::from(limit) * 1_000_000 / u128::from(period) / u128::from(requested))
-                .unwrap_or(u64::MAX)
-        });
         self.targets[target].cold_start = Some(ColdStart::coming_back(per_second.max(1), ends_at));
         self.stir(gauge);
+    }
+
+    /// How long until the limits that are known have let flow in what a call took, and how many like it they let flow in a second.
+    fn flow_as_known(&mut self, notes: &[Note]) -> (Duration, u64) {
+        let mut all = (Duration::ZERO, u64::MAX);
+        for note in notes {
+            let Some(meter) = self.ledger.charged_meter(note.meter, note.epoch) else { continue };
+            let Some(period) = meter.dimension.period_micros() else { continue };
+            let missing = crate::bucket::as_level(note.seen.own).saturating_sub(meter.level()).max(0).unsigned_abs();
+            let (after, per_second) = flow(meter.limit(), period, missing, note.seen.own);
+            all = (all.0.max(after), all.1.min(per_second));
+        }
+        all
     }
 
     /// Whether the limit that refused has lately been told in more than one way.
@@ -214,32 +224,42 @@ impl Gate {
             let refused =
                 RefusedAt { told: None, has_room: false, admitted: admitted[1 - current], sent_at, wait: None };
             self.open_pace(target, other, Pace::new(refused, (rate, true), now));
+            self.apply_pace(target, other, true);
         }
         other
     }
 
-    /// The traffic grew too fast: a pause, then half of what went, then slowly more.
+    /// The traffic grew too fast: a pause, then half as many calls as went, then slowly more. Calls and not tokens, as a large
+    /// one among few would wait for long.
     fn slow_down(&mut self, ticket: Ticket, wait: Option<Duration>) {
         let now = self.clock;
         let entry = &self.entries[ticket.index()];
-        let (target, sent_at) = (self.routes[entry.route].target, entry.granted_at);
-        let which = usize::from(entry.amounts.mirror_tokens > 0);
-        let dimension = PER_MINUTE[which];
-        let flow = &mut self.targets[target].flows[which];
-        let (went, sent) = (flow.in_last_minute(now).max(1), flow.total_sent());
-        if !self.targets[target].paces.iter().any(|paced| paced.dimension == dimension) {
-            let told = self.told(target, dimension).map(|(limit, _)| limit);
-            let refused = RefusedAt { told, has_room: true, admitted: sent, sent_at, wait };
-            let mut pace = Pace::new(refused, (went, true), now);
-            pace.limit_to(went);
-            self.open_pace(target, dimension, pace);
+        let (target, sent_at, sent) = (self.routes[entry.route].target, entry.granted_at, entry.sent_before[0]);
+        self.pause_target(target, Some(wait.unwrap_or(Duration::from_micros(SLOW_DOWN_MICROS))));
+        let flow = &mut self.targets[target].flows[0];
+        let (went, admitted) = (flow.per_minute(now).max(1), flow.admitted_of(sent));
+        if flow.busy_with(admitted) < FEW_CALLS {
+            // So few are no rate that could be halved.
+            let until = self.ledger.meters[self.targets[target].gauge].paused_until;
+            self.targets[target].cold_start = Some(ColdStart::new(until));
+            return;
+        }
+        let dimension = Dimension::RequestsPerMinute;
+        let paces = &mut self.targets[target].paces;
+        let in_force = |paced: &Paced| paced.dimension == dimension && paced.pace.is_active();
+        if !paces.iter().any(in_force) {
+            let refused = RefusedAt { told: None, has_room: false, admitted, sent_at, wait };
+            let pace = Pace::slowed(went, refused, now);
+            match paces.iter_mut().find(|paced| paced.dimension == dimension) {
+                Some(lifted) => lifted.pace = pace,
+                None => self.open_pace(target, dimension, pace),
+            }
         }
         let paces = &mut self.targets[target].paces;
         if let Some(paced) = paces.iter_mut().find(|paced| paced.dimension == dimension) {
             paced.pace.slow_down(now);
         }
         self.apply_pace(target, dimension, true);
-        self.pause_target(target, Some(wait.unwrap_or(Duration::from_micros(SLOW_DOWN_MICROS))));
     }
 
     /// What headers tell of a dimension: its limit, and what is left as far as is known.
@@ -351,13 +371,18 @@ impl Gate {
     }
 }
 
-/// How long until what a refusal says is missing has flowed in. For ever where it does not say.
-fn flows_in_after(fault: &Fault) -> Duration {
-    let numbers =
-        fault.numbers.and_then(|numbers| Some((numbers, numbers.dimension?, numbers.used?, numbers.requested?)));
-    let Some((numbers, dimension, used, requested)) = numbers else { return Duration::MAX / 2 };
+/// By a refusal's own numbers: how long until what it says is missing has flowed in, and how many such calls do so in a second.
+fn flow_of(fault: &Fault) -> Option<(Duration, u64)> {
+    let numbers = fault.numbers?;
+    let (period, used, requested) = (numbers.dimension?.period_micros()?, numbers.used?, numbers.requested?);
     let missing = used.saturating_add(requested).saturating_sub(numbers.limit);
-    let micros =
-        u128::from(missing) * u128::from(dimension.period_micros().unwrap_or(0)) / u128::from(numbers.limit.max(1));
-    Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX / 4))
+    Some(flow(numbers.limit, period, missing, requested))
+}
+
+/// How long `missing` units take to flow in, and how often `each` does in a second.
+fn flow(limit: u64, period_micros: u64, missing: u64, each: u64) -> (Duration, u64) {
+    let micros = u128::from(missing) * u128::from(period_micros) / u128::from(limit.max(1));
+    let per_second = u128::from(limit) * 1_000_000 / u128::from(period_micros.max(1)) / u128::from(each.max(1));
+    let fits = |wide: u128| u64::try_from(wide).unwrap_or(u64::MAX);
+    (Duration::from_micros(fits(micros)), fits(per_second))
 }

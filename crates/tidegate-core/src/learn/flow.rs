@@ -85,6 +85,13 @@ impl Flow {
         self.bins.iter().sum()
     }
 
+    /// Units a minute, as they went in the last minute or since it began to be busy.
+    pub(crate) fn per_minute(&mut self, now: Time) -> u64 {
+        let busy = now.micros_since(self.busy_since).clamp(BIN_MICROS, BIN_MICROS * BINS as u64);
+        let units = u128::from(self.in_last_minute(now));
+        u64::try_from(units * 60_000_000 / u128::from(busy)).unwrap_or(u64::MAX)
+    }
+
     /// Units that had gone since it began to be busy, when `admitted` had gone in all.
     pub(crate) fn busy_with(&self, admitted: u64) -> u64 {
         admitted.wrapping_sub(self.before)
@@ -126,5 +133,15 @@ mod tests {
         assert_eq!(flow.in_last_minute(Time::from_secs(1055)), 107);
         assert_eq!(flow.in_last_minute(Time::from_secs(1062)), 7);
         assert_eq!(flow.in_last_minute(Time::from_secs(5000)), 0);
+    }
+
+    #[test]
+    fn what_went_within_seconds_is_told_as_what_would_go_in_a_minute() {
+        let mut flow = Flow::default();
+        let start = Time::from_secs(1000);
+        (0..20).for_each(|second| flow.sent(2, start + std::time::Duration::from_secs(second)));
+        assert_eq!(flow.per_minute(start + std::time::Duration::from_secs(20)), 120);
+        (20..300).for_each(|second| flow.sent(2, start + std::time::Duration::from_secs(second)));
+        assert_eq!(flow.per_minute(start + std::time::Duration::from_secs(300)), 120);
     }
 }

@@ -43,6 +43,8 @@ const LAG_MAX_MICROS: u64 = 300_000;
 const SLACK_MICROS: u64 = 250_000;
 /// After `slow_down` the rate rises over so long from half to all of what it was.
 const RAMP_MICROS: u64 = 120_000_000;
+/// … then on to so many times that, if calls wait for it, before it is given up.
+const SLOWED_UP_TO: u64 = 8;
 
 /// What became of a pace whose time had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +145,8 @@ pub(crate) struct Pace {
     give_up_micros: u64,
     /// While coming back from `slow_down`: since when.
     ramp_from: Option<Time>,
+    /// It is there for `slow_down` alone: it measures no limit, and is given up when nothing waits for it any more.
+    slowed: bool,
     /// The burst has grown because it may.
     is_burst_tried: bool,
     /// False: given up, and kept in mind for the next time.
@@ -177,9 +181,15 @@ impl Pace {
             hold_micros: HOLD_MICROS,
             give_up_micros: GIVE_UP_MICROS,
             ramp_from: None,
+            slowed: false,
             is_burst_tried: false,
             active: true,
         }
+    }
+
+    /// After `slow_down`: so many calls a minute went, which were too many.
+    pub(crate) fn slowed(went: u64, refused: RefusedAt, now: Time) -> Self {
+        Self { slowed: true, ..Self::new(refused, (went.max(1), true), now) }
     }
 
     /// As it was found out before a restart.
@@ -228,7 +238,12 @@ impl Pace {
 
     /// True if it was measured: nothing tells it.
     pub(crate) fn is_guess(&self) -> bool {
-        self.told.is_none()
+        self.told.is_none() && !self.slowed
+    }
+
+    /// True if it is there for `slow_down` alone.
+    pub(crate) fn is_slowed(&self) -> bool {
+        self.slowed
     }
 
     /// When its rate or burst last changed.
@@ -320,6 +335,7 @@ impl Pace {
         self.burst = burst_at_first(self.rate, self.told);
         self.rise_percent = RISE_PERCENT;
         self.measured = true;
+        self.slowed = false;
         self.due_at = now.plus_micros(self.hold_micros);
     }
 
@@ -343,13 +359,7 @@ impl Pace {
         self.give_up_micros = (self.give_up_micros * 2).min(GIVE_UP_MAX_MICROS);
     }
 
-    /// At most so many a minute went so far: that is what there is to halve.
-    pub(crate) fn limit_to(&mut self, went: u64) {
-        self.rate = self.rate.min(went).max(1);
-        self.held = self.rate;
-    }
-
-    /// `slow_down`: half of what went, and up again slowly.
+    /// `slow_down`: half of its rate, and up again slowly.
     pub(crate) fn slow_down(&mut self, now: Time) {
         self.active = true;
         let is_new = self.ramp_from.is_none_or(|from| now.micros_since(from) > RAMP_MICROS / 60);
@@ -389,6 +399,11 @@ impl Pace {
             self.due_at = now.plus_micros(self.hold_micros);
             self.changed_at = now;
             return Some(Due::Changed);
+        }
+        if self.slowed && (!is_binding || self.rate / SLOWED_UP_TO >= self.held) {
+            self.active = false;
+            self.due_at = Time::NEVER;
+            return Some(Due::GivenUp);
         }
         self.due_at = now.plus_micros(RISE_EVERY_MICROS);
         if !is_binding {

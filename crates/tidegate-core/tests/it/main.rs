@@ -4,6 +4,7 @@
 
 mod admission;
 mod boosting;
+mod cool_downs;
 mod elsewhere;
 mod explaining;
 mod gate_properties;

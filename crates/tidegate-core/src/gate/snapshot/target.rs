@@ -139,7 +139,7 @@ impl KeptTarget {
             paces: target
                 .paces
                 .iter()
-                .filter(|paced| paced.pace.is_active())
+                .filter(|paced| paced.pace.is_active() && !paced.pace.is_slowed())
                 .map(|paced| KeptPace {
                     dimension: paced.dimension.name().to_owned(),
                     found: paced.pace.found(now),

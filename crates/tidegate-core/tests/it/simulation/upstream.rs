@@ -173,7 +173,9 @@ impl Upstream {
     }
 
     fn charge(&self, cost: &Cost) -> f64 {
-        let (input, max) = (cost.input_tokens as f64, cost.max_output_tokens.unwrap_or(16) as f64);
+        // What OpenAI assumes where no ceiling is set, for each answer asked for.
+        let max = cost.max_output_tokens.unwrap_or(16 * cost.choices) as f64;
+        let input = cost.input_tokens as f64;
         match self.rules.charges {
             Charges::Input | Charges::Usage => input,
             Charges::InputPlusMax => input + max,

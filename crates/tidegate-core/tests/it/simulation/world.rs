@@ -25,8 +25,10 @@ pub(super) struct Scenario {
     pub(super) seconds: u64,
     /// Mean size of a call's input; half of it again may come back.
     pub(super) tokens: u64,
-    /// A call's ceiling on its output, as a share of its input.
-    pub(super) ceiling: f64,
+    /// A call's ceiling on its output, as a share of its input. `None`: calls set none.
+    pub(super) ceiling: Option<f64>,
+    /// Answers that each call asks for.
+    pub(super) choices: u64,
     pub(super) rules: Rules,
     /// Share of the limit that others on the same account take, unseen.
     pub(super) others: f64,
@@ -52,7 +54,8 @@ impl Default for Scenario {
             seed: 1,
             seconds: 600,
             tokens: 2000,
-            ceiling: 0.5,
+            ceiling: Some(0.5),
+            choices: 1,
             rules: Rules::default(),
             others: 0.0,
             latency: 1.0,
@@ -234,7 +237,8 @@ impl World {
     fn admit(&mut self, user: &str, size: u64, priority: Priority, interactive: bool, now: u64) {
         let at = Time::from_micros(START + now);
         let mut made = Call { priority, when_open: self.scenario.when_open, ..call(user, size) };
-        made.cost.max_output_tokens = Some((size as f64 * self.scenario.ceiling) as u64);
+        made.cost.max_output_tokens = self.scenario.ceiling.map(|share| (size as f64 * share) as u64);
+        made.cost.choices = self.scenario.choices;
         let known = Made { cost: made.cost, output: size / 4, interactive, ..Made::default() };
         let ticket = self.gate.admit(&made, at);
         self.calls.insert(ticket, known);
