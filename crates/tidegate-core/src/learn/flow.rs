@@ -87,7 +87,9 @@ impl Flow {
 
     /// Units a minute, as they went in the last minute or since it began to be busy.
     pub(crate) fn per_minute(&mut self, now: Time) -> u64 {
-        let busy = now.micros_since(self.busy_since).clamp(BIN_MICROS, BIN_MICROS * BINS as u64);
+        // The last of the bins has only begun.
+        let counted = BIN_MICROS * (BINS as u64 - 1) + now.as_micros() % BIN_MICROS;
+        let busy = now.micros_since(self.busy_since).clamp(BIN_MICROS, counted);
         let units = u128::from(self.in_last_minute(now));
         u64::try_from(units * 60_000_000 / u128::from(busy)).unwrap_or(u64::MAX)
     }
