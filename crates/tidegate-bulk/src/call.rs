@@ -20,14 +20,16 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::account::Note;
+use crate::beginning::{Beginning, Verdict};
 use crate::ceiling::Ceiling;
 use crate::journal::Journal;
 use crate::line::{self, Line};
-use crate::output::{self, Came};
+use crate::output::Came;
 use crate::progress::Counts;
 use crate::quota::Quota;
 use crate::send::{Sent, Upstream};
 use crate::summary::Ending;
+use crate::writer::Row;
 
 /// After an outage is over this is how long it may go unnoticed: the breaker's longest rest is five times its first.
 const RECOVERY_TIMEOUT: Duration = Duration::from_millis(400);
@@ -81,10 +83,11 @@ pub(crate) struct Shared {
     pub(crate) priority: Priority,
     pub(crate) ceiling: Ceiling,
     pub(crate) quota: Quota,
+    pub(crate) beginning: Beginning,
     pub(crate) counts: Counts,
     /// `None`: what is written cannot be gone on from.
     pub(crate) journal: Option<Journal>,
-    pub(crate) results: mpsc::Sender<String>,
+    pub(crate) results: mpsc::Sender<Row>,
     /// Why nothing more is to be sent. `None`: it is.
     pub(crate) ending: watch::Sender<Option<Ending>>,
     pub(crate) calibrations: Mutex<HashMap<Arc<str>, tidegate_core::openai::estimate::Calibration>>,
@@ -100,6 +103,16 @@ impl Shared {
             }
             is_first
         });
+    }
+
+    /// Counts a result, and has it written.
+    pub(crate) async fn write(&self, row: Row) {
+        self.counts.ended(row.failure.is_some());
+        if let Some(why) = &row.failure {
+            self.counts.failed_with(why.clone());
+        }
+        // A writer that is gone has said why.
+        let _ = self.results.send(row).await;
     }
 
     /// Writes to the journal, if there is one. False: it cannot be written, and the run ends.
@@ -173,12 +186,15 @@ enum Then {
 /// Makes one call. `place`: held until its first turn, so that only so many wait.
 pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: OwnedSemaphorePermit) {
     if let Some(came) = attempts(&shared, number, &line, place).await {
-        shared.counts.ended(came.is_failure());
-        if let Some(why) = came.failure() {
-            shared.counts.failed_with(why);
+        match shared.beginning.result(&came, Row::new(number, &line.custom_id, &came)) {
+            Verdict::Keep => {}
+            Verdict::End(why) => shared.end(Ending::TurnedAway(why)),
+            Verdict::Write(rows) => {
+                for row in rows {
+                    shared.write(row).await;
+                }
+            }
         }
-        // A writer that is gone has said why.
-        let _ = shared.results.send(output::line(number, &line.custom_id, &came)).await;
     }
 }
 
@@ -225,12 +241,14 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 let is_answer = matches!(sent.came, Came::Answer { .. });
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
+                if let Some(why) = shared.beginning.attempt(&sent.came, sent.fault.as_ref()) {
+                    shared.end(Ending::Unreachable(format!("nobody answers at {}: {why}", shared.upstream.base_url)));
+                }
                 let known = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
                 let used = known.unwrap_or(held.tokens);
                 let then = settle(shared, &group, line, permit, sent, sent_at);
-                let is_refused = used == 0 && !matches!(then, Then::Result(_));
                 // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
-                shared.notes(if is_refused { Note::Over { number } } else { Note::Used { number, tokens: used } });
+                shared.notes(if used == 0 { Note::Over { number } } else { Note::Used { number, tokens: used } });
                 (then, used)
             }
         };

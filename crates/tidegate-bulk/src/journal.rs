@@ -80,6 +80,11 @@ impl Done {
     pub(crate) fn count(&self) -> u64 {
         self.numbers.len() as u64
     }
+
+    /// How many are good.
+    pub(crate) fn good(&self) -> u64 {
+        self.count() - self.failed
+    }
 }
 
 /// What an earlier run left.
@@ -224,25 +229,33 @@ impl Journal {
     /// Takes over what was left, or begins afresh. Returns the output, open at its end.
     pub(crate) fn begin(out: &Path, made: &Made, left: &Left) -> Result<(Self, File), JournalError> {
         let path = journal_path(out);
-        if let Some(difference) = left.made.as_ref().and_then(|then| then.differs(made)) {
+        // Where nothing has gone well yet, the address may have been why.
+        let is_open = left.done.good() == 0;
+        let then = left.made.as_ref().map(|then| match is_open {
+            true => Made { upstream: made.upstream.clone(), ..then.clone() },
+            false => then.clone(),
+        });
+        if let Some(difference) = then.and_then(|then| then.differs(made)) {
             return Err(JournalError::Refused(format!(
                 "{} has the results of a run with {difference}; run it as it was, or name another output",
                 out.display()
             )));
         }
-        if left.made.is_none() {
-            let mut first = serde_json::to_vec(made).map_err(io::Error::other).map_err(file_error(&path))?;
-            first.push(b'\n');
-            write_aside(&path, &first)?;
-        }
-        let file = OpenOptions::new().append(true).open(&path).map_err(file_error(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(JournalError::Refused(format!("another run is writing {}; wait for it", out.display())));
+        // From here on nobody else changes it.
+        let held = left.made.is_some().then(|| locked(out, &path)).transpose()?;
+        let file = match held {
+            Some(file) if left.made.as_ref() == Some(made) => file,
+            _ => {
+                let mut text = serde_json::to_vec(made).map_err(io::Error::other).map_err(file_error(&path))?;
+                text.push(b'\n');
+                if held.is_some() {
+                    let before = fs::read(&path).map_err(file_error(&path))?;
+                    text.extend(before.iter().skip_while(|byte| **byte != b'\n'));
+                }
+                write_aside(&path, &text)?;
+                locked(out, &path)?
             }
-            Err(TryLockError::Error(error)) => return Err(file_error(&path)(error)),
-        }
+        };
         // A note that a kill tore must not run into the next one.
         (&file).write_all(b"\n").map_err(file_error(&path))?;
         let output = OpenOptions::new().append(true).create(true).open(out).map_err(file_error(out))?;
@@ -273,6 +286,18 @@ impl Journal {
         let mut notes = BufWriter::new(&*self.file);
         numbers.iter().try_for_each(|number| notes.write_all(Note::Over { number: *number }.to_string().as_bytes()))?;
         notes.flush()
+    }
+}
+
+/// Opens the journal at its end, for one run alone.
+fn locked(out: &Path, path: &Path) -> Result<File, JournalError> {
+    let file = OpenOptions::new().append(true).open(path).map_err(file_error(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(JournalError::Refused(format!("another run is writing {}; wait for it", out.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(file_error(path)(error)),
     }
 }
 

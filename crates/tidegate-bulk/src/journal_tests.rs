@@ -61,6 +61,26 @@ fn what_is_not_ours_and_what_is_of_another_run_is_refused_and_left_alone() {
 }
 
 #[test]
+fn another_address_goes_on_where_nothing_has_gone_well_yet_and_only_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (journal, mut output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
+    journal.note(Note::Sends { number: 1, tokens_max: 50 }).unwrap();
+    output.write_all(result(1, 404).as_bytes()).unwrap();
+    let other = Made { upstream: "other".into(), ..made() };
+    let refused = Journal::begin(&out, &other, &look(&out, false).unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("another run is writing"), "{refused}");
+    drop(journal);
+    let (journal, mut output) = Journal::begin(&out, &other, &look(&out, false).unwrap()).unwrap();
+    let left = look(&out, false).unwrap();
+    assert_eq!((left.made.clone(), left.used_tokens()), (Some(other.clone()), 50));
+    output.write_all(result(2, 200).as_bytes()).unwrap();
+    drop(journal);
+    let refused = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("another --upstream"), "{refused}");
+}
+
+#[test]
 fn failed_results_are_dropped_when_they_are_to_be_sent_again() {
     for name in ["out.jsonl", "out.jsonl.gz"] {
         let folder = tempfile::tempdir().unwrap();

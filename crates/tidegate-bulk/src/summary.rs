@@ -21,6 +21,10 @@ pub enum Ending {
     Quota,
     /// The next call might have gone beyond `--max-total-tokens`.
     Ceiling,
+    /// Nobody is where calls are sent.
+    Unreachable(String),
+    /// Whatever was sent was turned away: the key or the address is wrong.
+    TurnedAway(String),
     /// Results can no longer be written.
     Unwritable(String),
     /// The input can no longer be read.
@@ -60,6 +64,8 @@ pub struct Summary {
     /// Lines that an earlier run had sent without learning what became of them, and that were sent again: they may be billed
     /// twice. What was refused before anything was done about it is not among them.
     pub cut_off: u64,
+    /// Answers that came and could not be written: their lines are left, and may be billed twice.
+    pub lost: u64,
     /// Lines that could not be sent (`--skip-bad`); they count as failed.
     pub bad: u64,
     /// Requests sent.
@@ -82,7 +88,7 @@ impl Summary {
     pub const fn exit_code(&self) -> u8 {
         match self.ending {
             Ending::Interrupted => 130,
-            Ending::Unwritable(_) | Ending::Failed(_) => 1,
+            Ending::Unwritable(_) | Ending::Failed(_) | Ending::Unreachable(_) | Ending::TurnedAway(_) => 1,
             _ if self.failed > 0 || self.left > 0 => 3,
             _ => 0,
         }
@@ -118,6 +124,13 @@ impl fmt::Display for Summary {
                 "\n{cut_off} lines were sent again, and may be billed twice: an earlier run ended before their results were written"
             )?;
         }
+        if self.lost > 0 {
+            let lost = self.lost;
+            write!(
+                f,
+                "\n{lost} answers came and could not be written: their lines are sent again, and may be billed twice"
+            )?;
+        }
         if self.bad > 0 {
             write!(f, "\n{} bad lines were not sent; they are among the failed", self.bad)?;
         }
@@ -131,6 +144,18 @@ impl fmt::Display for Summary {
             ),
             Ending::Ceiling => {
                 write!(f, "\n--max-total-tokens is reached: {left} lines are left; the same command with more goes on")
+            }
+            Ending::Unreachable(why) => {
+                write!(
+                    f,
+                    "\n{why}: {left} lines are left; once somebody answers there, or at another --upstream, the same command goes on"
+                )
+            }
+            Ending::TurnedAway(why) => {
+                write!(
+                    f,
+                    "\n{why}: {left} lines are left; once that is mended, with another --upstream too, the same command goes on"
+                )
             }
             Ending::Unwritable(why) | Ending::Failed(why) => write!(f, "\n{why}; {left} lines are left"),
         }

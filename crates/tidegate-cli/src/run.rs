@@ -26,6 +26,9 @@ const BASE_URL_VARIABLE: &str = "OPENAI_BASE_URL";
 /// Paused for want of quota, a run waits no longer than this before it finds out whether there is some again.
 const LOOK_FOR_QUOTA_AFTER_MAX: Duration = Duration::from_secs(60);
 
+/// An upstream that starts again is back by then; an address where nobody is is found out in good time.
+const GIVE_UP_UNREACHED_AFTER: Duration = Duration::from_secs(15);
+
 /// `tidegate run`.
 #[derive(Args, Debug)]
 #[command(after_help = "Example: tidegate run prompts.jsonl -o answers.jsonl --model gpt-4o-mini --prompt-key text\n\
@@ -268,6 +271,7 @@ fn options_of(args: RunArgs, groups: ModelGroups, upstream_name: String) -> Opti
         },
         skip_bad: args.skip_bad,
         retry_failed: args.retry_failed,
+        give_up_unreached_after: GIVE_UP_UNREACHED_AFTER,
         max_total_tokens: args.max_total_tokens,
         show,
     }

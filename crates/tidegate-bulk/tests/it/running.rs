@@ -69,6 +69,20 @@ async fn an_outage_fails_nothing_and_is_met_with_a_few_probes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_where_nobody_is_ends_the_run_and_says_why() {
+    let mut job = Job::new("rpm = 6000", "").await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    job.base_url = Some(format!("http://{nobody}/v1"));
+    job.give_up_unreached_after = Duration::from_millis(500);
+    let summary = job.run((0..50).map(|_| 40)).await;
+    assert_eq!((summary.failed, summary.left, summary.exit_code()), (0, 50, 1), "{summary}");
+    assert!(summary.to_string().contains("no connection: Connection refused: 50 lines are left"), "{summary}");
+    job.base_url = None;
+    let summary = job.run((0..50).map(|_| 40)).await;
+    assert_eq!((summary.done, summary.cut_off, summary.ending), (50, 0, Ending::Complete));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_ends_ends_the_run_without_burning_requests() {
     let fault = "[[fault]]\nkind = \"insufficient_quota\"\nfrom = \"300ms\"\n";
     let mut job = Job::new("rpm = 6000\ninitial_fill = 0.01", fault).await;

@@ -39,10 +39,40 @@ fn a_disk_that_is_full_ends_the_run_and_once_there_is_room_it_goes_on() {
     // What is torn is gone, and what was said to be done is there.
     let whole = results(&place.path().join("out.jsonl")).len();
     assert!(said["done"] == whole && (1..200).contains(&whole), "{whole}: {said}");
+    // As much as has room is there; what came beside that is counted.
+    let row = fs::read_to_string(place.path().join("out.jsonl")).unwrap().len() / whole;
+    let left = 40 * 512 - row * whole;
+    assert!(left <= 2 * row, "{left} bytes are left of which a result takes {row}");
+    assert_eq!(said["attempts"].as_u64().unwrap(), whole as u64 + said["lost"].as_u64().unwrap(), "{said}");
     let ended = go(&place, &upstream, &[]);
     assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(0), &(200 - whole).into()));
+    assert_eq!(summary(&ended)["cut_off"], said["lost"]);
     let found = results(&place.path().join("out.jsonl"));
     assert_eq!((found.len(), found.values().max()), (200, Some(&1)));
+}
+
+#[test]
+fn a_wrong_key_or_address_ends_the_run_after_a_few_calls_and_once_it_is_mended_the_same_command_goes_on() {
+    for (fault, path, why) in [
+        ("[[fault]]\nkind = \"unauthorized\"\n", "/v1", "401 invalid_api_key: the key is wrong or missing"),
+        ("", "", "404 "),
+    ] {
+        let place = Place::new();
+        let (_simulator, upstream) = simulator(&place, &format!("{FREE}{fault}"));
+        place.file("in.jsonl", &lines(300));
+        let wrong = if path.is_empty() { format!("{upstream}/v2/nowhere") } else { upstream.clone() };
+        let args = ["run", "in.jsonl", "-o", "out.jsonl", "--upstream", &wrong];
+        let ended = place.run(&args);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stdout.contains(why) && ended.stdout.contains("300 lines are left"), "{ended:?}");
+        let sent = fs::read_to_string(place.path().join("log")).unwrap().lines().count();
+        assert!(sent <= 20, "{sent} sent");
+        assert_eq!(results_so_far(&place), 0);
+        becomes(&upstream, FREE);
+        let ended = go(&place, &upstream, &[]);
+        let said = summary(&ended);
+        assert_eq!((&said["done"], &said["failed"], &said["cut_off"]), (&300.into(), &0.into(), &0.into()), "{said}");
+    }
 }
 
 #[test]
