@@ -47,6 +47,12 @@ impl Bar {
         Self { bar, columns: 0, bar_columns: 0 }
     }
 
+    /// Before there is anything to measure.
+    pub(crate) fn say(&mut self, what: String) {
+        self.bar.set_style(ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.set_message(what);
+    }
+
     pub(crate) fn show(&mut self, look: &Look) {
         let (_, columns) = Term::stderr().size_checked().unwrap_or((0, 0));
         let columns = if columns == 0 { COLUMNS } else { usize::from(columns) };

@@ -336,10 +336,12 @@ fn without_failed(out: &Path, output: File) -> Result<File, JournalError> {
 fn write_aside(path: &Path, text: &[u8]) -> Result<(), JournalError> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
-    let aside = PathBuf::from(aside);
-    let mut file = File::create(&aside).map_err(file_error(&aside))?;
-    file.write_all(text).and_then(|()| file.sync_data()).map_err(file_error(&aside))?;
-    fs::rename(&aside, path).map_err(file_error(path))
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(text).and_then(|()| file.sync_data())?;
+        fs::rename(&aside, path)
+    };
+    write().map_err(file_error(path))
 }
 
 #[cfg(test)]

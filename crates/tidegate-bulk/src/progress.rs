@@ -110,3 +110,26 @@ pub(crate) async fn show(shared: Arc<Shared>, how: Show, whole: Whole) {
         bar.show(&look);
     }
 }
+
+/// Shows how far the reading of `name` is until the future is dropped.
+pub(crate) async fn show_reading(how: Show, name: &str, lines: &AtomicU64) {
+    let every = match how {
+        Show::Bar => BAR_EVERY,
+        Show::Lines | Show::Json => LINE_EVERY,
+        Show::Nothing => std::future::pending().await,
+    };
+    let mut bar = None;
+    loop {
+        tokio::time::sleep(every).await;
+        let lines = lines.load(Relaxed);
+        // Where standard error is gone there is nobody left to tell.
+        let _ = match how {
+            Show::Bar => {
+                bar.get_or_insert_with(|| Bar::new(0)).say(format!("reading {name}: {lines} lines"));
+                Ok(())
+            }
+            Show::Json => writeln!(std::io::stderr(), "{{\"lines_read\":{lines}}}"),
+            _ => writeln!(std::io::stderr(), "reading {name}: {lines} lines"),
+        };
+    }
+}

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use crate::feed;
 use crate::input::{Input, Survey};
 use crate::journal::{self, Journal, JournalError, Left, Made};
 use crate::known::Known;
-use crate::line::Shape;
+use crate::line::{BadLine, Shape};
 use crate::look::Whole;
 use crate::output::Came;
 use crate::progress::{self, Counts, Show};
@@ -67,6 +68,9 @@ pub enum RunError {
     /// A file cannot be read or written; nothing was sent.
     #[error("{0}")]
     Failed(String),
+    /// It was asked to end before anything was sent.
+    #[error("interrupted before anything was sent")]
+    Interrupted,
 }
 
 impl From<JournalError> for RunError {
@@ -94,7 +98,12 @@ impl Stop {
         self.0.send_replace(true);
     }
 
-    async fn asked(&self) {
+    fn is_asked(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until somebody has asked.
+    pub async fn asked(&self) {
         // The sender is here: it cannot be gone.
         let _ = self.0.subscribe().wait_for(|asked| *asked).await;
     }
@@ -116,8 +125,14 @@ pub async fn run(
     if !is_file && options.retry_failed {
         return Err(RunError::Usage(format!("--retry-failed needs a file as output, not {}", options.out.display())));
     }
+    if let Some(folder) =
+        options.out.parent().filter(|folder| is_file && !folder.as_os_str().is_empty() && !folder.is_dir())
+    {
+        let (out, folder) = (options.out.display(), folder.display());
+        return Err(RunError::Usage(format!("cannot write {out}: there is no folder {folder}")));
+    }
     let left = if is_file { journal::look(&options.out, options.retry_failed)? } else { Left::default() };
-    let (survey, bad_lines) = read_all(&input, &options, &left)?;
+    let (left, survey, bad_lines) = read_in_time(&input, &options, left, &stop).await?;
     let made = made_of(&survey, &options);
     let unwritable = |error: io::Error| RunError::Failed(format!("{}: {error}", options.out.display()));
     let (journal, sink) = if is_file {
@@ -249,31 +264,58 @@ fn keeps_a_journal(out: &Path) -> bool {
     out.as_os_str() != "-" && std::fs::metadata(out).map_or(true, |metadata| metadata.is_file())
 }
 
-/// All of the input, and the results of its bad lines.
-fn read_all(input: &Input, options: &Options, left: &Left) -> Result<(Survey, Vec<Row>), RunError> {
+/// All of the input, and the results of its bad lines. Ends early, and says nothing that is true of all of it, once `stop` asks.
+fn read_all(
+    input: &Input,
+    shape: &Shape,
+    skip_bad: bool,
+    left: &Left,
+    (stop, lines): (&Stop, &AtomicU64),
+) -> Result<(Survey, Vec<Row>), RunError> {
     let mut bad_lines = Vec::new();
-    let survey = Survey::read(input, &options.shape, &left.done, &left.account.sent, |bad| {
-        if options.skip_bad {
+    let bad = |bad: &BadLine| {
+        if skip_bad {
             let message = format!("line {}: {}", bad.number, bad.reason);
             let name = bad.custom_id.as_deref().unwrap_or_default();
             bad_lines.push(Row::new(bad.number, name, &Came::Nothing { code: "bad_line", message }));
         }
-    });
-    let survey = survey.map_err(|error| RunError::Failed(format!("cannot read {}: {error}", input.name())))?;
-    if survey.bad_count > 0 && !options.skip_bad {
-        let mut said = String::new();
-        for bad in &survey.bad {
-            said.push_str(&format!("{}:{}: {}\n", input.name(), bad.number, bad.reason));
-        }
-        let more = survey.bad_count - survey.bad.len() as u64;
-        if more > 0 {
-            said.push_str(&format!("and {more} more\n"));
-        }
-        let bad = survey.bad_count;
-        said.push_str(&format!("{bad} bad lines, so nothing was sent; mend them, or leave them out with --skip-bad"));
-        return Err(RunError::Usage(said));
+    };
+    let goes_on = |number| {
+        lines.store(number, Relaxed);
+        !stop.is_asked()
+    };
+    let survey = Survey::read_while(input, shape, &left.done, &left.account.sent, bad, goes_on);
+    let survey = survey.map_err(|error| unreadable(input, &error))?;
+    match survey.complaint(input).filter(|_| !skip_bad) {
+        Some(complaint) => Err(RunError::Usage(complaint)),
+        None => Ok((survey, bad_lines)),
     }
-    Ok((survey, bad_lines))
+}
+
+/// The same in a thread of its own, since it may take long: meanwhile it says how far it is, and may be told to stop.
+async fn read_in_time(
+    input: &Input,
+    options: &Options,
+    left: Left,
+    stop: &Stop,
+) -> Result<(Left, Survey, Vec<Row>), RunError> {
+    let lines = Arc::new(AtomicU64::new(0));
+    let reading = tokio::task::spawn_blocking({
+        let (input, shape, skip_bad) = (input.clone(), options.shape.clone(), options.skip_bad);
+        let (stop, lines) = (stop.clone(), lines.clone());
+        move || read_all(&input, &shape, skip_bad, &left, (&stop, &lines)).map(|(survey, bad)| (left, survey, bad))
+    });
+    tokio::select! {
+        biased;
+        () = stop.asked() => Err(RunError::Interrupted),
+        read = reading => read.map_err(|error| RunError::Failed(format!("the reader died: {error}")))?,
+        () = progress::show_reading(options.show, input.name(), &lines) => Err(RunError::Interrupted),
+    }
+}
+
+/// Nothing has been sent yet: it is the input that is no good.
+pub(crate) fn unreadable(input: &Input, error: &io::Error) -> RunError {
+    RunError::Usage(format!("cannot read {} to its end: {error}", input.name()))
 }
 
 fn made_of(survey: &Survey, options: &Options) -> Made {

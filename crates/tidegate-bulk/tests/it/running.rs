@@ -76,7 +76,7 @@ async fn an_address_where_nobody_is_ends_the_run_and_says_why() {
     job.give_up_unreached_after = Duration::from_millis(500);
     let summary = job.run((0..50).map(|_| 40)).await;
     assert_eq!((summary.failed, summary.left, summary.exit_code()), (0, 50, 1), "{summary}");
-    assert!(summary.to_string().contains("no connection: Connection refused: 50 lines are left"), "{summary}");
+    assert!(summary.to_string().contains("no connection: Connection refused: 50 lines left"), "{summary}");
     job.base_url = None;
     let summary = job.run((0..50).map(|_| 40)).await;
     assert_eq!((summary.done, summary.cut_off, summary.ending), (50, 0, Ending::Complete));

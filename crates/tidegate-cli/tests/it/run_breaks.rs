@@ -64,7 +64,7 @@ fn a_wrong_key_or_address_ends_the_run_after_a_few_calls_and_once_it_is_mended_t
         let args = ["run", "in.jsonl", "-o", "out.jsonl", "--upstream", &wrong];
         let ended = place.run(&args);
         assert_eq!(ended.code, Some(1), "{ended:?}");
-        assert!(ended.stdout.contains(why) && ended.stdout.contains("300 lines are left"), "{ended:?}");
+        assert!(ended.stdout.contains(why) && ended.stdout.contains("300 lines left"), "{ended:?}");
         let sent = fs::read_to_string(place.path().join("log")).unwrap().lines().count();
         assert!(sent <= 20, "{sent} sent");
         assert_eq!(results_so_far(&place), 0);
@@ -88,7 +88,7 @@ fn a_reader_that_leaves_ends_the_run() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("cannot write standard output: ") && said.contains("lines are left"), "{said}");
+    assert!(said.contains("cannot write standard output: ") && said.contains("lines left"), "{said}");
     let log = fs::read_to_string(place.path().join("log")).unwrap();
     assert!(log.lines().count() < 5000, "it went on for nobody");
 }
@@ -112,6 +112,22 @@ fn a_second_signal_stops_at_once_and_what_was_in_flight_is_sent_again_and_counte
     let ended = go(&place, &upstream, &[]);
     assert_eq!((ended.code, &summary(&ended)["cut_off"]), (Some(0), &in_flight.into()), "{ended:?}");
     assert_eq!(results(&place.path().join("out.jsonl")).len(), 20);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_is_heeded_while_the_input_is_read_and_it_was_interrupted_then() {
+    let place = Place::new();
+    let mut command = place.command(&["run", "-", "-o", "out.jsonl", "--upstream", "http://127.0.0.1:1/v1"]);
+    // It stays open, and says nothing.
+    command.stdin(Stdio::piped());
+    let mut run = Running::spawn(command);
+    run.logs("standard input is read to its end before anything is sent");
+    run.signal("INT");
+    let ended = run.end();
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    assert!(ended.stderr.contains("interrupted before anything was sent"), "{ended:?}");
+    assert!(!place.path().join("out.jsonl").exists());
 }
 
 #[test]
