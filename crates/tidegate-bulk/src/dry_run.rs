@@ -10,7 +10,7 @@ use tidegate_core::config::Policy;
 use crate::input::{Input, Survey};
 use crate::journal::Done;
 use crate::line::Shape;
-use crate::plan::{Plan, Trace, predict};
+use crate::plan::{Plan, Trace, Used, predict};
 use crate::run::{RunError, unreadable};
 use crate::summary::{Counted, Spoken};
 
@@ -84,7 +84,8 @@ impl fmt::Display for DryRun {
         };
         write!(f, "\nwould take {}", Spoken(Duration::from_secs_f64(plan.makespan_seconds)))?;
         for used in &plan.used {
-            write!(f, "\n{:.1} % of {} {} would be used meanwhile", used.percent, used.dimension, used.units)?;
+            let Used { dimension, units, percent, .. } = used;
+            write!(f, "\n{percent:.1} % of {dimension} {units}{} would be used meanwhile", used.whose())?;
         }
         Ok(())
     }

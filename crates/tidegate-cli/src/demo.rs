@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use reqwest::Client;
 use tidegate_core::config::{Config, ListenAddr, SecretSource, UpstreamConfig};
 use tidegate_gateway::{Gateway, GatewayOptions};
@@ -20,9 +21,11 @@ use tokio::task::JoinSet;
 use crate::outcome::{Failure, print};
 use crate::{serve, sim};
 
-/// Four requests a second, ten at once at first.
-const SCENARIO: &str = "[latency]\nfirst_token = \"200ms\"\nsigma = 0.2\ntokens_per_second = 400.0\n[output]\nmedian = 40\n\
-                        [model.\"gpt-4o-mini\"]\nrpm = 240\ntpm = 1000000\ninitial_fill = 0.05\n";
+/// What the limit lets through: so many a second, and so many at once at first.
+const PER_SECOND: u32 = 4;
+const AT_FIRST: u32 = 12;
+const SCENARIO: &str =
+    "[latency]\nfirst_token = \"200ms\"\nsigma = 0.2\ntokens_per_second = 400.0\n[output]\nmedian = 40\n";
 /// Calls that come within [`CALLS_FOR`]: three times what the limit lets through meanwhile.
 const CALLS: u32 = 120;
 const CALLS_FOR: Duration = Duration::from_secs(10);
@@ -51,7 +54,11 @@ pub(crate) fn run(_args: &DemoArgs) -> Result<(), Failure> {
 }
 
 async fn start_simulator() -> Result<Simulator, Failure> {
-    let scenario = Scenario::from_toml(SCENARIO).map_err(|error| Failure::Failed(error.to_string()))?;
+    let rpm = 60 * PER_SECOND;
+    let fill = f64::from(AT_FIRST) / f64::from(rpm);
+    let limits = format!("[model.\"gpt-4o-mini\"]\nrpm = {rpm}\ntpm = 1000000\ninitial_fill = {fill}\n");
+    let scenario =
+        Scenario::from_toml(&format!("{SCENARIO}{limits}")).map_err(|error| Failure::Failed(error.to_string()))?;
     sim::start(scenario, Options::default(), SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await
 }
 
@@ -64,7 +71,7 @@ async fn show() -> Result<(), Failure> {
     let client = Client::builder().no_proxy().build();
     let client = client.map_err(|error| Failure::Failed(format!("no connections can be made: {error}")))?;
     print(&format!(
-        "{CALLS} calls within {} s at a limit of 4 a second: by themselves, and through tidegate",
+        "{CALLS} calls in {} s, {PER_SECOND} a second allowed:\nalone, and through tidegate",
         CALLS_FOR.as_secs()
     ))?;
     let sides = [Arc::new(Side::default()), Arc::new(Side::default())];
@@ -154,23 +161,51 @@ async fn show_live(sides: &[Arc<Side>; 2]) {
     let mut ticks = tokio::time::interval(every);
     // The first tick comes at once, when there is nothing to show.
     ticks.tick().await;
+    let lines = is_terminal.then(Lines::new);
     loop {
         ticks.tick().await;
         let [alone, gateway] = sides.each_ref().map(|side| {
             let (answered, failed) = (side.answered.load(Relaxed), side.failed.load(Relaxed));
-            format!("{answered:3} answered {failed:3} failed {:3} 429s", side.met_429.load(Relaxed))
+            format!("{answered:3} answered {failed:2} failed {:3} 429s", side.met_429.load(Relaxed))
         });
-        let (begin, end) = if is_terminal { ("\r", "  ") } else { ("", "\n") };
-        // Where standard error is gone there is nobody left to tell.
-        let _ = write!(io::stderr(), "{begin}alone: {alone}   tidegate: {gateway}{end}");
+        match &lines {
+            Some(lines) => lines.show([format!("alone    {alone}"), format!("tidegate {gateway}")]),
+            // Where standard error is gone there is nobody left to tell.
+            None => drop(writeln!(io::stderr(), "alone: {alone}   tidegate: {gateway}")),
+        }
+    }
+}
+
+/// Lines of a terminal that are drawn over: cut to its width, since what wraps cannot be drawn over, and gone in the end.
+struct Lines {
+    all: MultiProgress,
+    bars: [ProgressBar; 2],
+}
+
+impl Lines {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bars = [(); 2].map(|()| all.add(ProgressBar::no_length().with_style(style.clone())));
+        Self { all, bars }
+    }
+
+    fn show(&self, texts: [String; 2]) {
+        for (bar, text) in self.bars.iter().zip(texts) {
+            bar.set_message(text);
+            bar.tick();
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no cleaning.
+        let _ = self.all.clear();
     }
 }
 
 fn say(sides: &[Arc<Side>; 2]) -> Result<(), Failure> {
-    if io::stderr().is_terminal() {
-        // Off the line that was drawn over.
-        let _ = writeln!(io::stderr());
-    }
     print("\n                 alone   tidegate")?;
     let row = |name: &str, value: fn(&Side) -> u64| {
         let [alone, gateway] = sides.each_ref().map(|side| value(side));
@@ -180,5 +215,11 @@ fn say(sides: &[Arc<Side>; 2]) -> Result<(), Failure> {
     row("failed", |side| side.failed.load(Relaxed))?;
     row("requests", |side| side.sent.load(Relaxed))?;
     row("429s met", |side| side.met_429.load(Relaxed))?;
-    row("seconds", |side| side.took_millis.load(Relaxed) / 1000)
+    row("seconds", |side| side.took_millis.load(Relaxed) / 1000)?;
+    let least = (CALLS - AT_FIRST) / PER_SECOND;
+    let failed = sides[0].failed.load(Relaxed);
+    print(&format!(
+        "\nThe limit allows {CALLS} calls in {least} s at\nbest: {AT_FIRST} at once, then {PER_SECOND} a second.\n\
+         Alone, {failed} calls were given up instead."
+    ))
 }

@@ -17,7 +17,8 @@ use crate::outcome::{Failure, print};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Example: tidegate plan trace.csv --config tidegate.toml --target-p95-wait 2s --html report.html\n\
-                        A trace is CSV (timestamp,input_tokens,output_tokens[,model,user,priority]) or the input of a run.\n\
+                        A trace is CSV (timestamp,input_tokens,output_tokens[,model,user,priority]; seconds or RFC 3339),\n\
+                        or the input of a run if it begins with an object; - is standard input, .gz and .zst are unpacked.\n\
                         The upstream is taken to answer in 300 ms and 12.5 ms for each token of output, and never to fail."
 )]
 pub(crate) struct PlanArgs {
@@ -34,7 +35,7 @@ pub(crate) struct PlanArgs {
     target_p95_wait: Option<Duration>,
 
     /// A table of tiers of your own; without it, OpenAI's as far as they are published
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", requires = "target_p95_wait")]
     tiers: Option<PathBuf>,
 
     /// Prints JSON
@@ -83,13 +84,12 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         None => None,
         Some(target) => {
             let tiers = read_tiers(args.tiers.as_deref())?;
-            let tiers = tiers.for_models(trace.models());
             Some(plan::search(&trace, &config.policy, &tiers, target).map_err(Failure::Usage)?)
         }
     };
     if let Some(path) = &args.html {
         let title = format!("tidegate plan: {}", args.trace.display());
-        fs::write(path, plan::page(&plan, &title))
+        fs::write(path, plan::page(&plan, answer.as_ref(), &title))
             .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
     }
     if args.json {

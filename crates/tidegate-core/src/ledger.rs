@@ -358,31 +358,15 @@ fn strongest<'b>(boosts: &'b [Boost], limit: &Limit, subject: &Subject) -> Optio
 /// What a limit says of a subject, as meters to make.
 fn specs(limit: &Limit, subject: &Subject, source: LevelSource) -> SmallVec<[Spec; 6]> {
     let rates = limit.rates_for(subject);
-    let rpm = match rates.allowance(Dimension::RequestsPerMinute) {
-        Some(Allowance::Units(units)) => Some(units.get()),
-        _ => None,
-    };
     let tenants_share = !limit.per.iter().any(|scope| matches!(scope, Scope::Key | Scope::Organization | Scope::User));
     Dimension::ALL
         .into_iter()
         .filter_map(|dimension| {
             let allowance = rates.allowance(dimension)?;
-            let burst = match (allowance, rates.burst_allowance, rpm, dimension) {
-                (
-                    Allowance::Units(units),
-                    Some(burst),
-                    Some(rpm),
-                    Dimension::RequestsPerMinute | Dimension::TokensPerMinute | Dimension::ImagesPerMinute,
-                ) => {
-                    let scaled = u128::from(units.get()) * u128::from(burst.get()) / u128::from(rpm);
-                    Some(u64::try_from(scaled).unwrap_or(u64::MAX).clamp(1, units.get()))
-                }
-                _ => None,
-            };
             (allowance != Allowance::Unlimited).then(|| Spec {
                 dimension,
                 allowance,
-                burst,
+                burst: rates.burst(dimension),
                 algorithm: limit.algorithm(),
                 enforce: limit.mode == Mode::Enforce,
                 mirror: limit.is_mirror(),
@@ -438,6 +422,14 @@ pub(crate) fn level_key(name: &str, per: &[Scope], subject: &Subject) -> Box<str
         escape_into(&mut key, scope.of(subject));
     }
     key.into()
+}
+
+/// What each part of a configured limit's key is, and its name.
+pub(crate) fn key_parts(key: &str) -> impl Iterator<Item = (Scope, String)> {
+    key.split('|').skip(1).filter_map(|part| {
+        let (scope, name) = part.split_once('=')?;
+        Some((Scope::parse(scope)?, name.replace("%7c", "|").replace("%3d", "=").replace("%25", "%")))
+    })
 }
 
 /// Whether `key` is one of a level of the limit of that name.

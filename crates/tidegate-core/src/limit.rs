@@ -177,6 +177,22 @@ impl Rates {
         self.allowances[dimension.index()]
     }
 
+    /// Units that may go at one instant in `dimension`, where that is less than a whole minute's worth: all per-minute dimensions
+    /// scale with `burst_allowance` ÷ `requests_per_minute`.
+    #[must_use]
+    pub fn burst(&self, dimension: Dimension) -> Option<u64> {
+        let is_minutely =
+            matches!(dimension, Dimension::RequestsPerMinute | Dimension::TokensPerMinute | Dimension::ImagesPerMinute);
+        let units = |dimension| match self.allowance(dimension) {
+            Some(Allowance::Units(units)) => Some(units.get()),
+            _ => None,
+        };
+        let rpm = units(Dimension::RequestsPerMinute)?;
+        let (burst, units) = (self.burst_allowance?, units(dimension).filter(|_| is_minutely)?);
+        let scaled = u128::from(units) * u128::from(burst.get()) / u128::from(rpm);
+        Some(u64::try_from(scaled).unwrap_or(u64::MAX).clamp(1, units))
+    }
+
     /// Sets what is said of `dimension`.
     #[must_use]
     pub fn with(mut self, dimension: Dimension, units: u64) -> Self {

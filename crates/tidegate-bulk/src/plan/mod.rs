@@ -3,13 +3,17 @@
 //! Only the upstream is imagined: it charges its input when it admits, as OpenAI does, never fails, and takes 300 ms and
 //! 12.5 ms for each token of output. Everything else is what the gateway and `tidegate run` would do.
 
+mod chart;
 mod html;
 mod report;
 mod tiers;
 mod trace;
+mod used;
 mod world;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -17,9 +21,10 @@ use tidegate_core::config::Policy;
 use tidegate_core::limit::{Allowance, Dimension, Rates};
 
 pub use html::page;
-pub use report::{Binding, Interval, Plan, Used, Waits};
+pub use report::{Binding, Interval, Plan, Waits};
 pub use tiers::{Tier, Tiers};
 pub use trace::{Trace, TraceError};
+pub use used::Used;
 pub use world::predict;
 
 /// The smallest limits that hold a wait.
@@ -27,9 +32,11 @@ pub use world::predict;
 pub struct Answer {
     /// The wait that 95 of 100 calls are not to exceed, in seconds.
     pub target_p95_seconds: f64,
-    /// When the table of tiers was true.
+    /// When the table of tiers was true; empty: it does not say.
     pub tiers_as_of: String,
-    /// Of the tiers that say something of all models, from the smallest: what the wait would be.
+    /// Models whose rows are of another time.
+    pub models_as_of: BTreeMap<String, String>,
+    /// From the smallest tier to the first that is known to be enough.
     pub tiers: Vec<TierAnswer>,
     /// By how much the configured limits would have to be multiplied. Absent: none are configured, or no factor helps.
     pub factor: Option<f64>,
@@ -40,31 +47,70 @@ pub struct Answer {
 pub struct TierAnswer {
     /// Its name.
     pub tier: String,
-    /// 95 of 100 calls wait no longer, in seconds.
-    pub p95_seconds: f64,
-    /// Calls that would be refused.
-    pub refused: u64,
-    /// Whether it is enough.
-    pub is_enough: bool,
+    /// What would come of it, and where that is not known, what the table says nothing of.
+    #[serde(flatten)]
+    pub came: TierCame,
+}
+
+/// What would come of a tier.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum TierCame {
+    /// The table says what it allows of every model.
+    Known {
+        /// 95 of 100 calls wait no longer, in seconds.
+        p95_seconds: f64,
+        /// Calls that would be refused.
+        refused: u64,
+        /// Whether it is enough.
+        is_enough: bool,
+    },
+    /// It does not.
+    Unknown {
+        /// The models that it says nothing of; an empty name: calls that name none.
+        says_nothing_of: Vec<Arc<str>>,
+    },
+}
+
+impl Answer {
+    fn is_enough(&self) -> bool {
+        self.tiers.iter().any(|tier| matches!(tier.came, TierCame::Known { is_enough: true, .. }))
+    }
+
+    /// From when the table is, and those rows of it that are older.
+    fn dated(&self) -> String {
+        let table = Some(format!("tiers as of {}", self.tiers_as_of)).filter(|_| !self.tiers_as_of.is_empty());
+        let rows = self.models_as_of.iter().map(|(model, as_of)| format!("{model} as of {as_of}"));
+        let all: Vec<String> = table.into_iter().chain(rows).collect();
+        if all.is_empty() { String::new() } else { format!(" ({})", all.join(", ")) }
+    }
+}
+
+impl fmt::Display for TierCame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known { p95_seconds, refused, is_enough } => {
+                let verdict = if *is_enough { "is enough" } else { "is not enough" };
+                write!(f, "{verdict}: 95 of 100 wait {p95_seconds:.1} s at most, {refused} are refused")
+            }
+            Self::Unknown { says_nothing_of } => {
+                write!(f, "is not known: the table says nothing of {}", tiers::named(says_nothing_of))
+            }
+        }
+    }
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let target = self.target_p95_seconds;
         write!(f, "for 95 of 100 calls to wait {target} s at most, and none to be refused:")?;
-        for tier in &self.tiers {
-            let TierAnswer { tier, p95_seconds, refused, is_enough } = tier;
-            let verdict = if *is_enough { "is enough" } else { "is not enough" };
-            write!(f, "\n  {tier} {verdict}: 95 of 100 wait {p95_seconds:.1} s at most, {refused} are refused")?;
+        for TierAnswer { tier, came } in &self.tiers {
+            write!(f, "\n  {tier} {came}")?;
         }
-        let as_of = &self.tiers_as_of;
-        match self.tiers.last() {
-            None => write!(f, "\n  no tier of the table (as of {as_of}) says something of all models of the trace")?,
-            Some(last) if !last.is_enough => {
-                write!(f, "\n  no larger tier of the table (as of {as_of}) says something of all models")?
-            }
-            Some(_) => write!(f, "\n  (tiers as of {as_of})")?,
+        if !self.is_enough() {
+            write!(f, "\n  of the tiers that are known, none is enough")?;
         }
+        write!(f, "{}", self.dated())?;
         match self.factor {
             Some(factor) => write!(f, "\n  the configured limits are enough at {factor:.2} times what they are"),
             None => Ok(()),
@@ -77,41 +123,47 @@ impl fmt::Display for Answer {
 /// # Errors
 /// If there is nothing to search.
 pub fn search(trace: &Trace, policy: &Policy, tiers: &Tiers, target: Duration) -> Result<Answer, String> {
-    if tiers.tier.is_empty() && policy.limits.is_empty() {
-        let as_of = &tiers.as_of;
-        if trace.models().iter().any(|model| model.is_empty()) {
+    let models = trace.models();
+    if policy.limits.is_empty() && tiers.tier.iter().all(|tier| !tier.unknown(models).is_empty()) {
+        if models.iter().any(|model| model.is_empty()) {
             return Err(
                 "nothing to search: the trace names no model, so no tier can be looked up (--model names it), and no \
                         limits are configured"
                     .to_owned(),
             );
         }
-        let models = trace.models().join(", ");
         return Err(format!(
-            "nothing to search: no tier of the table (as of {as_of}) says something of all of {models} (--tiers gives \
-             another table), and no limits are configured"
+            "nothing to search: no tier of the table says something of all of {} (--tiers gives another table), and no \
+             limits are configured",
+            tiers::named(models)
         ));
     }
     let holds = |plan: &Plan| plan.refused == 0 && plan.all.p95_seconds <= target.as_secs_f64();
-    let mut answers = Vec::new();
+    let mut answer = Answer {
+        target_p95_seconds: target.as_secs_f64(),
+        tiers_as_of: tiers.as_of.clone(),
+        models_as_of: BTreeMap::new(),
+        tiers: Vec::new(),
+        factor: None,
+    };
     for tier in &tiers.tier {
-        let limits = tiers.limits(tier, trace.models());
-        let plan = predict(trace, &Policy { limits, ..policy.clone() });
-        let is_enough = holds(&plan);
-        answers.push(TierAnswer {
-            tier: tier.name.clone(),
-            p95_seconds: plan.all.p95_seconds,
-            refused: plan.refused,
-            is_enough,
-        });
-        if is_enough {
+        let says_nothing_of = tier.unknown(models);
+        let came = if says_nothing_of.is_empty() {
+            let limits = tier.limits(models);
+            let plan = predict(trace, &Policy { limits, ..policy.clone() });
+            answer.models_as_of.extend(tier.dates(models));
+            TierCame::Known { p95_seconds: plan.all.p95_seconds, refused: plan.refused, is_enough: holds(&plan) }
+        } else {
+            TierCame::Unknown { says_nothing_of }
+        };
+        answer.tiers.push(TierAnswer { tier: tier.name.clone(), came });
+        if answer.is_enough() {
             break;
         }
     }
     let holds_at = |factor: f64| holds(&predict(trace, &scaled(policy, factor)));
-    let factor = (!policy.limits.is_empty()).then(|| smallest(holds_at)).flatten();
-    let tiers_as_of = tiers.as_of.clone();
-    Ok(Answer { target_p95_seconds: target.as_secs_f64(), tiers_as_of, tiers: answers, factor })
+    answer.factor = (!policy.limits.is_empty()).then(|| smallest(holds_at)).flatten();
+    Ok(answer)
 }
 
 /// The smallest factor that holds, to 2 %.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tidegate_core::call::Priority;
-use tidegate_core::gate::Status;
-use tidegate_core::limit::Dimension;
+use tidegate_core::call::{Priority, Subject};
+use tidegate_core::limit::{Dimension, Limit};
 
 use super::trace::Arrival;
+use super::used::{Levels, Used};
 use crate::summary::Spoken;
 
 /// Intervals that a plan is told in, at most.
@@ -18,11 +18,13 @@ const INTERVALS: u64 = 120;
 /// Upper bounds of the histogram's rows, in seconds.
 const ROWS: [f64; 7] = [0.001, 0.1, 1.0, 10.0, 60.0, 600.0, f64::INFINITY];
 
-/// How long calls waited.
+/// How long calls waited that went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Waits {
     /// Calls that went.
     pub calls: u64,
+    /// Calls that were refused: how long they would have waited is in none of the waits.
+    pub refused: u64,
     /// Half waited no longer, in seconds; likewise below.
     pub p50_seconds: f64,
     /// 95 of 100.
@@ -31,19 +33,6 @@ pub struct Waits {
     pub p99_seconds: f64,
     /// The longest.
     pub max_seconds: f64,
-}
-
-/// How much of a limit was used.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Used {
-    /// The limit's name.
-    pub limit: String,
-    /// The dimension.
-    pub dimension: &'static str,
-    /// Units per period, of all its levels together.
-    pub units: u64,
-    /// Of what could go at once at first and the refill until the last call went.
-    pub percent: f64,
 }
 
 /// What made calls wait.
@@ -111,28 +100,27 @@ pub(super) struct Notes {
     interval_micros: u64,
     /// In milliseconds, by priority.
     waits: [Vec<u32>; 3],
+    /// By priority.
+    refused: [u64; 3],
     refusals: BTreeMap<String, u64>,
     binds: Bound,
     intervals: Vec<(Interval, Bound)>,
-    requests: u64,
-    input_tokens: u64,
-    tokens: u64,
+    levels: Levels,
 }
 
 impl Notes {
-    pub(super) fn new(span_micros: u64) -> Self {
+    pub(super) fn new(span_micros: u64, limits: Vec<Limit>) -> Self {
         Self {
             now: 0,
             ended_at: 0,
             granted_until: 0,
             interval_micros: (span_micros / INTERVALS).max(1_000_000),
             waits: Default::default(),
+            refused: [0; 3],
             refusals: BTreeMap::new(),
             binds: BTreeMap::new(),
             intervals: Vec::new(),
-            requests: 0,
-            input_tokens: 0,
-            tokens: 0,
+            levels: Levels::new(limits),
         }
     }
 
@@ -140,6 +128,7 @@ impl Notes {
     fn interval(&mut self, now: u64) -> &mut (Interval, Bound) {
         while now / self.interval_micros >= 2 * INTERVALS {
             self.interval_micros *= 2;
+            self.levels.join();
             let old = std::mem::take(&mut self.intervals);
             for (number, (interval, binds)) in old.into_iter().enumerate() {
                 if number % 2 == 0 {
@@ -157,22 +146,20 @@ impl Notes {
         &mut self.intervals[at]
     }
 
-    pub(super) fn granted(&mut self, now: u64, waited_micros: u64, arrival: &Arrival) {
+    pub(super) fn granted(&mut self, now: u64, waited_micros: u64, arrival: &Arrival, subject: &Subject) {
         let class = arrival.priority.index();
         self.waits[class].push(u32::try_from(waited_micros / 1000).unwrap_or(u32::MAX));
         self.granted_until = now;
-        let tokens = arrival.cost.input_tokens + arrival.output_tokens;
-        self.requests += 1;
-        self.input_tokens += arrival.cost.input_tokens;
-        self.tokens += tokens;
         let (interval, _) = self.interval(now);
         interval.requests += 1;
-        interval.tokens += tokens;
+        interval.tokens += arrival.cost.input_tokens + arrival.output_tokens;
         let waited = waited_micros as f64 / 1e6;
         interval.wait_seconds[class] = Some(interval.wait_seconds[class].map_or(waited, |other| other.max(waited)));
+        self.levels.charge(arrival, subject, now / self.interval_micros);
     }
 
-    pub(super) fn refused(&mut self, reason: &'static str) {
+    pub(super) fn refused(&mut self, priority: Priority, reason: &'static str) {
+        self.refused[priority.index()] += 1;
         *self.refusals.entry(reason.to_owned()).or_default() += 1;
     }
 
@@ -182,12 +169,13 @@ impl Notes {
         *self.interval(now).1.entry(what).or_default() += 1;
     }
 
-    pub(super) fn plan(mut self, calls: u64, status: &Status) -> Plan {
+    pub(super) fn plan(mut self, calls: u64) -> Plan {
         let mut all: Vec<u32> = self.waits.concat();
+        let refused = self.refused.iter().sum();
         let mut by_priority = BTreeMap::new();
-        for (priority, millis) in Priority::ALL.into_iter().zip(&mut self.waits) {
-            if !millis.is_empty() {
-                by_priority.insert(priority.name(), waits(millis));
+        for ((priority, millis), refused) in Priority::ALL.into_iter().zip(&mut self.waits).zip(self.refused) {
+            if !millis.is_empty() || refused > 0 {
+                by_priority.insert(priority.name(), waits(millis, refused));
             }
         }
         let mut histogram: Vec<(Option<f64>, u64)> =
@@ -206,7 +194,7 @@ impl Notes {
             })
             .collect();
         binds.sort_by_key(|binding| std::cmp::Reverse(binding.calls));
-        let used = self.used(status);
+        let used = self.levels.used(self.granted_until, self.intervals.len(), self.interval_micros);
         let interval_seconds = self.interval_micros as f64 / 1e6;
         let intervals = (0_u32..).zip(self.intervals).map(|(number, (interval, binds))| {
             let most = binds.into_iter().max_by_key(|(_, calls)| *calls);
@@ -215,10 +203,10 @@ impl Notes {
         });
         Plan {
             calls,
-            refused: self.refusals.values().sum(),
+            refused,
             refusals: self.refusals,
             makespan_seconds: self.ended_at as f64 / 1e6,
-            all: waits(&mut all),
+            all: waits(&mut all, refused),
             by_priority,
             histogram,
             used,
@@ -226,38 +214,6 @@ impl Notes {
             interval_seconds,
             intervals: intervals.collect(),
         }
-    }
-
-    /// Units that went, as a share of what all levels of a limit held at first and refilled until the last call went.
-    fn used(&self, status: &Status) -> Vec<Used> {
-        #[derive(Default)]
-        struct Levels {
-            units: u64,
-            at_first: u64,
-            is_mirror: bool,
-        }
-        let mut sums: BTreeMap<(String, &'static str), Levels> = BTreeMap::new();
-        for level in &status.limits {
-            for meter in &level.meters {
-                let sum = sums.entry((level.limit.clone(), meter.dimension)).or_default();
-                sum.units = sum.units.saturating_add(meter.limit);
-                sum.at_first = sum.at_first.saturating_add(meter.burst);
-                sum.is_mirror = level.kind == "mirror";
-            }
-        }
-        let minutes = self.granted_until as f64 / 60e6;
-        let share = |((limit, dimension), levels): ((String, &'static str), Levels)| {
-            let gone = match (dimension, levels.is_mirror) {
-                ("requests_per_minute" | "requests_per_day", _) => self.requests,
-                ("tokens_per_minute" | "tokens_per_day", true) => self.input_tokens,
-                ("tokens_per_minute" | "tokens_per_day", false) => self.tokens,
-                _ => return None,
-            };
-            let periods = if dimension.ends_with("day") { minutes / 1440.0 } else { minutes };
-            let there = levels.at_first as f64 + levels.units as f64 * periods;
-            Some(Used { limit, dimension, units: levels.units, percent: 100.0 * gone as f64 / there.max(1.0) })
-        };
-        sums.into_iter().filter_map(share).collect()
     }
 }
 
@@ -272,7 +228,7 @@ fn join(into: &mut Interval, other: &Interval) {
     }
 }
 
-fn waits(millis: &mut [u32]) -> Waits {
+fn waits(millis: &mut [u32], refused: u64) -> Waits {
     millis.sort_unstable();
     let at = |share: f64| {
         let place = (millis.len() as f64 * share).ceil() as usize;
@@ -280,6 +236,7 @@ fn waits(millis: &mut [u32]) -> Waits {
     };
     Waits {
         calls: millis.len() as u64,
+        refused,
         p50_seconds: at(0.5),
         p95_seconds: at(0.95),
         p99_seconds: at(0.99),
@@ -294,12 +251,12 @@ impl fmt::Display for Plan {
         for (reason, calls) in &self.refusals {
             writeln!(f, "  refused: {calls} for {reason}")?;
         }
-        writeln!(f, "\npriority    calls      p50      p95      p99      max   (waits)")?;
+        writeln!(f, "\npriority     went  refused      p50      p95      p99      max   (waits of those that went)")?;
         for priority in Priority::ALL.into_iter().rev().map(Priority::name) {
             let Some(waits) = self.by_priority.get(priority) else { continue };
-            let Waits { calls, p50_seconds, p95_seconds, p99_seconds, max_seconds } = *waits;
+            let Waits { calls, refused, p50_seconds, p95_seconds, p99_seconds, max_seconds } = *waits;
             let [p50, p95, p99, max] = [p50_seconds, p95_seconds, p99_seconds, max_seconds].map(spoken);
-            writeln!(f, "{priority:<8} {calls:8} {p50:>8} {p95:>8} {p99:>8} {max:>8}")?;
+            writeln!(f, "{priority:<8} {calls:8} {refused:8} {p50:>8} {p95:>8} {p99:>8} {max:>8}")?;
         }
         writeln!(f, "\nwaited")?;
         let most = self.histogram.iter().map(|(_, calls)| *calls).max().unwrap_or(0).max(1);
@@ -313,8 +270,8 @@ impl fmt::Display for Plan {
             writeln!(f, "{bound:>10} {calls:8} {bar}")?;
         }
         for used in &self.used {
-            let Used { limit, dimension, units, percent } = used;
-            write!(f, "\nused: {percent:5.1} % of {limit} {dimension} ({units})")?;
+            let Used { limit, dimension, units, percent, .. } = used;
+            write!(f, "\nused: {percent:5.1} % of {limit} {dimension} ({units}){}", used.whose())?;
         }
         for binding in &self.binds {
             write!(f, "\nbinds: {} {} made {} calls wait", binding.limit, binding.dimension, binding.calls)?;

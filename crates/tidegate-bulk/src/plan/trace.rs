@@ -1,7 +1,7 @@
 //! Decides what arrives, and when: a trace in CSV, or the input of a run, of which all is there at once.
 
 use std::collections::HashSet;
-use std::io::{self, BufRead as _};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,7 +12,6 @@ use tidegate_core::cost::Cost;
 use crate::input::{Fate, Input, Survey};
 use crate::journal::Done;
 use crate::line::Shape;
-use crate::packing;
 
 /// What a call without a ceiling is expected to write.
 const OUTPUT_TOKENS: u64 = 256;
@@ -58,12 +57,11 @@ impl Trace {
     /// # Errors
     /// Where it cannot be understood.
     pub fn read(path: &Path, shape: &Shape) -> Result<Self, TraceError> {
-        let name = path.display().to_string();
-        let file = |error| TraceError::File(name.clone(), error);
-        if path.as_os_str() != "-" && !begins_with_an_object(path).map_err(file)? {
-            return Self::read_csv(path, &name, shape.model.as_deref().unwrap_or(""));
+        let input = Input::new(path).map_err(|error| TraceError::File(path.display().to_string(), error))?;
+        if begins_with_an_object(&input).map_err(|error| TraceError::File(input.name().to_owned(), error))? {
+            return Self::of_run(&input, shape);
         }
-        Self::of_run(&Input::new(path).map_err(file)?, shape)
+        Self::of_csv(&input, shape.model.as_deref().unwrap_or(""))
     }
 
     /// The models in it.
@@ -118,28 +116,36 @@ impl Trace {
     }
 
     /// `model`: of rows that name none.
-    fn read_csv(path: &Path, name: &str, model: &str) -> Result<Self, TraceError> {
-        let reader = packing::open(path).map_err(|error| TraceError::File(name.to_owned(), error))?;
+    fn of_csv(input: &Input, model: &str) -> Result<Self, TraceError> {
         let mut trace = Self { users: vec!["".into()], ..Self::default() };
         let mut names: Vec<String> = Vec::new();
         let mut rows: Vec<(f64, Arrival)> = Vec::new();
-        for (number, line) in (1..).zip(reader.lines()) {
-            let line = line.map_err(|error| TraceError::File(name.to_owned(), error))?;
-            let line = line.trim_start_matches('\u{feff}').trim();
-            let fault = |why: String| TraceError::Line(name.to_owned(), number, why);
+        let mut clock = None;
+        let mut fault = None;
+        let mut take = |number: u64, line: &str| {
             if names.is_empty() {
-                names = line.split(',').map(|name| name.trim().to_owned()).collect();
-                for needed in ["timestamp", "input_tokens", "output_tokens"] {
-                    if !names.iter().any(|name| name == needed) {
-                        return Err(fault(format!(
-                            "there is no column {needed}; a trace begins with the names of its columns, such as \
-                             timestamp,input_tokens,output_tokens, and the input of a run with an object"
-                        )));
-                    }
-                }
+                names = column_names(line)?;
             } else if !line.is_empty() {
-                rows.push(trace.row(&names, line, model).map_err(fault)?);
+                let (instant, arrival) = trace.row(&names, line, model)?;
+                let (first, at_line) = *clock.get_or_insert((instant.clock, number));
+                if first != instant.clock {
+                    let (is, was) = (instant.clock.name(), first.name());
+                    return Err(format!(
+                        "its timestamp is {is}, and that of line {at_line} {was}: they cannot be compared"
+                    ));
+                }
+                rows.push((instant.seconds, arrival));
             }
+            Ok(())
+        };
+        let read = input.lines(|number, text| {
+            let taken = text.and_then(|line| take(number, line.trim()));
+            fault = taken.err().map(|why| TraceError::Line(input.name().to_owned(), number, why));
+            fault.is_none()
+        });
+        read.map_err(|error| TraceError::File(input.name().to_owned(), error))?;
+        if let Some(fault) = fault {
+            return Err(fault);
         }
         rows.sort_by(|one, other| one.0.total_cmp(&other.0));
         let begin = rows.first().map_or(0.0, |(at, _)| *at);
@@ -150,7 +156,7 @@ impl Trace {
         Ok(trace)
     }
 
-    fn row(&mut self, names: &[String], line: &str, model: &str) -> Result<(f64, Arrival), String> {
+    fn row(&mut self, names: &[String], line: &str, model: &str) -> Result<(Instant, Arrival), String> {
         let values: Vec<&str> = line.split(',').map(|value| value.trim().trim_matches('"')).collect();
         let value = |name: &str| {
             let at = names.iter().position(|other| other == name)?;
@@ -161,7 +167,7 @@ impl Trace {
             text.parse::<u64>().map_err(|_| format!("{name} must be a number, not {text}"))
         };
         let (input_tokens, output_tokens) = (tokens("input_tokens")?, tokens("output_tokens")?);
-        let at = instant(value("timestamp").ok_or("it has no timestamp")?)?;
+        let at = Instant::parse(value("timestamp").ok_or("it has no timestamp")?)?;
         let priority = match value("priority") {
             None => Priority::Normal,
             Some(word) => {
@@ -181,15 +187,27 @@ impl Trace {
 }
 
 /// As the input of a run does; its first lines may be empty.
-fn begins_with_an_object(path: &Path) -> io::Result<bool> {
-    for line in packing::open(path)?.lines() {
-        let line = line?;
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if !line.is_empty() {
-            return Ok(line.starts_with('{'));
+fn begins_with_an_object(input: &Input) -> io::Result<bool> {
+    let mut begins = true;
+    input.lines(|_, text| {
+        let line = text.unwrap_or_default().trim();
+        begins = line.is_empty() || line.starts_with('{');
+        line.is_empty()
+    })?;
+    Ok(begins)
+}
+
+fn column_names(line: &str) -> Result<Vec<String>, String> {
+    let names: Vec<String> = line.split(',').map(|name| name.trim().to_owned()).collect();
+    for needed in ["timestamp", "input_tokens", "output_tokens"] {
+        if !names.iter().any(|name| name == needed) {
+            return Err(format!(
+                "there is no column {needed}; a trace begins with the names of its columns, such as \
+                 timestamp,input_tokens,output_tokens, and the input of a run with an object"
+            ));
         }
     }
-    Ok(true)
+    Ok(names)
 }
 
 fn place_of(names: &mut Vec<Arc<str>>, name: &str) -> usize {
@@ -199,12 +217,40 @@ fn place_of(names: &mut Vec<Arc<str>>, name: &str) -> usize {
     })
 }
 
-/// Seconds since some beginning: as a number, or RFC 3339.
-fn instant(text: &str) -> Result<f64, String> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return if seconds.is_finite() { Ok(seconds) } else { Err(format!("timestamp {text} is no instant")) };
+/// What seconds are counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clock {
+    /// Whatever whoever wrote it counts from.
+    Seconds,
+    /// 1970.
+    Calendar,
+}
+
+impl Clock {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Seconds => "in seconds",
+            Self::Calendar => "RFC 3339",
+        }
     }
-    let at = humantime::parse_rfc3339_weak(text.trim_end_matches("+00:00"))
-        .map_err(|_| format!("timestamp must be seconds or RFC 3339 in UTC, not {text}"))?;
-    Ok(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+}
+
+struct Instant {
+    clock: Clock,
+    seconds: f64,
+}
+
+impl Instant {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(seconds) = text.parse::<f64>() {
+            let is_one = seconds.is_finite();
+            return is_one
+                .then_some(Self { clock: Clock::Seconds, seconds })
+                .ok_or(format!("timestamp {text} is no instant"));
+        }
+        let at = humantime::parse_rfc3339_weak(text.trim_end_matches("+00:00"))
+            .map_err(|_| format!("timestamp must be seconds or RFC 3339 in UTC, not {text}"))?;
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Ok(Self { clock: Clock::Calendar, seconds })
+    }
 }

@@ -45,6 +45,7 @@ pub fn predict(trace: &Trace, policy: &Policy) -> Plan {
     policy.upstreams =
         vec![UpstreamPolicy { name: name.clone(), learn_limits: false, token_charge: TokenCharge::Input }];
     let max_wait_micros = u64::try_from(policy.queue.max_wait.as_micros()).unwrap_or(u64::MAX);
+    let limits = policy.limits.clone();
     let mut gate = Gate::new(policy, 1);
     gate.listen(Interest::Everything);
     let tenants = trace.users.iter().map(|user| if user.is_empty() { "anonymous".into() } else { user.clone() });
@@ -58,7 +59,7 @@ pub fn predict(trace: &Trace, policy: &Policy) -> Plan {
         next: 0,
         calls: Vec::new(),
         ends: BinaryHeap::new(),
-        notes: Notes::new(span),
+        notes: Notes::new(span, limits),
     };
     world.run()
 }
@@ -88,8 +89,7 @@ impl World<'_> {
             }
             self.outputs(now);
         }
-        let status = self.gate.status(Time::from_micros(START + self.notes.ended_at));
-        self.notes.plan(self.trace.arrivals.len() as u64, &status)
+        self.notes.plan(self.trace.arrivals.len() as u64)
     }
 
     fn arrives_at(&self) -> u64 {
@@ -103,24 +103,15 @@ impl World<'_> {
     fn admit(&mut self, now: u64) {
         let index = self.next;
         self.next += 1;
-        let Arrival { cost, model, user, priority, request_type, .. } = self.trace.arrivals[index];
+        let arrival = &self.trace.arrivals[index];
         let is_run = self.trace.is_run;
         let start_by =
             if is_run { Time::NEVER } else { Time::from_micros(START + now).plus_micros(self.max_wait_micros) };
         let call = Call {
             id: Arc::from(""),
-            subject: Subject {
-                account: self.account.clone(),
-                model: self.trace.models[usize::from(model)].clone(),
-                key: None,
-                organization: None,
-                project: None,
-                user: Some(self.trace.users[user as usize].clone()).filter(|user| !user.is_empty()),
-                request_type,
-                tenant: self.tenants[user as usize].clone(),
-            },
-            cost,
-            priority,
+            subject: self.subject(arrival),
+            cost: arrival.cost,
+            priority: arrival.priority,
             start_by,
             end_by: Time::NEVER,
             when_open: WhenOpen::Wait,
@@ -137,6 +128,20 @@ impl World<'_> {
         }
     }
 
+    fn subject(&self, arrival: &Arrival) -> Subject {
+        let user = &self.trace.users[arrival.user as usize];
+        Subject {
+            account: self.account.clone(),
+            model: self.trace.models[usize::from(arrival.model)].clone(),
+            key: None,
+            organization: None,
+            project: None,
+            user: Some(user.clone()).filter(|user| !user.is_empty()),
+            request_type: arrival.request_type,
+            tenant: self.tenants[arrival.user as usize].clone(),
+        }
+    }
+
     fn outputs(&mut self, now: u64) {
         self.notes.now = now;
         while let Some(output) = self.gate.poll_output() {
@@ -148,11 +153,15 @@ impl World<'_> {
                     // All of a run is there from its beginning.
                     let waited = if self.trace.is_run { now } else { waited };
                     self.gate.sent(ticket);
-                    self.notes.granted(now, waited, arrival);
+                    let subject = self.subject(arrival);
+                    self.notes.granted(now, waited, arrival, &subject);
                     let takes = FIRST_TOKEN_MICROS + arrival.output_tokens.saturating_mul(TOKEN_MICROS);
                     self.ends.push(Reverse((now + takes, index, ticket.index())));
                 }
-                Output::Refused { refusal, .. } => self.notes.refused(refusal.reason.name()),
+                Output::Refused { ticket, refusal } => {
+                    let Some((_, index)) = self.calls.get_mut(ticket.index()).and_then(Option::take) else { continue };
+                    self.notes.refused(self.trace.arrivals[index].priority, refusal.reason.name());
+                }
                 Output::Event(event) => {
                     if let Event::Queued { limit, dimension, .. } = *event {
                         self.notes.bound(now, &limit, dimension);

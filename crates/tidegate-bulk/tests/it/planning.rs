@@ -62,8 +62,72 @@ fn waits_are_told_by_priority_and_what_binds_is_named() {
     let used = plan.used.iter().find(|used| used.dimension == "requests_per_minute").unwrap().percent;
     assert!((95.0..100.0).contains(&used), "{used}");
     assert!(plan.to_string().contains("requests_per_minute"));
-    let page = plan::page(&plan, "a <trace>");
+    let page = plan::page(&plan, None, "a <trace>");
     assert!(page.contains("<svg") && page.contains("a &lt;trace&gt;") && !page.contains("http"));
+}
+
+/// The values of the line of this name in a chart of the page.
+fn drawn(page: &str, name: &str) -> Vec<f64> {
+    let (before, _) = page.split_once(&format!("\"><title>{name}</title>")).unwrap_or_else(|| panic!("{name}: {page}"));
+    let (_, points) = before.rsplit_once("points=\"").unwrap();
+    points.split(' ').map(|point| point.split_once(',').unwrap().1.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_is_drawn_of_a_limit_is_what_is_charged_against_it() {
+    let csv = |seconds: usize, output: u64| {
+        let row = |number: usize| format!("{},1000,{output},gpt-4o\n", number as f64 / 5.0);
+        "timestamp,input_tokens,output_tokens,model\n".to_owned() + &(0..seconds * 5).map(row).collect::<String>()
+    };
+    // Five calls a second ask for 300,000 a minute, of which 200,000 may go: the output, which is as large, is not charged.
+    let limits = SMALL.replace("1200\n", "6000\n").replace("120000", "200000");
+    let plan = plan::predict(&trace(&csv(600, 1000)), &policy(&limits));
+    let page = plan::page(&plan, None, "full");
+    let tokens = drawn(&page, "account tokens_per_minute");
+    assert!(tokens.iter().all(|percent| *percent <= 101.0), "{tokens:?}");
+    let steady = &tokens[20..tokens.len() - 20];
+    assert!(steady.iter().all(|percent| *percent > 98.0), "{steady:?}");
+    assert!(page.contains("class=\"all\"") && page.contains("100 %</span>"), "a line at 100 %");
+    // A call a second with much output: nearly idle, and drawn so.
+    let plan = plan::predict(&trace(&csv(60, 20_000)), &policy(&limits.replace("200000", "3000000")));
+    let page = plan::page(&plan, None, "idle");
+    assert!(drawn(&page, "account tokens_per_minute").iter().all(|percent| *percent < 15.0), "{page}");
+    assert!(page.contains("Nothing waited") && !page.contains("Longest wait by priority, seconds"), "{page}");
+}
+
+#[test]
+fn of_several_levels_of_a_limit_the_fullest_is_told() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model\n".to_owned();
+    (0..600).for_each(|number| csv.push_str(&format!("{},10,10,busy\n", f64::from(number) / 10.0)));
+    csv.push_str("0,10,10,idle\n");
+    let limits = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 300\nburst_allowance = 10\n";
+    let plan = plan::predict(&trace(&csv), &policy(limits));
+    let [used] = plan.used.as_slice() else { panic!("{:?}", plan.used) };
+    assert_eq!((used.units, used.levels, used.key.as_str()), (300, 2, "openai/busy"));
+    assert!(used.percent > 97.0, "{used:?}");
+    let said = plan.to_string();
+    assert!(said.contains("requests_per_minute (300) of openai/busy, the fullest of 2"), "{said}");
+}
+
+#[test]
+fn refusals_are_told_by_priority_beside_the_waits() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model,user,priority\n".to_owned();
+    for number in 0..6000 {
+        let priority = ["low", "normal", "high"][number % 3];
+        csv.push_str(&format!("{},10,10,gpt-4o,user-{},{priority}\n", number as f64 / 50.0, number % 7));
+    }
+    let plan = plan::predict(
+        &trace(&csv),
+        &policy("[queue]\nmax_wait = \"20s\"\n[limit.account]\nper = [\"account\"]\nrequests_per_minute = 1200\n"),
+    );
+    let refused = ["low", "normal", "high"].map(|priority| plan.by_priority[priority].refused);
+    assert!(refused[0] > refused[1] && refused[1] > refused[2], "{refused:?}");
+    assert_eq!((refused.iter().sum::<u64>(), plan.all.refused), (plan.refused, plan.refused));
+    let calls: u64 = plan.by_priority.values().map(|waits| waits.calls + waits.refused).sum();
+    assert_eq!(calls, 6000);
+    let said = plan.to_string();
+    let low = said.lines().find(|line| line.starts_with("low ")).unwrap();
+    assert_eq!(low.split_whitespace().nth(2).unwrap(), refused[0].to_string(), "{said}");
 }
 
 #[test]
@@ -98,6 +162,13 @@ fn timestamps_are_seconds_or_rfc_3339_and_a_bad_line_is_named() {
     std::fs::write(&path, csv("1,2,3\n1,x,3\n")).unwrap();
     let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
     assert!(error.ends_with("t.csv:3: input_tokens must be a number, not x"), "{error}");
+    // One counts from 1970 and the other from anything: half a million hours lie between them.
+    std::fs::write(&path, csv("2026-01-01T00:00:00Z,1,0\n\n5,2,3\n")).unwrap();
+    let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
+    assert!(
+        error.ends_with("t.csv:4: its timestamp is in seconds, and that of line 2 RFC 3339: they cannot be compared"),
+        "{error}"
+    );
     std::fs::write(&path, "time,tokens\n1,2\n").unwrap();
     let error = Trace::read(&path, &Shape::default()).unwrap_err().to_string();
     assert!(error.contains("t.csv:1: there is no column timestamp; a trace begins with"), "{error}");
@@ -114,20 +185,38 @@ fn the_smallest_limits_that_hold_a_wait_are_found() {
     // 20 calls a second for a minute: 1200 a minute.
     (0..1200).for_each(|number| csv.push_str(&format!("{},100,10,gpt-5.5\n", f64::from(number) / 20.0)));
     let trace = trace(&csv);
-    let tiers = Tiers::shipped().unwrap().for_models(trace.models());
+    let tiers = Tiers::shipped().unwrap();
     let limits = SMALL.replace("1200", "300").replace("120000", "1000000");
     let answer = plan::search(&trace, &policy(&limits), &tiers, Duration::from_secs(2)).unwrap();
-    assert_eq!(answer.tiers.iter().map(|tier| tier.is_enough).collect::<Vec<_>>(), [false, true]);
-    assert!(
-        answer.to_string().contains(&format!(
-            "tier 2 is enough: 95 of 100 wait 0.0 s at most, 0 are refused\n  (tiers as of {}",
-            tiers.as_of
-        )),
-        "{answer}"
-    );
+    let said = answer.to_string();
+    let dated = format!("tier 2 is enough: 95 of 100 wait 0.0 s at most, 0 are refused (tiers as of {})", tiers.as_of);
+    for part in ["free is not known: the table says nothing of gpt-5.5\n", "tier 1 is not enough: ", &dated] {
+        assert!(said.contains(part), "{said}");
+    }
+    let page = plan::page(&plan::predict(&trace, &Policy::default()), Some(&answer), "searched");
+    assert!(page.contains("<td>tier 2</td><td>0 s</td><td>0</td><td><strong>yes</strong></td>"), "{page}");
+    assert!(page.contains("<td>free</td><td colspan=\"3\">not known") && page.contains(&tiers.as_of), "{page}");
     let factor = answer.factor.unwrap();
     assert!((3.3..4.1).contains(&factor), "{factor}");
-    assert!(plan::search(&trace, &Policy::default(), &Tiers { tier: vec![], ..tiers }, Duration::ZERO).is_err());
+    let of_others = Tiers::parse("[[tier]]\nname = \"a\"\nmodel.o3 = { rpm = 1 }\n").unwrap();
+    assert!(plan::search(&trace, &Policy::default(), &of_others, Duration::ZERO).is_err());
+}
+
+#[test]
+fn of_a_model_that_only_some_tiers_are_known_of_the_others_are_told_as_not_known() {
+    let mut csv = "timestamp,input_tokens,output_tokens,model\n".to_owned();
+    // 60,000 input tokens a minute, of which the first tier allows 30,000.
+    (0..600).for_each(|number| csv.push_str(&format!("{number},1000,10,gpt-4o-2024-08-06\n")));
+    let trace = trace(&csv);
+    let answer = plan::search(&trace, &Policy::default(), &Tiers::shipped().unwrap(), Duration::from_secs(2)).unwrap();
+    let said = answer.to_string();
+    for part in [
+        "tier 1 is not enough: ",
+        "tier 2 is not known: the table says nothing of gpt-4o\n",
+        "of the tiers that are known, none is enough (tiers as of 2026-09-07, gpt-4o as of late 2024)",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[test]
