@@ -309,7 +309,8 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
         let _done = permit.settle(Outcome { ending: Ended::Success, usage, first_byte_after });
         return Then::Result(came);
     };
-    if fault.status == Some(429) {
+    // Some say it with status 200, and mean the same.
+    if fault.status == Some(429) || fault.kind.is_rate() {
         shared.counts.met_429.fetch_add(1, Relaxed);
         shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }

@@ -70,7 +70,7 @@ pub struct Summary {
     pub bad: u64,
     /// Requests sent.
     pub attempts: u64,
-    /// Answers with status 429.
+    /// Answers with status 429, or with another one and the error that goes with it.
     pub rate_limited: u64,
     /// How long it took.
     pub seconds: f64,

@@ -69,6 +69,13 @@ async fn an_outage_fails_nothing_and_is_met_with_a_few_probes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_that_is_told_with_status_200_is_counted_as_one() {
+    let job = Job::new("rpm = 6000", "[[fault]]\nkind = \"in_band\"\nfirst = 3\n").await;
+    let summary = job.run((0..20).map(|_| 40)).await;
+    assert_eq!((summary.done, summary.failed, summary.rate_limited), (20, 0, 3), "{summary}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_where_nobody_is_ends_the_run_and_says_why() {
     let mut job = Job::new("rpm = 6000", "").await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
