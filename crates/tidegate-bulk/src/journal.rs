@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::{Account, Note};
 use crate::output;
 use crate::packing::Packing;
+use crate::tail;
 
 /// Of what a run was made: the input and whatever changes what is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,8 @@ pub(crate) struct Left {
     whole_bytes: u64,
     /// The last line is whole but for its end.
     lacks_end: bool,
+    /// Results that stand in the tail of a packed output and not in it yet.
+    tail: String,
     /// Results that are given up so that their lines are sent again.
     drops_failed: bool,
 }
@@ -145,6 +148,13 @@ pub(crate) fn look(out: &Path, retry_failed: bool) -> Result<Left, JournalError>
         )));
     }
     read_results(out, file, &mut left)?;
+    for line in tail::left(out).map_err(file_error(out))? {
+        // One that is torn is none; one that was packed before the tail could be emptied is there already.
+        if output::read(&line).is_some_and(|written| !left.done.has(written.number)) && note(&line, &mut left).is_ok() {
+            left.tail.push_str(&line);
+            left.tail.push('\n');
+        }
+    }
     Ok(left)
 }
 
@@ -263,6 +273,7 @@ impl Journal {
         if left.lacks_end {
             (&output).write_all(b"\n").map_err(file_error(out))?;
         }
+        tail::pack_left(out, &output, &left.tail).map_err(file_error(out))?;
         let journal = Self { file: Arc::new(file) };
         if left.drops_failed {
             journal.gives_up(&left.done.dropped).map_err(file_error(&path))?;

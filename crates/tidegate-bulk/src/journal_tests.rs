@@ -43,6 +43,36 @@ fn an_output_that_breaks_off_anywhere_keeps_every_whole_line_and_no_other() {
 }
 
 #[test]
+fn what_stands_in_the_tail_of_a_packed_output_goes_on_wherever_it_was_killed() {
+    for name in ["out.jsonl.gz", "out.jsonl.zst"] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join(name);
+        drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
+        let packing = Packing::of(&out);
+        let first = packing.pack(result(1, 200).as_bytes()).unwrap();
+        let tail = [result(2, 200), result(3, 500)].concat();
+        let second = packing.pack(tail.as_bytes()).unwrap();
+        let tail_path = folder.path().join(format!("{name}.tail"));
+        // Killed while the tail grew, while it was packed, and before it was emptied.
+        let growing = (0..=tail.len()).map(|cut| (&first[..0], &tail[..cut]));
+        let packed = [&first[..], &second[..]].concat();
+        let packing = (first.len()..=packed.len()).map(|cut| (&packed[first.len()..cut], &tail[..]));
+        for (second, tail) in growing.chain(packing) {
+            fs::write(&out, [&first[..], second].concat()).unwrap();
+            fs::write(&tail_path, tail).unwrap();
+            let left = look(&out, false).unwrap();
+            let whole = 1 + tail.lines().filter(|line| output::read(line).is_some()).count() as u64;
+            assert_eq!(left.done.count(), whole, "{name}: {tail}");
+            drop(Journal::begin(&out, &made(), &left).unwrap());
+            let mut text = String::new();
+            io::Read::read_to_string(&mut crate::packing::open(&out).unwrap(), &mut text).unwrap();
+            assert_eq!(text.lines().count() as u64, whole, "{name}: {text}");
+            assert!(!tail_path.exists());
+        }
+    }
+}
+
+#[test]
 fn what_is_not_ours_and_what_is_of_another_run_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.jsonl");

@@ -25,6 +25,7 @@ mod ramp;
 mod run;
 mod send;
 mod summary;
+mod tail;
 mod writer;
 
 pub use bar::BesideBar;

@@ -232,7 +232,7 @@ async fn finish(
     summary.failed = summary.failed.saturating_sub(lost.failed);
     summary.lost = lost.good + lost.failed;
     summary.left = survey.lines.saturating_sub(summary.done + summary.failed);
-    if let Some(why) = ending.borrow().clone().filter(|_| summary.left > 0) {
+    if let Some(why) = ending.borrow().clone().filter(|why| summary.left > 0 || matches!(why, Ending::Unwritable(_))) {
         summary.ending = why;
     }
     Ok(summary)

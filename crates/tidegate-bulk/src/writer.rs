@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::output::{self, Came};
 use crate::packing::Packing;
 use crate::summary::Ending;
+use crate::tail::{Tail, append_whole};
 
 /// Results on their way to the output.
 pub(crate) const RESULTS_WAITING: usize = 256;
@@ -55,12 +56,15 @@ pub(crate) enum Sink {
     Stdout,
     /// A pipe or a device: what is written cannot be taken back.
     Device(File),
-    File {
+    /// With the journal, which is to know no less than the output.
+    Plain {
         file: File,
-        packing: Packing,
         /// Where the last whole line ends.
         whole_bytes: u64,
-        /// The journal, which is to know no less than the output.
+        notes: Arc<File>,
+    },
+    Packed {
+        tail: Tail,
         notes: Arc<File>,
     },
 }
@@ -68,21 +72,32 @@ pub(crate) enum Sink {
 impl Sink {
     /// Goes on at the end of `file`, which is whole.
     pub(crate) fn file(file: File, out: &Path, notes: Arc<File>) -> io::Result<Self> {
-        Ok(Self::File { whole_bytes: file.metadata()?.len(), packing: Packing::of(out), file, notes })
+        Ok(match Packing::of(out) {
+            Packing::Plain => Self::Plain { whole_bytes: file.metadata()?.len(), file, notes },
+            _ => Self::Packed { tail: Tail::new(file, out)?, notes },
+        })
+    }
+
+    /// A later run can go on from it.
+    const fn is_kept(&self) -> bool {
+        matches!(self, Self::Plain { .. } | Self::Packed { .. })
     }
 
     /// Writes all of `rows`, or as many as have room: each is paid for, and none is thrown away for the sake of those beside it.
     /// An error says how many were written.
     fn write(&mut self, rows: &[Row]) -> Result<(), (usize, io::Error)> {
         let text: String = rows.iter().map(|row| row.text.as_str()).collect();
-        let Err(error) = self.append(text.as_bytes()) else { return Ok(()) };
-        if !matches!(self, Self::File { .. }) {
-            return Err((0, error));
+        if let Err(error) = self.append(text.as_bytes()) {
+            let fits = |row: &&Row| self.is_kept() && self.append(row.text.as_bytes()).is_ok();
+            return Err((rows.iter().take_while(fits).count(), error));
         }
-        Err((rows.iter().take_while(|row| self.append(row.text.as_bytes()).is_ok()).count(), error))
+        match self {
+            Self::Packed { tail, .. } => tail.pack_if_long().map_err(|error| (rows.len(), error)),
+            _ => Ok(()),
+        }
     }
 
-    /// Writes whole lines, or leaves none of them.
+    /// Writes whole lines, or leaves none of them where that can be.
     fn append(&mut self, text: &[u8]) -> io::Result<()> {
         match self {
             Self::Stdout => {
@@ -90,24 +105,27 @@ impl Sink {
                 out.write_all(text).and_then(|()| out.flush())
             }
             Self::Device(file) => file.write_all(text),
-            Self::File { file, packing, whole_bytes, .. } => {
-                let piece = packing.pack(text)?;
-                if let Err(error) = file.write_all(&piece) {
-                    // Cut back what was torn; where that fails too, the next run does it.
-                    let _ = file.set_len(*whole_bytes);
-                    return Err(error);
-                }
-                *whole_bytes += piece.len() as u64;
+            Self::Plain { file, whole_bytes, .. } => {
+                append_whole(file, text, *whole_bytes)?;
+                *whole_bytes += text.len() as u64;
                 Ok(())
             }
+            Self::Packed { tail, .. } => tail.append(text),
         }
     }
 
     fn sync(&self) -> io::Result<()> {
         match self {
-            Self::File { file, notes, .. } => notes.sync_data().and_then(|()| file.sync_data()),
-            _ => Ok(()),
+            Self::Stdout | Self::Device(_) => Ok(()),
+            Self::Plain { file, notes, .. } => notes.sync_data().and_then(|()| file.sync_data()),
+            Self::Packed { tail, notes } => notes.sync_data().and_then(|()| tail.sync()),
         }
+    }
+
+    /// Nothing more comes.
+    fn close(&mut self) -> io::Result<()> {
+        self.sync()?;
+        if let Self::Packed { tail, .. } = self { tail.close() } else { Ok(()) }
     }
 }
 
@@ -119,7 +137,7 @@ pub(crate) fn write_results(
     ending: watch::Sender<Option<Ending>>,
     name: String,
 ) -> JoinHandle<Lost> {
-    let goes_on = matches!(sink, Sink::File { .. });
+    let goes_on = sink.is_kept();
     let end = move |error: &io::Error| {
         let hint =
             if goes_on { "; what was written is whole: mend the cause, and the same command goes on" } else { "" };
@@ -155,8 +173,9 @@ pub(crate) fn write_results(
                 }
             }
         }
-        if !is_full && let Err(error) = sink.sync() {
-            end(&error);
+        match sink.close() {
+            Err(error) if !is_full => end(&error),
+            _ => {}
         }
         lost
     })

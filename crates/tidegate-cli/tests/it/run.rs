@@ -42,7 +42,7 @@ pub(crate) fn summary(ended: &Ended) -> Value {
 }
 
 /// The text of a file, unpacked as its name says.
-fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let mut text = String::new();
     match path.extension().and_then(|extension| extension.to_str()) {

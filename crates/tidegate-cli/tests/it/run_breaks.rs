@@ -8,7 +8,7 @@ use std::thread;
 use serde_json::Value;
 
 use crate::process::{Place, Running, http};
-use crate::run::{FREE, go, lines, results, simulator, summary};
+use crate::run::{FREE, go, lines, results, simulator, summary, text};
 
 /// Lines that were noted as sent, so far.
 fn sent(place: &Place) -> usize {
@@ -24,31 +24,34 @@ pub(crate) fn becomes(upstream: &str, scenario: &str) {
 #[cfg(unix)]
 #[test]
 fn a_disk_that_is_full_ends_the_run_and_once_there_is_room_it_goes_on() {
-    let place = Place::new();
-    let (_simulator, upstream) = simulator(&place, FREE);
-    place.file("in.jsonl", &lines(200));
-    // 40 blocks of 512 bytes. The signal is ignored, so that writing fails as it does on a full disk.
-    let limited = "trap '' XFSZ; ulimit -f 40; exec \"$0\" run in.jsonl -o out.jsonl --upstream \"$1\" --json";
-    let mut command = Command::new("sh");
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_tidegate"), &upstream]).current_dir(place.path());
-    let ended = Running::spawn(command).end();
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    let said = summary(&ended);
-    let why = said["ending"]["why"].as_str().unwrap();
-    assert!(why.starts_with("cannot write out.jsonl: ") && why.ends_with("the same command goes on"), "{why}");
-    // What is torn is gone, and what was said to be done is there.
-    let whole = results(&place.path().join("out.jsonl")).len();
-    assert!(said["done"] == whole && (1..200).contains(&whole), "{whole}: {said}");
-    // As much as has room is there; what came beside that is counted.
-    let row = fs::read_to_string(place.path().join("out.jsonl")).unwrap().len() / whole;
-    let left = 40 * 512 - row * whole;
-    assert!(left <= 2 * row, "{left} bytes are left of which a result takes {row}");
-    assert_eq!(said["attempts"].as_u64().unwrap(), whole as u64 + said["lost"].as_u64().unwrap(), "{said}");
-    let ended = go(&place, &upstream, &[]);
-    assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(0), &(200 - whole).into()));
-    assert_eq!(summary(&ended)["cut_off"], said["lost"]);
-    let found = results(&place.path().join("out.jsonl"));
-    assert_eq!((found.len(), found.values().max()), (200, Some(&1)));
+    for out in ["out.jsonl", "out.jsonl.gz"] {
+        let place = Place::new();
+        let (_simulator, upstream) = simulator(&place, FREE);
+        place.file("in.jsonl", &lines(200));
+        // 40 blocks of 512 bytes. The signal is ignored, so that writing fails as it does on a full disk.
+        let limited = "trap '' XFSZ; ulimit -f 40; exec \"$0\" run in.jsonl -o \"$2\" --upstream \"$1\" --json";
+        let mut command = Command::new("sh");
+        command.args(["-c", limited, env!("CARGO_BIN_EXE_tidegate"), &upstream, out]).current_dir(place.path());
+        let ended = Running::spawn(command).end();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let said = summary(&ended);
+        let why = said["ending"]["why"].as_str().unwrap();
+        let begins = format!("cannot write {out}: ");
+        assert!(why.starts_with(&begins) && why.ends_with("the same command goes on"), "{why}");
+        // What is torn is gone, and what was said to be done is there.
+        let whole = results(&place.path().join(out)).len();
+        assert!(said["done"] == whole && (1..200).contains(&whole), "{whole}: {said}");
+        // As much as has room is there; what came beside that is counted.
+        let row = text(&place.path().join(out)).len() / whole;
+        let room = 40 * 512 - row * whole;
+        assert!(room <= 2 * row, "{room} bytes are left of which a result takes {row}");
+        assert_eq!(said["attempts"].as_u64().unwrap(), whole as u64 + said["lost"].as_u64().unwrap(), "{said}");
+        let ended = place.run(&["run", "in.jsonl", "-o", out, "--upstream", &upstream, "--json"]);
+        assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(0), &(200 - whole).into()));
+        assert_eq!(summary(&ended)["cut_off"], said["lost"]);
+        let found = results(&place.path().join(out));
+        assert_eq!((found.len(), found.values().max()), (200, Some(&1)));
+    }
 }
 
 #[test]
