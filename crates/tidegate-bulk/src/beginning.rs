@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidegate_core::fault::Fault;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::output::Came;
@@ -13,6 +14,8 @@ use crate::writer::Row;
 
 /// Calls that are turned away before a run ends for it. More may be in flight by then.
 const TURNED_AWAY_MAX: usize = 5;
+/// What an answer's error ends with where only its model is wrong.
+const NO_MODEL: &str = "model_not_found";
 
 /// What becomes of a result.
 #[derive(Debug)]
@@ -36,6 +39,9 @@ pub(crate) struct Beginning {
     unreached: Mutex<Option<Unreached>>,
     /// Turned away, each of them. `None`: not everything is.
     turned_away: Mutex<Option<Vec<Row>>>,
+    /// Some was turned away and nothing went better yet: only so many more are sent to find out.
+    is_doubtful: watch::Sender<bool>,
+    tries: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -51,11 +57,40 @@ impl Beginning {
             has_models: models > 1,
             unreached: Mutex::new((!is_known).then(Unreached::default)),
             turned_away: Mutex::new((!is_known).then(Vec::new)),
+            is_doubtful: watch::channel(false).0,
+            tries: Semaphore::new(TURNED_AWAY_MAX),
+        }
+    }
+
+    /// Waits until a call may be sent: at once, unless it is doubtful whether any will be taken. What is returned is to be shown
+    /// to `attempt`.
+    pub(crate) async fn may_send(&self) -> Option<SemaphorePermit<'_>> {
+        let mut doubts = self.is_doubtful.subscribe();
+        if !*doubts.borrow() {
+            return None;
+        }
+        tokio::select! {
+            // Neither is ever closed: both are here.
+            one_try = self.tries.acquire() => one_try.ok(),
+            _ = doubts.wait_for(|is_doubtful| !is_doubtful) => None,
         }
     }
 
     /// What came of one attempt. Returns why the run is to end, if it is.
-    pub(crate) fn attempt(&self, came: &Came, fault: Option<&Fault>) -> Option<String> {
+    pub(crate) fn attempt(
+        &self,
+        one_try: Option<SemaphorePermit<'_>>,
+        came: &Came,
+        fault: Option<&Fault>,
+    ) -> Option<String> {
+        if self.is_turned_away(came) {
+            // Held until it is told: nobody may say in between that there is no doubt any more.
+            let turned_away = locked(&self.turned_away);
+            if turned_away.is_some() {
+                one_try.into_iter().for_each(SemaphorePermit::forget);
+                self.is_doubtful.send_replace(true);
+            }
+        }
         let mut unreached = locked(&self.unreached);
         if matches!(came, Came::Answer { .. }) {
             *unreached = None;
@@ -71,30 +106,37 @@ impl Beginning {
         (since.elapsed() >= self.give_up_after).then(|| fault.summary.to_string())
     }
 
+    /// What becomes of the result of a call.
     pub(crate) fn result(&self, came: &Came, row: Row) -> Verdict {
         let mut turned_away = locked(&self.turned_away);
         let Some(kept) = turned_away.as_mut() else { return Verdict::Write(vec![row]) };
-        let Came::Answer { status: status @ (401 | 403 | 404), .. } = came else {
+        let why = row.failure.clone().unwrap_or_default();
+        if !self.is_turned_away(came) {
+            if why.ends_with(NO_MODEL) {
+                return Verdict::Write(vec![row]);
+            }
             let mut rows = turned_away.take().unwrap_or_default();
             rows.push(row);
+            self.is_doubtful.send_replace(false);
             return Verdict::Write(rows);
-        };
-        let why = row.failure.clone().unwrap_or_default();
-        let is_model = why.ends_with("model_not_found");
-        if is_model && self.has_models {
-            return Verdict::Write(vec![row]);
         }
         kept.push(row);
         if kept.len() < TURNED_AWAY_MAX {
             return Verdict::Keep;
         }
-        let cause = match status {
-            401 => "the key is wrong or missing",
-            403 => "the key may not do this",
-            _ if is_model => "there is no such model, or the key may not use it",
+        let cause = match came {
+            Came::Answer { status: 401, .. } => "the key is wrong or missing",
+            Came::Answer { status: 403, .. } => "the key may not do this",
+            _ if why.ends_with(NO_MODEL) => "there is no such model, or the key may not use it",
             _ => "the base URL is wrong; as a rule it ends in /v1",
         };
         Verdict::End(format!("all calls are turned away with {why}: {cause}"))
+    }
+
+    /// By what would turn away any other call too.
+    fn is_turned_away(&self, came: &Came) -> bool {
+        let is_status = matches!(came, Came::Answer { status: 401 | 403 | 404, .. });
+        is_status && !(self.has_models && came.failure().is_some_and(|why| why.ends_with(NO_MODEL)))
     }
 
     /// What was kept, and is a result after all, since nothing more comes.
@@ -147,6 +189,22 @@ mod tests {
         assert!(matches!(result(&Beginning::new(true, 1, PATIENCE), 1, 401, "x"), Verdict::Write(_)));
     }
 
+    #[tokio::test]
+    async fn while_it_is_doubtful_only_a_few_more_are_sent() {
+        let beginning = Beginning::new(false, 1, PATIENCE);
+        assert!(beginning.may_send().await.is_none());
+        beginning.attempt(None, &came(401, "x"), None);
+        for _ in 0..TURNED_AWAY_MAX {
+            let one_try = beginning.may_send().await;
+            assert!(one_try.is_some());
+            beginning.attempt(one_try, &came(401, "x"), None);
+        }
+        let waits = tokio::time::timeout(Duration::ZERO, beginning.may_send());
+        assert!(waits.await.is_err());
+        result(&beginning, 1, 200, "");
+        assert!(beginning.may_send().await.is_none());
+    }
+
     #[test]
     fn that_one_of_several_models_is_not_there_says_nothing_of_the_others() {
         for (models, ends) in [(1, true), (2, false)] {
@@ -162,13 +220,13 @@ mod tests {
         let fault = Fault::new(FaultKind::Connect, "no connection");
         let nothing = Came::Nothing { code: "connection_error", message: String::new() };
         let beginning = Beginning::new(false, 1, PATIENCE);
-        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
         tokio::time::advance(PATIENCE / 2).await;
-        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(beginning.attempt(&nothing, Some(&fault)).as_deref(), Some("no connection"));
-        assert_eq!(beginning.attempt(&came(503, "x"), Some(&Fault::of_status(503))), None);
-        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
-        assert_eq!(Beginning::new(true, 1, Duration::ZERO).attempt(&nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)).as_deref(), Some("no connection"));
+        assert_eq!(beginning.attempt(None, &came(503, "x"), Some(&Fault::of_status(503))), None);
+        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
+        assert_eq!(Beginning::new(true, 1, Duration::ZERO).attempt(None, &nothing, Some(&fault)), None);
     }
 }

@@ -232,18 +232,24 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     Some(tokens) => line::with_ceiling(&line.body, line.asking.endpoint, tokens),
                     None => line.body.clone(),
                 };
+                let one_try = tokio::select! {
+                    one_try = shared.beginning.may_send() => one_try,
+                    () = shared.ended() => return None,
+                };
                 if !shared.notes(Note::Sends { number, tokens_max: held.tokens }) {
                     return None;
                 }
                 let (going, sent_at) = (shared.counts.sends(line.asking.cost.input_tokens), Instant::now());
                 let sent = shared.upstream.send(&line.url, body, shared.priority, &mut permit).await;
                 drop(going);
+                // Before it is counted as an answer, which lets others go.
+                if let Some(why) = shared.beginning.attempt(one_try, &sent.came, sent.fault.as_ref()) {
+                    let base_url = &shared.upstream.base_url;
+                    shared.end(Ending::Unreachable(format!("nobody answers at {base_url}: {why}")));
+                }
                 let is_answer = matches!(sent.came, Came::Answer { .. });
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
-                if let Some(why) = shared.beginning.attempt(&sent.came, sent.fault.as_ref()) {
-                    shared.end(Ending::Unreachable(format!("nobody answers at {}: {why}", shared.upstream.base_url)));
-                }
                 let known = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
                 let used = known.unwrap_or(held.tokens);
                 let then = settle(shared, &group, line, permit, sent, sent_at);
