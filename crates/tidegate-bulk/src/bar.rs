@@ -21,6 +21,15 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BesideBar;
 
+impl BesideBar {
+    /// Takes the bar away, for who ends the process at once.
+    pub fn clear(self) {
+        if let Some(bar) = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Write for BesideBar {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let bar = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();

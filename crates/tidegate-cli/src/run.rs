@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tidegate::Driver;
-use tidegate_bulk::{Input, OnQuota, Options, RunError, Shape, Show, Stop, Summary, Upstream, bulk_policy};
+use tidegate_bulk::{BesideBar, Input, OnQuota, Options, RunError, Shape, Show, Stop, Summary, Upstream, bulk_policy};
 use tidegate_core::call::Priority;
 use tidegate_core::config::{Config, SecretSource, UpstreamConfig};
 use tidegate_core::gate::Gate;
@@ -158,6 +158,7 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
             signals.stop().await;
             stop.ask();
             signals.stop().await;
+            BesideBar.clear();
             process::exit(INTERRUPTED);
         }
     });
