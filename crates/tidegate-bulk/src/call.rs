@@ -317,7 +317,9 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
     };
     // Some say it with status 200, and mean the same.
     if fault.status == Some(429) || fault.kind.is_rate() {
-        shared.counts.met_429.fetch_add(1, Relaxed);
+        let counts = &shared.counts;
+        let met = if fault.status == Some(429) { &counts.met_429 } else { &counts.met_in_band };
+        met.fetch_add(1, Relaxed);
         shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }
     let kind = fault.kind;

@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     /// Attempts that the upstream answered, whatever it said.
     pub(crate) answers: AtomicU64,
     pub(crate) met_429: AtomicU64,
+    /// Rate limits told with another status.
+    pub(crate) met_in_band: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     /// Input tokens that were sent, as estimated.
     pub(crate) sent_tokens: AtomicU64,
@@ -67,6 +69,11 @@ impl Counts {
         self.sent_tokens.fetch_add(tokens, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
         Going(&self.in_flight)
+    }
+
+    /// Refusals for a rate, however they were told.
+    pub(crate) fn rate_limited(&self) -> u64 {
+        self.met_429.load(Relaxed) + self.met_in_band.load(Relaxed)
     }
 
     pub(crate) fn ended(&self, is_failure: bool) {

@@ -218,7 +218,7 @@ async fn finish(
         lost: 0,
         bad,
         attempts,
-        rate_limited: counts.met_429.load(Relaxed),
+        rate_limited: counts.rate_limited(),
         seconds,
         input_tokens: counts.input_tokens.load(Relaxed),
         output_tokens: counts.output_tokens.load(Relaxed),
