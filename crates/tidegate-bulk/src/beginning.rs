@@ -39,7 +39,7 @@ pub(crate) struct Beginning {
     unreached: Mutex<Option<Unreached>>,
     /// Turned away, each of them. `None`: not everything is.
     turned_away: Mutex<Option<Vec<Row>>>,
-    /// Some was turned away and nothing went better yet: only so many more are sent to find out.
+    /// Some was turned away and nothing went better yet: only so many at once find out.
     is_doubtful: watch::Sender<bool>,
     tries: Semaphore,
 }
@@ -62,8 +62,8 @@ impl Beginning {
         }
     }
 
-    /// Waits until a call may be sent: at once, unless it is doubtful whether any will be taken. What is returned is to be shown
-    /// to `attempt`.
+    /// Waits until a call may be sent: at once, unless it is doubtful whether any will be taken. What is returned is kept until
+    /// the attempt has ended.
     pub(crate) async fn may_send(&self) -> Option<SemaphorePermit<'_>> {
         let mut doubts = self.is_doubtful.subscribe();
         if !*doubts.borrow() {
@@ -77,19 +77,11 @@ impl Beginning {
     }
 
     /// What came of one attempt. Returns why the run is to end, if it is.
-    pub(crate) fn attempt(
-        &self,
-        one_try: Option<SemaphorePermit<'_>>,
-        came: &Came,
-        fault: Option<&Fault>,
-    ) -> Option<String> {
+    pub(crate) fn attempt(&self, came: &Came, fault: Option<&Fault>) -> Option<String> {
         if self.is_turned_away(came) {
             // Held until it is told: nobody may say in between that there is no doubt any more.
             let turned_away = locked(&self.turned_away);
-            if turned_away.is_some() {
-                one_try.into_iter().for_each(SemaphorePermit::forget);
-                self.is_doubtful.send_replace(true);
-            }
+            self.is_doubtful.send_replace(turned_away.is_some());
         }
         let mut unreached = locked(&self.unreached);
         if matches!(came, Came::Answer { .. }) {
@@ -190,17 +182,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_it_is_doubtful_only_a_few_more_are_sent() {
+    async fn while_it_is_doubtful_only_a_few_are_sent_at_once() {
         let beginning = Beginning::new(false, 1, PATIENCE);
         assert!(beginning.may_send().await.is_none());
-        beginning.attempt(None, &came(401, "x"), None);
+        beginning.attempt(&came(401, "x"), None);
+        let mut tries = Vec::new();
         for _ in 0..TURNED_AWAY_MAX {
-            let one_try = beginning.may_send().await;
-            assert!(one_try.is_some());
-            beginning.attempt(one_try, &came(401, "x"), None);
+            tries.push(beginning.may_send().await.unwrap());
         }
         let waits = tokio::time::timeout(Duration::ZERO, beginning.may_send());
         assert!(waits.await.is_err());
+        // Whatever comes of one, the next may be sent: it may be tried again itself.
+        tries.pop();
+        assert!(beginning.may_send().await.is_some());
         result(&beginning, 1, 200, "");
         assert!(beginning.may_send().await.is_none());
     }
@@ -220,13 +214,13 @@ mod tests {
         let fault = Fault::new(FaultKind::Connect, "no connection");
         let nothing = Came::Nothing { code: "connection_error", message: String::new() };
         let beginning = Beginning::new(false, 1, PATIENCE);
-        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
         tokio::time::advance(PATIENCE / 2).await;
-        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)).as_deref(), Some("no connection"));
-        assert_eq!(beginning.attempt(None, &came(503, "x"), Some(&Fault::of_status(503))), None);
-        assert_eq!(beginning.attempt(None, &nothing, Some(&fault)), None);
-        assert_eq!(Beginning::new(true, 1, Duration::ZERO).attempt(None, &nothing, Some(&fault)), None);
+        assert_eq!(beginning.attempt(&nothing, Some(&fault)).as_deref(), Some("no connection"));
+        assert_eq!(beginning.attempt(&came(503, "x"), Some(&Fault::of_status(503))), None);
+        assert_eq!(beginning.attempt(&nothing, Some(&fault)), None);
+        assert_eq!(Beginning::new(true, 1, Duration::ZERO).attempt(&nothing, Some(&fault)), None);
     }
 }

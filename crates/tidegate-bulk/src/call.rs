@@ -232,7 +232,7 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     Some(tokens) => line::with_ceiling(&line.body, line.asking.endpoint, tokens),
                     None => line.body.clone(),
                 };
-                let one_try = tokio::select! {
+                let _one_try = tokio::select! {
                     one_try = shared.beginning.may_send() => one_try,
                     () = shared.ended() => return None,
                 };
@@ -243,7 +243,7 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 let sent = shared.upstream.send(&line.url, body, shared.priority, &mut permit).await;
                 drop(going);
                 // Before it is counted as an answer, which lets others go.
-                if let Some(why) = shared.beginning.attempt(one_try, &sent.came, sent.fault.as_ref()) {
+                if let Some(why) = shared.beginning.attempt(&sent.came, sent.fault.as_ref()) {
                     let base_url = &shared.upstream.base_url;
                     shared.end(Ending::Unreachable(format!("nobody answers at {base_url}: {why}")));
                 }
