@@ -159,6 +159,19 @@ async fn a_ceiling_on_tokens_holds_over_all_runs() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ceiling_on_tokens_counts_answers_that_broke_off_over_all_runs_too() {
+    let mut job = Job::new("rpm = 100000", "[[fault]]\nkind = \"truncated\"\nevery = 3\n").await;
+    job.max_total_tokens = NonZeroU64::new(3000);
+    let text: String = (0..200).map(|_| line(100, 40)).collect();
+    for _ in 0..3 {
+        let summary = job.run_lines(&text, Stop::default()).await;
+        assert_eq!(summary.ending, Ending::Ceiling, "{summary}");
+        let used: u64 = job.simulator.log().iter().map(|entry| entry.input_tokens + entry.output_tokens).sum();
+        assert!(used <= 3000, "{used}: {summary}");
+    }
+}
+
 fn unbounded() -> String {
     "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n".to_owned()
 }
