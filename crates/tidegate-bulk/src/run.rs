@@ -121,33 +121,9 @@ pub async fn run(
     stop: Stop,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let is_file = keeps_a_journal(&options.out);
-    if !is_file && options.retry_failed {
-        return Err(RunError::Usage(format!("--retry-failed needs a file as output, not {}", options.out.display())));
-    }
-    if let Some(folder) =
-        options.out.parent().filter(|folder| is_file && !folder.as_os_str().is_empty() && !folder.is_dir())
-    {
-        let (out, folder) = (options.out.display(), folder.display());
-        return Err(RunError::Usage(format!("cannot write {out}: there is no folder {folder}")));
-    }
-    let left = if is_file { journal::look(&options.out, options.retry_failed)? } else { Left::default() };
-    let (left, survey, bad_lines) = read_in_time(&input, &options, left, &stop).await?;
-    let made = made_of(&survey, &options);
-    let unwritable = |error: io::Error| RunError::Failed(format!("{}: {error}", options.out.display()));
-    let (journal, sink) = if is_file {
-        let (journal, file) = Journal::begin(&options.out, &made, &left)?;
-        let sink = Sink::file(file, &options.out, journal.file()).map_err(unwritable)?;
-        (Some(journal), sink)
-    } else if options.out.as_os_str() == "-" {
-        tracing::info!(
-            "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
-        );
-        (None, Sink::Stdout)
-    } else {
-        (None, Sink::Device(File::options().append(true).open(&options.out).map_err(unwritable)?))
-    };
-
+    let is_file = may_be_written(&options)?;
+    let (left, survey, bad_lines) = read_in_time(&input, &options, is_file, &stop).await?;
+    let (journal, sink) = open_output(&options, is_file, &made_of(&survey, &options), &left)?;
     let (results, to_write) = mpsc::channel(RESULTS_WAITING);
     let shared = Arc::new(Shared {
         driver,
@@ -259,9 +235,41 @@ fn near(status: &Status, upstream: &str, attempts: u64, tokens: u64, seconds: f6
     used.max_by(|one, other| one.used_percent.total_cmp(&other.used_percent))
 }
 
-/// Only a file can be gone on from: not standard output, a pipe or a device.
-fn keeps_a_journal(out: &Path) -> bool {
-    out.as_os_str() != "-" && std::fs::metadata(out).map_or(true, |metadata| metadata.is_file())
+/// Whether the output is a file, which alone can be gone on from: not standard output, a pipe or a device.
+fn may_be_written(options: &Options) -> Result<bool, RunError> {
+    let out = &options.out;
+    let is_file = out.as_os_str() != "-" && std::fs::metadata(out).map_or(true, |metadata| metadata.is_file());
+    if !is_file && options.retry_failed {
+        return Err(RunError::Usage(format!("--retry-failed needs a file as output, not {}", out.display())));
+    }
+    let folder = out.parent().filter(|folder| is_file && !folder.as_os_str().is_empty() && !folder.is_dir());
+    match folder.map(Path::display) {
+        Some(folder) => Err(RunError::Usage(format!("cannot write {}: there is no folder {folder}", out.display()))),
+        None => Ok(is_file),
+    }
+}
+
+/// The output, open at its end, and where there can be one the journal.
+fn open_output(
+    options: &Options,
+    is_file: bool,
+    made: &Made,
+    left: &Left,
+) -> Result<(Option<Journal>, Sink), RunError> {
+    let out = &options.out;
+    let unwritable = |error: io::Error| RunError::Failed(format!("cannot write {}: {error}", out.display()));
+    if is_file {
+        let (journal, file) = Journal::begin(out, made, left)?;
+        let sink = Sink::file(file, out, journal.file()).map_err(unwritable)?;
+        return Ok((Some(journal), sink));
+    }
+    if out.as_os_str() == "-" {
+        tracing::info!(
+            "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
+        );
+        return Ok((None, Sink::Stdout));
+    }
+    Ok((None, Sink::Device(File::options().append(true).open(out).map_err(unwritable)?)))
 }
 
 /// All of the input, and the results of its bad lines. Ends early, and says nothing that is true of all of it, once `stop` asks.
@@ -292,18 +300,24 @@ fn read_all(
     }
 }
 
-/// The same in a thread of its own, since it may take long: meanwhile it says how far it is, and may be told to stop.
+/// What is left of earlier runs, and all of the input, in a thread of its own, since it may take long: meanwhile it says how
+/// far it is, and may be told to stop.
 async fn read_in_time(
     input: &Input,
     options: &Options,
-    left: Left,
+    is_file: bool,
     stop: &Stop,
 ) -> Result<(Left, Survey, Vec<Row>), RunError> {
     let lines = Arc::new(AtomicU64::new(0));
     let reading = tokio::task::spawn_blocking({
         let (input, shape, skip_bad) = (input.clone(), options.shape.clone(), options.skip_bad);
+        let (out, retry_failed) = (options.out.clone(), options.retry_failed);
         let (stop, lines) = (stop.clone(), lines.clone());
-        move || read_all(&input, &shape, skip_bad, &left, (&stop, &lines)).map(|(survey, bad)| (left, survey, bad))
+        move || {
+            let left = if is_file { journal::look(&out, retry_failed)? } else { Left::default() };
+            let (survey, bad) = read_all(&input, &shape, skip_bad, &left, (&stop, &lines))?;
+            Ok((left, survey, bad))
+        }
     });
     tokio::select! {
         biased;
