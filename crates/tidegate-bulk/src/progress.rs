@@ -132,7 +132,7 @@ pub(crate) async fn show_reading(how: Show, name: &str, lines: &AtomicU64) {
         // Where standard error is gone there is nobody left to tell.
         let _ = match how {
             Show::Bar => {
-                bar.get_or_insert_with(|| Bar::new(0)).say(format!("reading {name}: {lines} lines"));
+                bar.get_or_insert_with(|| Bar::new(0)).say(&format!("reading {name}: {lines} lines"));
                 Ok(())
             }
             Show::Json => writeln!(std::io::stderr(), "{{\"lines_read\":{lines}}}"),
