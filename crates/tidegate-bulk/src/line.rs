@@ -181,7 +181,14 @@ fn with_first(body: &str, key: &str, value: &Value) -> String {
 }
 
 fn read_body(endpoint: Endpoint, body: &str) -> Result<Request<'_>, String> {
-    estimate::parse(endpoint, body.as_bytes()).map_err(|error| error.to_string())
+    estimate::parse(endpoint, body.as_bytes()).map_err(|error| {
+        let said = error.to_string();
+        // Its first line is its only one, and none of the file's.
+        match said.split_once(", at line 1 ") {
+            Some((what, place)) => format!("{what}, at {} of the body", place.split(" (").next().unwrap_or(place)),
+            None => said,
+        }
+    })
 }
 
 const fn needs_messages(endpoint: Endpoint) -> bool {
@@ -285,6 +292,7 @@ mod tests {
             (r#"{"messages":[]}"#, "--model"),
             (r#"{"model":"m","stream":true,"messages":[]}"#, "stream"),
             (r#"{"model":"m","input":"x"}"#, "--endpoint"),
+            (r#"{"model":5,"messages":[]}"#, "model must be a string, at column 10 of the body"),
             (r#"{"model":"m","model":"n","messages":[]}"#, "twice"),
         ] {
             let said = read(&shape, text).unwrap_err();
