@@ -92,6 +92,8 @@ impl Done {
 #[derive(Debug, Default)]
 pub(crate) struct Left {
     made: Option<Made>,
+    /// Of the journal: every run adds to it.
+    journal_bytes: u64,
     pub(crate) account: Account,
     pub(crate) done: Done,
     /// Bytes of the output that are whole; what follows is torn.
@@ -128,7 +130,10 @@ pub(crate) fn look(out: &Path, retry_failed: bool) -> Result<Left, JournalError>
     let mut left = Left { drops_failed: retry_failed, ..Left::default() };
     let path = journal_path(out);
     match File::open(&path) {
-        Ok(file) => read_journal(file, &mut left).map_err(file_error(&path))?,
+        Ok(file) => {
+            left.journal_bytes = file.metadata().map_err(file_error(&path))?.len();
+            read_journal(file, &mut left).map_err(file_error(&path))?;
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path)(error)),
     }
@@ -251,8 +256,14 @@ impl Journal {
                 out.display()
             )));
         }
-        // From here on nobody else changes it.
+        // From here on nobody else changes it; before, another run may have.
         let held = left.made.is_some().then(|| locked(out, &path)).transpose()?;
+        if fs::metadata(&path).map_or(0, |metadata| metadata.len()) != left.journal_bytes {
+            return Err(JournalError::Refused(format!(
+                "another run wrote {} while this one read its input; start it again once that one has ended",
+                out.display()
+            )));
+        }
         let file = match held {
             Some(file) if left.made.as_ref() == Some(made) => file,
             _ => {

@@ -111,6 +111,23 @@ fn another_address_goes_on_where_nothing_has_gone_well_yet_and_only_there() {
 }
 
 #[test]
+fn what_another_run_wrote_since_is_not_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let before_any = look(&out, false).unwrap();
+    drop(Journal::begin(&out, &made(), &before_any).unwrap());
+    let before_another = look(&out, false).unwrap();
+    let (journal, mut output) = Journal::begin(&out, &made(), &before_another).unwrap();
+    output.write_all(result(1, 200).as_bytes()).unwrap();
+    drop((journal, output));
+    for stale in [before_any, before_another] {
+        let refused = Journal::begin(&out, &made(), &stale).unwrap_err().to_string();
+        assert!(refused.contains("another run wrote"), "{refused}");
+    }
+    assert_eq!(look(&out, false).unwrap().done.count(), 1);
+}
+
+#[test]
 fn failed_results_are_dropped_when_they_are_to_be_sent_again() {
     for name in ["out.jsonl", "out.jsonl.gz"] {
         let folder = tempfile::tempdir().unwrap();
