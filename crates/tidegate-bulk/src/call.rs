@@ -202,6 +202,7 @@ pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: Ow
 async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSemaphorePermit) -> Option<Came> {
     let group: Arc<str> = shared.groups.group_of(&line.asking.model).into();
     let mut place = Some(place);
+    let mut may_be_billed = false;
     let mut turn: Turn = Box::pin(shared.driver.admit(shared.call(number, line, &group)));
     loop {
         // Set aside before its turn: a call that has its turn must not wait for others to end.
@@ -253,8 +254,12 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 let known = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
                 let used = known.unwrap_or(held.tokens);
                 let then = settle(shared, &group, line, permit, sent, sent_at);
+                may_be_billed |= used > 0;
                 // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
-                shared.notes(if used == 0 { Note::Over { number } } else { Note::Used { number, tokens: used } });
+                shared.notes(match may_be_billed {
+                    false => Note::Over { number },
+                    true => Note::Used { number, tokens: used },
+                });
                 (then, used)
             }
         };
