@@ -13,7 +13,8 @@ pub(crate) enum Note {
     Sends { number: u64, tokens_max: u64 },
     /// What was sent of it has ended, and has used so many: the most, where that is not known.
     Used { number: u64, tokens: u64 },
-    /// Nothing of it is under way: it was refused without being worked on, or had a result that is given up.
+    /// Nothing of it is under way: all that was sent of it was refused without being worked on, or it had a result that is given
+    /// up.
     Over { number: u64 },
 }
 

@@ -5,14 +5,17 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 
 use console::Term;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
 use crate::look::Look;
 
 /// Columns of a terminal that does not say.
-const COLUMNS: usize = 80;
+const COLUMNS: u16 = 80;
 /// A narrower terminal has no room for a bar beside what is said of it.
 const BAR_FROM_COLUMNS: usize = 60;
+
+/// Left free at the end of the row: a terminal writes `^C` where its cursor is, and must not begin another row for it.
+const ECHO_COLUMNS: u16 = 3;
 
 /// The bar on this process's standard error.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -20,6 +23,15 @@ static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
 /// Standard error, for lines that are to stand above the bar of a run where there is one, whole, and to stay.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BesideBar;
+
+impl BesideBar {
+    /// Takes the bar away, for who ends the process at once.
+    pub fn clear(self) {
+        if let Some(bar) = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.finish_and_clear();
+        }
+    }
+}
 
 impl Write for BesideBar {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
@@ -33,6 +45,49 @@ impl Write for BesideBar {
     }
 }
 
+/// A terminal that is said to be as wide as the bar may be, since the cursor is put to the end of that.
+#[derive(Debug)]
+struct Narrowed(Term);
+
+impl TermLike for Narrowed {
+    fn width(&self) -> u16 {
+        let (_, columns) = self.0.size_checked().unwrap_or((0, 0));
+        if columns == 0 { COLUMNS } else { columns }.saturating_sub(ECHO_COLUMNS)
+    }
+
+    fn move_cursor_up(&self, rows: usize) -> io::Result<()> {
+        self.0.move_cursor_up(rows)
+    }
+
+    fn move_cursor_down(&self, rows: usize) -> io::Result<()> {
+        self.0.move_cursor_down(rows)
+    }
+
+    fn move_cursor_right(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_right(columns)
+    }
+
+    fn move_cursor_left(&self, columns: usize) -> io::Result<()> {
+        self.0.move_cursor_left(columns)
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        self.0.write_line(line)
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.0.write_str(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// The bar, until it is dropped.
 pub(crate) struct Bar {
     bar: ProgressBar,
@@ -42,27 +97,35 @@ pub(crate) struct Bar {
 
 impl Bar {
     pub(crate) fn new(total: u64) -> Self {
-        let bar = ProgressBar::new(total);
+        let target = ProgressDrawTarget::term_like(Box::new(Narrowed(Term::buffered_stderr())));
+        let bar = ProgressBar::with_draw_target(Some(total), target);
         *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
         Self { bar, columns: 0, bar_columns: 0 }
     }
 
+    /// Before there is anything to measure.
+    pub(crate) fn say(&mut self, what: &str) {
+        self.fit(0);
+        self.bar.set_message(what.chars().take(self.columns).collect::<String>());
+    }
+
     pub(crate) fn show(&mut self, look: &Look) {
-        let (_, columns) = Term::stderr().size_checked().unwrap_or((0, 0));
-        let columns = if columns == 0 { COLUMNS } else { usize::from(columns) };
-        if columns != self.columns {
-            self.columns = columns;
-            self.bar_columns = if columns < BAR_FROM_COLUMNS { 0 } else { (columns / 5).min(30) };
-            let template = match self.bar_columns {
-                0 => "{wide_msg}".to_owned(),
-                bar => format!("{{bar:{bar}}} {{wide_msg}}"),
-            };
-            let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            self.bar.set_style(style.progress_chars("━╸─"));
-        }
+        self.fit(30);
         self.bar.set_position(look.ended());
-        // In the last column some terminals begin a row.
-        self.bar.set_message(look.fitted(self.columns.saturating_sub(self.bar_columns + 2)));
+        self.bar.set_message(look.fitted(self.columns.saturating_sub(self.bar_columns + 1)));
+    }
+
+    /// To the terminal as it is now, with a bar of so many columns at most.
+    fn fit(&mut self, bar_columns_max: usize) {
+        let columns = usize::from(Narrowed(Term::stderr()).width());
+        let bar_columns = if columns < BAR_FROM_COLUMNS { 0 } else { (columns / 5).min(bar_columns_max) };
+        if (columns, bar_columns) == (self.columns, self.bar_columns) {
+            return;
+        }
+        (self.columns, self.bar_columns) = (columns, bar_columns);
+        let template = if bar_columns == 0 { "{msg}".to_owned() } else { format!("{{bar:{bar_columns}}} {{msg}}") };
+        let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_style(style.progress_chars("━╸─"));
     }
 }
 

@@ -20,14 +20,16 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::account::Note;
+use crate::beginning::{Beginning, Verdict};
 use crate::ceiling::Ceiling;
 use crate::journal::Journal;
 use crate::line::{self, Line};
-use crate::output::{self, Came};
+use crate::output::Came;
 use crate::progress::Counts;
 use crate::quota::Quota;
 use crate::send::{Sent, Upstream};
 use crate::summary::Ending;
+use crate::writer::Row;
 
 /// After an outage is over this is how long it may go unnoticed: the breaker's longest rest is five times its first.
 const RECOVERY_TIMEOUT: Duration = Duration::from_millis(400);
@@ -81,10 +83,11 @@ pub(crate) struct Shared {
     pub(crate) priority: Priority,
     pub(crate) ceiling: Ceiling,
     pub(crate) quota: Quota,
+    pub(crate) beginning: Beginning,
     pub(crate) counts: Counts,
     /// `None`: what is written cannot be gone on from.
     pub(crate) journal: Option<Journal>,
-    pub(crate) results: mpsc::Sender<String>,
+    pub(crate) results: mpsc::Sender<Row>,
     /// Why nothing more is to be sent. `None`: it is.
     pub(crate) ending: watch::Sender<Option<Ending>>,
     pub(crate) calibrations: Mutex<HashMap<Arc<str>, tidegate_core::openai::estimate::Calibration>>,
@@ -100,6 +103,16 @@ impl Shared {
             }
             is_first
         });
+    }
+
+    /// Counts a result, and has it written.
+    pub(crate) async fn write(&self, row: Row) {
+        self.counts.ended(row.failure.is_some());
+        if let Some(why) = &row.failure {
+            self.counts.failed_with(why.clone());
+        }
+        // A writer that is gone has said why.
+        let _ = self.results.send(row).await;
     }
 
     /// Writes to the journal, if there is one. False: it cannot be written, and the run ends.
@@ -173,12 +186,15 @@ enum Then {
 /// Makes one call. `place`: held until its first turn, so that only so many wait.
 pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: OwnedSemaphorePermit) {
     if let Some(came) = attempts(&shared, number, &line, place).await {
-        shared.counts.ended(came.is_failure());
-        if let Some(why) = came.failure() {
-            shared.counts.failed_with(why);
+        match shared.beginning.result(&came, Row::new(number, &line.custom_id, &came)) {
+            Verdict::Keep => {}
+            Verdict::End(why) => shared.end(Ending::TurnedAway(why)),
+            Verdict::Write(rows) => {
+                for row in rows {
+                    shared.write(row).await;
+                }
+            }
         }
-        // A writer that is gone has said why.
-        let _ = shared.results.send(output::line(number, &line.custom_id, &came)).await;
     }
 }
 
@@ -186,6 +202,7 @@ pub(crate) async fn make(shared: Arc<Shared>, number: u64, line: Line, place: Ow
 async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSemaphorePermit) -> Option<Came> {
     let group: Arc<str> = shared.groups.group_of(&line.asking.model).into();
     let mut place = Some(place);
+    let mut may_be_billed = false;
     let mut turn: Turn = Box::pin(shared.driver.admit(shared.call(number, line, &group)));
     loop {
         // Set aside before its turn: a call that has its turn must not wait for others to end.
@@ -216,21 +233,33 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     Some(tokens) => line::with_ceiling(&line.body, line.asking.endpoint, tokens),
                     None => line.body.clone(),
                 };
+                let _one_try = tokio::select! {
+                    one_try = shared.beginning.may_send() => one_try,
+                    () = shared.ended() => return None,
+                };
                 if !shared.notes(Note::Sends { number, tokens_max: held.tokens }) {
                     return None;
                 }
                 let (going, sent_at) = (shared.counts.sends(line.asking.cost.input_tokens), Instant::now());
                 let sent = shared.upstream.send(&line.url, body, shared.priority, &mut permit).await;
                 drop(going);
+                // Before it is counted as an answer, which lets others go.
+                if let Some(why) = shared.beginning.attempt(&sent.came, sent.fault.as_ref()) {
+                    let base_url = &shared.upstream.base_url;
+                    shared.end(Ending::Unreachable(format!("nobody answers at {base_url}: {why}")));
+                }
                 let is_answer = matches!(sent.came, Came::Answer { .. });
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
                 let known = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
                 let used = known.unwrap_or(held.tokens);
                 let then = settle(shared, &group, line, permit, sent, sent_at);
-                let is_refused = used == 0 && !matches!(then, Then::Result(_));
+                may_be_billed |= used > 0;
                 // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
-                shared.notes(if is_refused { Note::Over { number } } else { Note::Used { number, tokens: used } });
+                shared.notes(match may_be_billed {
+                    false => Note::Over { number },
+                    true => Note::Used { number, tokens: used },
+                });
                 (then, used)
             }
         };
@@ -291,8 +320,11 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
         let _done = permit.settle(Outcome { ending: Ended::Success, usage, first_byte_after });
         return Then::Result(came);
     };
-    if fault.status == Some(429) {
-        shared.counts.met_429.fetch_add(1, Relaxed);
+    // Some say it with status 200, and mean the same.
+    if fault.status == Some(429) || fault.kind.is_rate() {
+        let counts = &shared.counts;
+        let met = if fault.status == Some(429) { &counts.met_429 } else { &counts.met_in_band };
+        met.fetch_add(1, Relaxed);
         shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }
     let kind = fault.kind;

@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 use crate::journal::Done;
 use crate::line::{BadLine, Line, Shape};
 use crate::packing;
+use crate::summary::Counted;
 
 /// A longer line is a mistake, not a request.
 const LINE_BYTES_MAX: u64 = 64 << 20;
@@ -43,6 +44,8 @@ pub struct Input {
     name: String,
     /// Keeps what standard input said for as long as it is read.
     _aside: Option<Arc<NamedTempFile>>,
+    /// Numbers of lines that are read as if they were empty.
+    without: Arc<HashSet<u64>>,
 }
 
 impl Input {
@@ -53,12 +56,19 @@ impl Input {
     pub fn new(path: &Path) -> io::Result<Self> {
         if path.as_os_str() != "-" {
             packing::open(path)?;
-            return Ok(Self { path: path.to_owned(), name: path.display().to_string(), _aside: None });
+            let name = path.display().to_string();
+            return Ok(Self { path: path.to_owned(), name, _aside: None, without: Arc::default() });
         }
         let mut aside = NamedTempFile::new()?;
         io::copy(&mut io::stdin().lock(), &mut aside)?;
         let path = aside.path().to_owned();
-        Ok(Self { path, name: "standard input".to_owned(), _aside: Some(Arc::new(aside)) })
+        let name = "standard input".to_owned();
+        Ok(Self { path, name, _aside: Some(Arc::new(aside)), without: Arc::default() })
+    }
+
+    /// The same, with the lines of these numbers read as if they were empty.
+    pub(crate) fn without(&self, numbers: HashSet<u64>) -> Self {
+        Self { without: Arc::new(numbers), ..self.clone() }
     }
 
     /// What it is called in messages.
@@ -82,10 +92,13 @@ impl Input {
             if too_long {
                 reader.skip_until(b'\n')?;
             }
+            if self.without.contains(&number) {
+                text.clear();
+            }
             while text.last().is_some_and(u8::is_ascii_whitespace) {
                 text.pop();
             }
-            let line = if too_long {
+            let line = if too_long && !text.is_empty() {
                 Err(format!("it is longer than {} MiB", LINE_BYTES_MAX >> 20))
             } else {
                 std::str::from_utf8(&text).map_err(|error| format!("it is no UTF-8 from byte {}", error.valid_up_to()))
@@ -154,7 +167,19 @@ impl Survey {
         shape: &Shape,
         done: &Done,
         sent: &HashSet<u64>,
+        bad: impl FnMut(&BadLine),
+    ) -> io::Result<Self> {
+        Self::read_while(input, shape, done, sent, bad, |_| true)
+    }
+
+    /// The same, ending early once `goes_on` says no, which is asked at each line with how many there were.
+    pub(crate) fn read_while(
+        input: &Input,
+        shape: &Shape,
+        done: &Done,
+        sent: &HashSet<u64>,
         mut bad: impl FnMut(&BadLine),
+        goes_on: impl Fn(u64) -> bool,
     ) -> io::Result<Self> {
         let mut survey = Self::default();
         let mut digest = Sha256::new();
@@ -195,11 +220,22 @@ impl Survey {
                     nothing
                 }
             });
-            true
+            goes_on(number)
         })?;
         survey.digest = digest.finalize().into();
         survey.arrange(&entries, groups.len());
         Ok(survey)
+    }
+
+    /// What is said of bad lines where there are to be none.
+    pub(crate) fn complaint(&self, input: &Input) -> Option<String> {
+        let all = self.bad_count;
+        let lines = self.bad.iter().map(|bad| format!("{}:{}: {}\n", input.name, bad.number, bad.reason));
+        let more = all - self.bad.len() as u64;
+        let more = if more > 0 { format!("and {more} more\n") } else { String::new() };
+        let bad = Counted(all, "bad line");
+        let end = format!("{bad}, so nothing was sent; mend what is bad, or leave it out with --skip-bad");
+        (all > 0).then(|| lines.collect::<String>() + &more + &end)
     }
 
     /// Parts lines into those above and below what one of their group takes on average: by reading both at once, in the

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::{Account, Note};
 use crate::output;
 use crate::packing::Packing;
+use crate::tail;
 
 /// Of what a run was made: the input and whatever changes what is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,18 +81,27 @@ impl Done {
     pub(crate) fn count(&self) -> u64 {
         self.numbers.len() as u64
     }
+
+    /// How many are good.
+    pub(crate) fn good(&self) -> u64 {
+        self.count() - self.failed
+    }
 }
 
 /// What an earlier run left.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
     made: Option<Made>,
+    /// Of the journal: every run adds to it.
+    journal_bytes: u64,
     pub(crate) account: Account,
     pub(crate) done: Done,
     /// Bytes of the output that are whole; what follows is torn.
     whole_bytes: u64,
     /// The last line is whole but for its end.
     lacks_end: bool,
+    /// Results that stand in the tail of a packed output and not in it yet.
+    tail: String,
     /// Results that are given up so that their lines are sent again.
     drops_failed: bool,
 }
@@ -120,7 +130,10 @@ pub(crate) fn look(out: &Path, retry_failed: bool) -> Result<Left, JournalError>
     let mut left = Left { drops_failed: retry_failed, ..Left::default() };
     let path = journal_path(out);
     match File::open(&path) {
-        Ok(file) => read_journal(file, &mut left).map_err(file_error(&path))?,
+        Ok(file) => {
+            left.journal_bytes = file.metadata().map_err(file_error(&path))?.len();
+            read_journal(file, &mut left).map_err(file_error(&path))?;
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path)(error)),
     }
@@ -140,6 +153,13 @@ pub(crate) fn look(out: &Path, retry_failed: bool) -> Result<Left, JournalError>
         )));
     }
     read_results(out, file, &mut left)?;
+    for line in tail::left(out).map_err(file_error(out))? {
+        // One that is torn is none; one that was packed before the tail could be emptied is there already.
+        if output::read(&line).is_some_and(|written| !left.done.has(written.number)) && note(&line, &mut left).is_ok() {
+            left.tail.push_str(&line);
+            left.tail.push('\n');
+        }
+    }
     Ok(left)
 }
 
@@ -224,25 +244,39 @@ impl Journal {
     /// Takes over what was left, or begins afresh. Returns the output, open at its end.
     pub(crate) fn begin(out: &Path, made: &Made, left: &Left) -> Result<(Self, File), JournalError> {
         let path = journal_path(out);
-        if let Some(difference) = left.made.as_ref().and_then(|then| then.differs(made)) {
+        // Where nothing has gone well yet, the address may have been why.
+        let is_open = left.done.good() == 0;
+        let then = left.made.as_ref().map(|then| match is_open {
+            true => Made { upstream: made.upstream.clone(), ..then.clone() },
+            false => then.clone(),
+        });
+        if let Some(difference) = then.and_then(|then| then.differs(made)) {
             return Err(JournalError::Refused(format!(
                 "{} has the results of a run with {difference}; run it as it was, or name another output",
                 out.display()
             )));
         }
-        if left.made.is_none() {
-            let mut first = serde_json::to_vec(made).map_err(io::Error::other).map_err(file_error(&path))?;
-            first.push(b'\n');
-            write_aside(&path, &first)?;
+        // From here on nobody else changes it; before, another run may have.
+        let held = left.made.is_some().then(|| locked(out, &path)).transpose()?;
+        if fs::metadata(&path).map_or(0, |metadata| metadata.len()) != left.journal_bytes {
+            return Err(JournalError::Refused(format!(
+                "another run wrote {} while this one read its input; start it again once that one has ended",
+                out.display()
+            )));
         }
-        let file = OpenOptions::new().append(true).open(&path).map_err(file_error(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(JournalError::Refused(format!("another run is writing {}; wait for it", out.display())));
+        let file = match held {
+            Some(file) if left.made.as_ref() == Some(made) => file,
+            _ => {
+                let mut text = serde_json::to_vec(made).map_err(io::Error::other).map_err(file_error(&path))?;
+                text.push(b'\n');
+                if held.is_some() {
+                    let before = fs::read(&path).map_err(file_error(&path))?;
+                    text.extend(before.iter().skip_while(|byte| **byte != b'\n'));
+                }
+                write_aside(&path, &text)?;
+                locked(out, &path)?
             }
-            Err(TryLockError::Error(error)) => return Err(file_error(&path)(error)),
-        }
+        };
         // A note that a kill tore must not run into the next one.
         (&file).write_all(b"\n").map_err(file_error(&path))?;
         let output = OpenOptions::new().append(true).create(true).open(out).map_err(file_error(out))?;
@@ -250,6 +284,7 @@ impl Journal {
         if left.lacks_end {
             (&output).write_all(b"\n").map_err(file_error(out))?;
         }
+        tail::pack_left(out, &output, &left.tail).map_err(file_error(out))?;
         let journal = Self { file: Arc::new(file) };
         if left.drops_failed {
             journal.gives_up(&left.done.dropped).map_err(file_error(&path))?;
@@ -273,6 +308,18 @@ impl Journal {
         let mut notes = BufWriter::new(&*self.file);
         numbers.iter().try_for_each(|number| notes.write_all(Note::Over { number: *number }.to_string().as_bytes()))?;
         notes.flush()
+    }
+}
+
+/// Opens the journal at its end, for one run alone.
+fn locked(out: &Path, path: &Path) -> Result<File, JournalError> {
+    let file = OpenOptions::new().append(true).open(path).map_err(file_error(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(JournalError::Refused(format!("another run is writing {}; wait for it", out.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(file_error(path)(error)),
     }
 }
 
@@ -311,10 +358,12 @@ fn without_failed(out: &Path, output: File) -> Result<File, JournalError> {
 fn write_aside(path: &Path, text: &[u8]) -> Result<(), JournalError> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
-    let aside = PathBuf::from(aside);
-    let mut file = File::create(&aside).map_err(file_error(&aside))?;
-    file.write_all(text).and_then(|()| file.sync_data()).map_err(file_error(&aside))?;
-    fs::rename(&aside, path).map_err(file_error(path))
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(text).and_then(|()| file.sync_data())?;
+        fs::rename(&aside, path)
+    };
+    write().map_err(file_error(path))
 }
 
 #[cfg(test)]

@@ -43,6 +43,36 @@ fn an_output_that_breaks_off_anywhere_keeps_every_whole_line_and_no_other() {
 }
 
 #[test]
+fn what_stands_in_the_tail_of_a_packed_output_goes_on_wherever_it_was_killed() {
+    for name in ["out.jsonl.gz", "out.jsonl.zst"] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join(name);
+        drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
+        let packing = Packing::of(&out);
+        let first = packing.pack(result(1, 200).as_bytes()).unwrap();
+        let tail = [result(2, 200), result(3, 500)].concat();
+        let second = packing.pack(tail.as_bytes()).unwrap();
+        let tail_path = folder.path().join(format!("{name}.tail"));
+        // Killed while the tail grew, while it was packed, and before it was emptied.
+        let growing = (0..=tail.len()).map(|cut| (&first[..0], &tail[..cut]));
+        let packed = [&first[..], &second[..]].concat();
+        let packing = (first.len()..=packed.len()).map(|cut| (&packed[first.len()..cut], &tail[..]));
+        for (second, tail) in growing.chain(packing) {
+            fs::write(&out, [&first[..], second].concat()).unwrap();
+            fs::write(&tail_path, tail).unwrap();
+            let left = look(&out, false).unwrap();
+            let whole = 1 + tail.lines().filter(|line| output::read(line).is_some()).count() as u64;
+            assert_eq!(left.done.count(), whole, "{name}: {tail}");
+            drop(Journal::begin(&out, &made(), &left).unwrap());
+            let mut text = String::new();
+            io::Read::read_to_string(&mut crate::packing::open(&out).unwrap(), &mut text).unwrap();
+            assert_eq!(text.lines().count() as u64, whole, "{name}: {text}");
+            assert!(!tail_path.exists());
+        }
+    }
+}
+
+#[test]
 fn what_is_not_ours_and_what_is_of_another_run_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.jsonl");
@@ -58,6 +88,43 @@ fn what_is_not_ours_and_what_is_of_another_run_is_refused_and_left_alone() {
     assert!(said.contains("another --model (then none, now m)"), "{said}");
     let _held = Journal::begin(&out, &made(), &left).unwrap();
     assert!(refused(made()).contains("another run is writing"));
+}
+
+#[test]
+fn another_address_goes_on_where_nothing_has_gone_well_yet_and_only_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let (journal, mut output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
+    journal.note(Note::Sends { number: 1, tokens_max: 50 }).unwrap();
+    output.write_all(result(1, 404).as_bytes()).unwrap();
+    let other = Made { upstream: "other".into(), ..made() };
+    let refused = Journal::begin(&out, &other, &look(&out, false).unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("another run is writing"), "{refused}");
+    drop(journal);
+    let (journal, mut output) = Journal::begin(&out, &other, &look(&out, false).unwrap()).unwrap();
+    let left = look(&out, false).unwrap();
+    assert_eq!((left.made.clone(), left.used_tokens()), (Some(other.clone()), 50));
+    output.write_all(result(2, 200).as_bytes()).unwrap();
+    drop(journal);
+    let refused = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("another --upstream"), "{refused}");
+}
+
+#[test]
+fn what_another_run_wrote_since_is_not_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.jsonl");
+    let before_any = look(&out, false).unwrap();
+    drop(Journal::begin(&out, &made(), &before_any).unwrap());
+    let before_another = look(&out, false).unwrap();
+    let (journal, mut output) = Journal::begin(&out, &made(), &before_another).unwrap();
+    output.write_all(result(1, 200).as_bytes()).unwrap();
+    drop((journal, output));
+    for stale in [before_any, before_another] {
+        let refused = Journal::begin(&out, &made(), &stale).unwrap_err().to_string();
+        assert!(refused.contains("another run wrote"), "{refused}");
+    }
+    assert_eq!(look(&out, false).unwrap().done.count(), 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod account;
 mod bar;
+mod beginning;
 mod call;
 mod ceiling;
 mod dry_run;
@@ -24,6 +25,8 @@ mod ramp;
 mod run;
 mod send;
 mod summary;
+mod tail;
+mod writer;
 
 pub use bar::BesideBar;
 pub use call::bulk_policy;

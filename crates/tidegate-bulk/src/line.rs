@@ -13,6 +13,7 @@ use tidegate_core::cost::Cost;
 use tidegate_core::openai::endpoints::{Endpoint, classify_path};
 use tidegate_core::openai::estimate::{self, Calibration, Request};
 
+const ENDS_EARLY: &str = "it is no complete JSON object: it ends too early";
 /// Where bodies without a URL of their own go.
 const CHAT: &str = "/v1/chat/completions";
 
@@ -62,8 +63,8 @@ pub struct BadLine {
 #[derive(Deserialize)]
 struct Outer<'a> {
     custom_id: Option<Value>,
-    method: Option<String>,
-    url: Option<String>,
+    method: Option<Value>,
+    url: Option<Value>,
     #[serde(borrow)]
     body: Option<&'a RawValue>,
 }
@@ -76,6 +77,9 @@ impl Shape {
     }
 
     fn read_into(&self, number: u64, text: &str, known_id: &mut Option<String>) -> Result<Line, String> {
+        if !text.trim_start().starts_with('{') {
+            return Err(no_object(text));
+        }
         let outer: Outer<'_> = serde_json::from_str(text).map_err(|error| malformed(&error))?;
         *known_id = match outer.custom_id {
             None | Some(Value::Null) => None,
@@ -86,8 +90,8 @@ impl Shape {
         let (url, body) = if let Some(key) = &self.prompt_key {
             (self.bare_url(), self.prompt(key, text)?)
         } else if outer.body.is_some() || outer.url.is_some() {
-            let url = outer.url.unwrap_or_else(|| self.bare_url());
-            let method = outer.method.unwrap_or_else(|| "POST".to_owned());
+            let url = written("url", outer.url)?.unwrap_or_else(|| self.bare_url());
+            let method = written("method", outer.method)?.unwrap_or_else(|| "POST".to_owned());
             if method != "POST" {
                 return Err(format!("method must be POST, not {method}"));
             }
@@ -177,7 +181,14 @@ fn with_first(body: &str, key: &str, value: &Value) -> String {
 }
 
 fn read_body(endpoint: Endpoint, body: &str) -> Result<Request<'_>, String> {
-    estimate::parse(endpoint, body.as_bytes()).map_err(|error| error.to_string())
+    estimate::parse(endpoint, body.as_bytes()).map_err(|error| {
+        let said = error.to_string();
+        // Its first line is its only one, and none of the file's.
+        match said.split_once(", at line 1 ") {
+            Some((what, place)) => format!("{what}, at {} of the body", place.split(" (").next().unwrap_or(place)),
+            None => said,
+        }
+    })
 }
 
 const fn needs_messages(endpoint: Endpoint) -> bool {
@@ -197,13 +208,32 @@ fn with_version(endpoint: &str) -> String {
 }
 
 /// The reader's words, without the line that they count within a line.
+fn written(key: &str, value: Option<Value>) -> Result<Option<String>, String> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(format!("{key} must be a text")),
+    }
+}
+
+fn no_object(text: &str) -> String {
+    match serde_json::from_str::<Value>(text) {
+        Err(error) if error.is_eof() => ENDS_EARLY.to_owned(),
+        Err(_) => "it is no JSON; a line is an object: {…}".to_owned(),
+        Ok(Value::Array(_)) => "it is a list; a line is an object: {…}".to_owned(),
+        Ok(_) => "it is a bare value; a line is an object: {…}".to_owned(),
+    }
+}
+
+/// Why what begins as an object is none.
 fn malformed(error: &serde_json::Error) -> String {
     if error.is_eof() {
-        return "it is no complete JSON object: it ends too early".to_owned();
+        return ENDS_EARLY.to_owned();
     }
     let said = error.to_string();
-    let what = said.split(" at line ").next().unwrap_or("");
-    format!("it is no JSON object: {what} at column {}", error.column())
+    let what = said.split(" at line ").next().unwrap_or("").replace('`', "");
+    let what = if what == "expected ident" { "expected value" } else { &what };
+    format!("it is no JSON: {what} at column {}", error.column())
 }
 
 #[cfg(test)]
@@ -247,7 +277,12 @@ mod tests {
         let shape = Shape::default();
         for (text, reason) in [
             ("", "ends too early"),
-            ("[1]", "no JSON object"),
+            ("[1, 2, 3, 4]", "it is a list; a line is an object"),
+            ("12", "it is a bare value; a line is an object"),
+            ("nonsense", "it is no JSON; a line is an object"),
+            ("{\"a\":nonsense}", "it is no JSON: expected value at column 7"),
+            ("{a:1}", "it is no JSON: key must be a string at column 2"),
+            (r#"{"url":5,"body":{}}"#, "url must be a text"),
             ("{\"custom_id\":\"a\",", "ends too early"),
             (r#"{"custom_id":5,"body":{}}"#, "custom_id must be a text"),
             (r#"{"custom_id":"a","url":"/v1/embeddings"}"#, "needs a body"),
@@ -257,6 +292,7 @@ mod tests {
             (r#"{"messages":[]}"#, "--model"),
             (r#"{"model":"m","stream":true,"messages":[]}"#, "stream"),
             (r#"{"model":"m","input":"x"}"#, "--endpoint"),
+            (r#"{"model":5,"messages":[]}"#, "model must be a string, at column 10 of the body"),
             (r#"{"model":"m","model":"n","messages":[]}"#, "twice"),
         ] {
             let said = read(&shape, text).unwrap_err();

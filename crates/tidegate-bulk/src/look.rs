@@ -115,7 +115,7 @@ impl Looks {
             requests_per_minute_limit: requests.map(|known| known.limit),
             tokens_per_minute: per_minute(now.tokens, then.tokens),
             tokens_per_minute_limit: tokens.map(|known| known.limit),
-            rate_limited: counts.met_429.load(Relaxed),
+            rate_limited: counts.rate_limited(),
             eta_seconds: if is_held_up { None } else { left.seconds().map(|seconds| seconds.ceil() as u64) },
             upstream: match (shared.quota.is_out(), is_open) {
                 (true, _) => "no_quota",

@@ -20,13 +20,6 @@ pub(crate) enum Came {
 }
 
 impl Came {
-    pub(crate) const fn is_failure(&self) -> bool {
-        match self {
-            Self::Answer { status, .. } => *status >= 400,
-            Self::Nothing { .. } => true,
-        }
-    }
-
     /// Why it failed, in two words: `404 model_not_found`. `None`: it did not.
     pub(crate) fn failure(&self) -> Option<String> {
         match self {

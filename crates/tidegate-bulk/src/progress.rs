@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     /// Attempts that the upstream answered, whatever it said.
     pub(crate) answers: AtomicU64,
     pub(crate) met_429: AtomicU64,
+    /// Rate limits told with another status.
+    pub(crate) met_in_band: AtomicU64,
     pub(crate) in_flight: AtomicU64,
     /// Input tokens that were sent, as estimated.
     pub(crate) sent_tokens: AtomicU64,
@@ -67,6 +69,11 @@ impl Counts {
         self.sent_tokens.fetch_add(tokens, Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
         Going(&self.in_flight)
+    }
+
+    /// Refusals for a rate, however they were told.
+    pub(crate) fn rate_limited(&self) -> u64 {
+        self.met_429.load(Relaxed) + self.met_in_band.load(Relaxed)
     }
 
     pub(crate) fn ended(&self, is_failure: bool) {
@@ -108,5 +115,28 @@ pub(crate) async fn show(shared: Arc<Shared>, how: Show, whole: Whole) {
             continue;
         };
         bar.show(&look);
+    }
+}
+
+/// Shows how far the reading of `name` is until the future is dropped.
+pub(crate) async fn show_reading(how: Show, name: &str, lines: &AtomicU64) {
+    let every = match how {
+        Show::Bar => BAR_EVERY,
+        Show::Lines | Show::Json => LINE_EVERY,
+        Show::Nothing => std::future::pending().await,
+    };
+    let mut bar = None;
+    loop {
+        tokio::time::sleep(every).await;
+        let lines = lines.load(Relaxed);
+        // Where standard error is gone there is nobody left to tell.
+        let _ = match how {
+            Show::Bar => {
+                bar.get_or_insert_with(|| Bar::new(0)).say(&format!("reading {name}: {lines} lines"));
+                Ok(())
+            }
+            Show::Json => writeln!(std::io::stderr(), "{{\"lines_read\":{lines}}}"),
+            _ => writeln!(std::io::stderr(), "reading {name}: {lines} lines"),
+        };
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,27 +16,21 @@ use tidegate_core::gate::{Gate, Status};
 use tidegate_core::openai::models::ModelGroups;
 use tokio::sync::{mpsc, watch};
 
+use crate::beginning::Beginning;
 use crate::call::Shared;
 use crate::ceiling::Ceiling;
 use crate::feed;
 use crate::input::{Input, Survey};
 use crate::journal::{self, Journal, JournalError, Left, Made};
 use crate::known::Known;
-use crate::line::Shape;
+use crate::line::{BadLine, Shape};
 use crate::look::Whole;
-use crate::output::{self, Came};
-use crate::packing::Packing;
+use crate::output::Came;
 use crate::progress::{self, Counts, Show};
 use crate::quota::{OnQuota, Quota};
 use crate::send::Upstream;
 use crate::summary::{Ending, Near, Summary};
-
-/// Results on their way to the output.
-const RESULTS_WAITING: usize = 256;
-/// Written at once at most.
-const PIECE_BYTES: usize = 1 << 20;
-/// So long what was written may not be on the disk itself: a kill loses nothing, a loss of power as much as this.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
+use crate::writer::{Lost, RESULTS_WAITING, Row, Sink, write_results};
 
 /// What a run is to do.
 #[derive(Debug)]
@@ -56,6 +51,8 @@ pub struct Options {
     pub skip_bad: bool,
     /// Failures of an earlier run are sent again.
     pub retry_failed: bool,
+    /// How long nobody need be reached before the run ends for it; once anybody has answered, an outage is waited out.
+    pub give_up_unreached_after: Duration,
     /// Input and output together, of all calls there ever were for this output.
     pub max_total_tokens: Option<NonZeroU64>,
     /// How it is shown while it goes.
@@ -71,6 +68,9 @@ pub enum RunError {
     /// A file cannot be read or written; nothing was sent.
     #[error("{0}")]
     Failed(String),
+    /// It was asked to end before anything was sent.
+    #[error("interrupted before anything was sent")]
+    Interrupted,
 }
 
 impl From<JournalError> for RunError {
@@ -98,7 +98,12 @@ impl Stop {
         self.0.send_replace(true);
     }
 
-    async fn asked(&self) {
+    fn is_asked(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until somebody has asked.
+    pub async fn asked(&self) {
         // The sender is here: it cannot be gone.
         let _ = self.0.subscribe().wait_for(|asked| *asked).await;
     }
@@ -116,28 +121,9 @@ pub async fn run(
     stop: Stop,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let is_file = keeps_a_journal(&options.out);
-    if !is_file && options.retry_failed {
-        return Err(RunError::Usage(format!("--retry-failed needs a file as output, not {}", options.out.display())));
-    }
-    let left = if is_file { journal::look(&options.out, options.retry_failed)? } else { Left::default() };
-    let (survey, bad_lines) = read_all(&input, &options, &left)?;
-    let made = made_of(&survey, &options);
-    let (journal, sink) = if is_file {
-        let (journal, file) = Journal::begin(&options.out, &made, &left)?;
-        let notes = Some(journal.file());
-        (Some(journal), Sink::File { file, packing: Packing::of(&options.out), whole_bytes: None, notes })
-    } else if options.out.as_os_str() == "-" {
-        tracing::info!(
-            "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
-        );
-        (None, Sink::Stdout)
-    } else {
-        let file = File::options().append(true).open(&options.out);
-        let file = file.map_err(|error| RunError::Failed(format!("{}: {error}", options.out.display())))?;
-        (None, Sink::File { file, packing: Packing::Plain, whole_bytes: None, notes: None })
-    };
-
+    let is_file = may_be_written(&options)?;
+    let (left, survey, bad_lines) = read_in_time(&input, &options, is_file, &stop).await?;
+    let (journal, sink) = open_output(&options, is_file, &made_of(&survey, &options), &left)?;
     let (results, to_write) = mpsc::channel(RESULTS_WAITING);
     let shared = Arc::new(Shared {
         driver,
@@ -146,19 +132,20 @@ pub async fn run(
         priority: options.priority,
         ceiling: Ceiling::new(options.max_total_tokens.map(NonZeroU64::get), left.used_tokens()),
         quota: Quota::new(options.on_quota),
+        beginning: Beginning::new(left.done.good() > 0, survey.feeds.len(), options.give_up_unreached_after),
         counts: Counts::default(),
         journal,
         results,
         ending: watch::channel(None).0,
         calibrations: Mutex::new(HashMap::new()),
     });
-    let writer = write_results(sink, to_write, shared.clone(), options.out.clone());
-    for line in &bad_lines {
-        shared.counts.ended(true);
-        // A writer that is gone has said why.
-        let _ = shared.results.send(line.clone()).await;
+    let out = if options.out.as_os_str() == "-" { "standard output".into() } else { options.out.display().to_string() };
+    let writer = write_results(sink, to_write, shared.ending.clone(), out);
+    let bad = bad_lines.len() as u64;
+    for row in bad_lines {
+        shared.write(row).await;
     }
-    let before = (left.done.count() - left.done.failed, left.done.failed);
+    let before = (left.done.good(), left.done.failed);
     let whole = Whole { before, lines: survey.lines, input_tokens: survey.input_tokens };
     let shape = Arc::new(options.shape);
     tokio::select! {
@@ -166,7 +153,12 @@ pub async fn run(
         () = progress::show(shared.clone(), options.show, whole), if options.show != Show::Nothing => {}
         () = asked(&shared, &stop) => {}
     }
-    finish(shared, writer, &survey, before, bad_lines.len() as u64, started).await
+    if shared.ending.borrow().is_none() {
+        for row in shared.beginning.rest() {
+            shared.write(row).await;
+        }
+    }
+    finish(shared, writer, &survey, before, bad, started).await
 }
 
 /// Passes on that the run is to end; never returns.
@@ -179,7 +171,7 @@ async fn asked(shared: &Shared, stop: &Stop) {
 
 async fn finish(
     shared: Arc<Shared>,
-    writer: tokio::task::JoinHandle<u64>,
+    writer: tokio::task::JoinHandle<Lost>,
     survey: &Survey,
     before: (u64, u64),
     bad: u64,
@@ -199,9 +191,10 @@ async fn finish(
         left: 0,
         resumed: before.0 + before.1,
         cut_off: survey.cut_off,
+        lost: 0,
         bad,
         attempts,
-        rate_limited: counts.met_429.load(Relaxed),
+        rate_limited: counts.rate_limited(),
         seconds,
         input_tokens: counts.input_tokens.load(Relaxed),
         output_tokens: counts.output_tokens.load(Relaxed),
@@ -210,10 +203,12 @@ async fn finish(
     let ending = shared.ending.clone();
     // With the last sender the writer ends.
     drop(shared);
-    let unwritten = writer.await.map_err(|error| RunError::Failed(format!("the writer died: {error}")))?;
-    summary.done = summary.done.saturating_sub(unwritten);
+    let lost = writer.await.map_err(|error| RunError::Failed(format!("the writer died: {error}")))?;
+    summary.done = summary.done.saturating_sub(lost.good);
+    summary.failed = summary.failed.saturating_sub(lost.failed);
+    summary.lost = lost.good + lost.failed;
     summary.left = survey.lines.saturating_sub(summary.done + summary.failed);
-    if let Some(why) = ending.borrow().clone().filter(|_| summary.left > 0 || unwritten > 0) {
+    if let Some(why) = ending.borrow().clone().filter(|why| summary.left > 0 || matches!(why, Ending::Unwritable(_))) {
         summary.ending = why;
     }
     Ok(summary)
@@ -240,36 +235,101 @@ fn near(status: &Status, upstream: &str, attempts: u64, tokens: u64, seconds: f6
     used.max_by(|one, other| one.used_percent.total_cmp(&other.used_percent))
 }
 
-/// Only a file can be gone on from: not standard output, a pipe or a device.
-fn keeps_a_journal(out: &Path) -> bool {
-    out.as_os_str() != "-" && std::fs::metadata(out).map_or(true, |metadata| metadata.is_file())
+/// Whether the output is a file, which alone can be gone on from: not standard output, a pipe or a device.
+fn may_be_written(options: &Options) -> Result<bool, RunError> {
+    let out = &options.out;
+    let is_file = out.as_os_str() != "-" && std::fs::metadata(out).map_or(true, |metadata| metadata.is_file());
+    if !is_file && options.retry_failed {
+        return Err(RunError::Usage(format!("--retry-failed needs a file as output, not {}", out.display())));
+    }
+    let folder = out.parent().filter(|folder| is_file && !folder.as_os_str().is_empty() && !folder.is_dir());
+    match folder.map(Path::display) {
+        Some(folder) => Err(RunError::Usage(format!("cannot write {}: there is no folder {folder}", out.display()))),
+        None => Ok(is_file),
+    }
 }
 
-/// All of the input, and the results of its bad lines.
-fn read_all(input: &Input, options: &Options, left: &Left) -> Result<(Survey, Vec<String>), RunError> {
+/// The output, open at its end, and where there can be one the journal.
+fn open_output(
+    options: &Options,
+    is_file: bool,
+    made: &Made,
+    left: &Left,
+) -> Result<(Option<Journal>, Sink), RunError> {
+    let out = &options.out;
+    let unwritable = |error: io::Error| RunError::Failed(format!("cannot write {}: {error}", out.display()));
+    if is_file {
+        let (journal, file) = Journal::begin(out, made, left)?;
+        let sink = Sink::file(file, out, journal.file()).map_err(unwritable)?;
+        return Ok((Some(journal), sink));
+    }
+    if out.as_os_str() == "-" {
+        tracing::info!(
+            "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
+        );
+        return Ok((None, Sink::Stdout));
+    }
+    Ok((None, Sink::Device(File::options().append(true).open(out).map_err(unwritable)?)))
+}
+
+/// All of the input, and the results of its bad lines. Ends early, and says nothing that is true of all of it, once `stop` asks.
+fn read_all(
+    input: &Input,
+    shape: &Shape,
+    skip_bad: bool,
+    left: &Left,
+    (stop, lines): (&Stop, &AtomicU64),
+) -> Result<(Survey, Vec<Row>), RunError> {
     let mut bad_lines = Vec::new();
-    let survey = Survey::read(input, &options.shape, &left.done, &left.account.sent, |bad| {
-        if options.skip_bad {
+    let bad = |bad: &BadLine| {
+        if skip_bad {
             let message = format!("line {}: {}", bad.number, bad.reason);
             let name = bad.custom_id.as_deref().unwrap_or_default();
-            bad_lines.push(output::line(bad.number, name, &Came::Nothing { code: "bad_line", message }));
+            bad_lines.push(Row::new(bad.number, name, &Came::Nothing { code: "bad_line", message }));
+        }
+    };
+    let goes_on = |number| {
+        lines.store(number, Relaxed);
+        !stop.is_asked()
+    };
+    let survey = Survey::read_while(input, shape, &left.done, &left.account.sent, bad, goes_on);
+    let survey = survey.map_err(|error| unreadable(input, &error))?;
+    match survey.complaint(input).filter(|_| !skip_bad) {
+        Some(complaint) => Err(RunError::Usage(complaint)),
+        None => Ok((survey, bad_lines)),
+    }
+}
+
+/// What is left of earlier runs, and all of the input, in a thread of its own, since it may take long: meanwhile it says how
+/// far it is, and may be told to stop.
+async fn read_in_time(
+    input: &Input,
+    options: &Options,
+    is_file: bool,
+    stop: &Stop,
+) -> Result<(Left, Survey, Vec<Row>), RunError> {
+    let lines = Arc::new(AtomicU64::new(0));
+    let reading = tokio::task::spawn_blocking({
+        let (input, shape, skip_bad) = (input.clone(), options.shape.clone(), options.skip_bad);
+        let (out, retry_failed) = (options.out.clone(), options.retry_failed);
+        let (stop, lines) = (stop.clone(), lines.clone());
+        move || {
+            let left = if is_file { journal::look(&out, retry_failed)? } else { Left::default() };
+            let (survey, bad) = read_all(&input, &shape, skip_bad, &left, (&stop, &lines))?;
+            Ok((left, survey, bad))
         }
     });
-    let survey = survey.map_err(|error| RunError::Failed(format!("cannot read {}: {error}", input.name())))?;
-    if survey.bad_count > 0 && !options.skip_bad {
-        let mut said = String::new();
-        for bad in &survey.bad {
-            said.push_str(&format!("{}:{}: {}\n", input.name(), bad.number, bad.reason));
-        }
-        let more = survey.bad_count - survey.bad.len() as u64;
-        if more > 0 {
-            said.push_str(&format!("and {more} more\n"));
-        }
-        let bad = survey.bad_count;
-        said.push_str(&format!("{bad} bad lines, so nothing was sent; mend them, or leave them out with --skip-bad"));
-        return Err(RunError::Usage(said));
+    tokio::select! {
+        biased;
+        () = stop.asked() => Err(RunError::Interrupted),
+        read = reading => read.map_err(|error| RunError::Failed(format!("the reader died: {error}")))?,
+        () = progress::show_reading(options.show, input.name(), &lines) => Err(RunError::Interrupted),
     }
-    Ok((survey, bad_lines))
+}
+
+/// Nothing has been sent yet: it is the input that is no good.
+pub(crate) fn unreadable(input: &Input, error: &io::Error) -> RunError {
+    RunError::Usage(format!("cannot read {} to its end: {error}", input.name()))
 }
 
 fn made_of(survey: &Survey, options: &Options) -> Made {
@@ -283,103 +343,4 @@ fn made_of(survey: &Survey, options: &Options) -> Made {
         prompt_key: options.shape.prompt_key.clone(),
         skip_bad: options.skip_bad,
     }
-}
-
-enum Sink {
-    Stdout,
-    File {
-        file: File,
-        packing: Packing,
-        /// Where the last whole line ends. `None`: nothing was written yet.
-        whole_bytes: Option<u64>,
-        /// The journal, which is to know no less than the output.
-        notes: Option<Arc<File>>,
-    },
-}
-
-impl Sink {
-    /// Writes whole lines, or leaves none of them.
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write_all(text).and_then(|()| out.flush())
-            }
-            Self::File { file, packing, whole_bytes, .. } => {
-                let begin = match *whole_bytes {
-                    Some(bytes) => bytes,
-                    None => file.metadata()?.len(),
-                };
-                let piece = packing.pack(text)?;
-                if let Err(error) = file.write_all(&piece) {
-                    // Cut back what was torn; where that fails too, the next run does it.
-                    let _ = file.set_len(begin);
-                    return Err(error);
-                }
-                *whole_bytes = Some(begin + piece.len() as u64);
-                Ok(())
-            }
-        }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        match self {
-            Self::File { file, notes: Some(notes), .. } => notes.sync_data().and_then(|()| file.sync_data()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Writes results in a thread of its own as they come. Returns how many could not be written.
-fn write_results(
-    mut sink: Sink,
-    mut results: mpsc::Receiver<String>,
-    shared: Arc<Shared>,
-    out: PathBuf,
-) -> tokio::task::JoinHandle<u64> {
-    let ending = shared.ending.clone();
-    let goes_on = shared.journal.is_some();
-    // Only the senders keep the channel open.
-    drop(shared);
-    let end = move |error: &io::Error| {
-        let name = if out.as_os_str() == "-" { "standard output".to_owned() } else { out.display().to_string() };
-        let hint =
-            if goes_on { "; what was written is whole: mend the cause, and the same command goes on" } else { "" };
-        let why = Ending::Unwritable(format!("cannot write {name}: {error}{hint}"));
-        ending.send_if_modified(|ending| ending.replace(why) != *ending);
-    };
-    tokio::task::spawn_blocking(move || {
-        let (mut synced_at, mut unwritten) = (Instant::now(), 0);
-        while let Some(mut piece) = results.blocking_recv() {
-            let mut lines = 1;
-            while piece.len() < PIECE_BYTES
-                && let Ok(line) = results.try_recv()
-            {
-                piece.push_str(&line);
-                lines += 1;
-            }
-            let written = if unwritten == 0 { sink.write(piece.as_bytes()) } else { Err(io::ErrorKind::Other.into()) };
-            match written {
-                Ok(()) if synced_at.elapsed() >= SYNC_EVERY => {
-                    synced_at = Instant::now();
-                    if let Err(error) = sink.sync() {
-                        end(&error);
-                    }
-                }
-                Ok(()) => {}
-                Err(error) => {
-                    if unwritten == 0 {
-                        end(&error);
-                    }
-                    unwritten += lines;
-                }
-            }
-        }
-        if unwritten == 0
-            && let Err(error) = sink.sync()
-        {
-            end(&error);
-        }
-        unwritten
-    })
 }

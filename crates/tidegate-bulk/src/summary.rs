@@ -21,6 +21,10 @@ pub enum Ending {
     Quota,
     /// The next call might have gone beyond `--max-total-tokens`.
     Ceiling,
+    /// Nobody is where calls are sent.
+    Unreachable(String),
+    /// Whatever was sent was turned away: the key or the address is wrong.
+    TurnedAway(String),
     /// Results can no longer be written.
     Unwritable(String),
     /// The input can no longer be read.
@@ -60,11 +64,13 @@ pub struct Summary {
     /// Lines that an earlier run had sent without learning what became of them, and that were sent again: they may be billed
     /// twice. What was refused before anything was done about it is not among them.
     pub cut_off: u64,
+    /// Answers that came and could not be written: their lines are left, and may be billed twice.
+    pub lost: u64,
     /// Lines that could not be sent (`--skip-bad`); they count as failed.
     pub bad: u64,
     /// Requests sent.
     pub attempts: u64,
-    /// Answers with status 429.
+    /// Answers with status 429, or with another one and the error that goes with it.
     pub rate_limited: u64,
     /// How long it took.
     pub seconds: f64,
@@ -82,7 +88,7 @@ impl Summary {
     pub const fn exit_code(&self) -> u8 {
         match self.ending {
             Ending::Interrupted => 130,
-            Ending::Unwritable(_) | Ending::Failed(_) => 1,
+            Ending::Unwritable(_) | Ending::Failed(_) | Ending::Unreachable(_) | Ending::TurnedAway(_) => 1,
             _ if self.failed > 0 || self.left > 0 => 3,
             _ => 0,
         }
@@ -92,16 +98,18 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wall = Spoken(Duration::from_secs_f64(self.seconds));
-        write!(f, "{} done, {} failed of {} lines in {wall}", self.done, self.failed, self.lines)?;
+        write!(f, "{} done, {} failed of {} in {wall}", self.done, self.failed, Counted(self.lines, "line"))?;
         if self.resumed > 0 {
-            write!(f, " ({} of them were done before)", self.resumed)?;
+            write!(f, " ({} of them before)", self.resumed)?;
         }
-        let (attempts, limited) = (self.attempts, self.rate_limited);
-        write!(f, "\n{attempts} attempts, {limited} 429s, ")?;
+        write!(f, "\n{}, {}, ", Counted(self.attempts, "attempt"), Counted(self.rate_limited, "429"))?;
         write!(f, "{} input and {} output tokens", self.input_tokens, self.output_tokens)?;
         if let Some(near) = &self.near_limit {
             let Near { target, dimension, limit, used_percent } = near;
-            write!(f, "\n{used_percent:.1} % of what {dimension} {limit} of {target} allowed in that time")?;
+            write!(
+                f,
+                "\nnearest limit: {dimension} of {target}, {limit}: {used_percent:.1} % of it was used meanwhile"
+            )?;
         }
         let mut failures = self.failures.iter().collect::<Vec<_>>();
         failures.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
@@ -111,29 +119,49 @@ impl fmt::Display for Summary {
         if self.failed > 0 {
             write!(f, "\nwhat failed says why in its line of the output; --retry-failed sends it again")?;
         }
+        let twice = |f: &mut fmt::Formatter<'_>, what: &str| write!(f, "{what}; that may be billed twice");
         if self.cut_off > 0 {
-            let cut_off = self.cut_off;
-            write!(
-                f,
-                "\n{cut_off} lines were sent again, and may be billed twice: an earlier run ended before their results were written"
-            )?;
+            write!(f, "\n{} that an earlier run had sent had no result: ", Counted(self.cut_off, "line"))?;
+            twice(f, "sent again")?;
+        }
+        if self.lost > 0 {
+            write!(f, "\n{} came and could not be written: ", Counted(self.lost, "answer"))?;
+            twice(f, "asked for again by the next run")?;
         }
         if self.bad > 0 {
-            write!(f, "\n{} bad lines were not sent; they are among the failed", self.bad)?;
+            write!(f, "\n{} not sent, and among the failed", Counted(self.bad, "bad line"))?;
         }
-        let left = self.left;
+        let left = format!("{} left", Counted(self.left, "line"));
         match &self.ending {
             Ending::Complete => Ok(()),
-            Ending::Interrupted => write!(f, "\ninterrupted: {left} lines are left; the same command goes on"),
-            Ending::Quota => write!(
-                f,
-                "\nthe quota is exhausted: {left} lines are left; once it is paid for, the same command goes on"
-            ),
-            Ending::Ceiling => {
-                write!(f, "\n--max-total-tokens is reached: {left} lines are left; the same command with more goes on")
+            Ending::Interrupted => write!(f, "\ninterrupted: {left}; the same command goes on"),
+            Ending::Quota => {
+                write!(f, "\nthe quota is exhausted: {left}; once it is paid for, the same command goes on")
             }
-            Ending::Unwritable(why) | Ending::Failed(why) => write!(f, "\n{why}; {left} lines are left"),
+            Ending::Ceiling => {
+                write!(f, "\n--max-total-tokens is reached: {left}; the same command with more goes on")
+            }
+            Ending::Unreachable(why) => {
+                write!(
+                    f,
+                    "\n{why}: {left}; once somebody answers there, or at another --upstream, the same command goes on"
+                )
+            }
+            Ending::TurnedAway(why) => {
+                write!(f, "\n{why}: {left}; once that is mended, with another --upstream too, the same command goes on")
+            }
+            Ending::Unwritable(why) | Ending::Failed(why) => write!(f, "\n{why}; {left}"),
         }
+    }
+}
+
+/// So many of them: `1 line`, `5 lines`.
+pub(crate) struct Counted(pub(crate) u64, pub(crate) &'static str);
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, what) = self;
+        write!(f, "{count} {what}{}", if *count == 1 { "" } else { "s" })
     }
 }
 

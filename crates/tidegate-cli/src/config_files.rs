@@ -57,7 +57,7 @@ impl ConfigFiles {
             variables().map(|(name, _)| name).filter(|name| name.starts_with("TIDEGATE__")).collect();
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
         match (names.as_slice(), overrides.as_slice()) {
-            ([], []) => tracing::info!("no configuration file; everything is as by default"),
+            ([], []) => tracing::debug!("no configuration file; everything is as by default"),
             (files, []) => tracing::info!("configuration read from {}", files.join(", ")),
             ([], variables) => tracing::info!("configuration read from the environment: {}", variables.join(", ")),
             (files, variables) => {

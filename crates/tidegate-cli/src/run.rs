@@ -2,13 +2,13 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tidegate::Driver;
-use tidegate_bulk::{Input, OnQuota, Options, RunError, Shape, Show, Stop, Summary, Upstream, bulk_policy};
+use tidegate_bulk::{BesideBar, Input, OnQuota, Options, RunError, Shape, Show, Stop, Summary, Upstream, bulk_policy};
 use tidegate_core::call::Priority;
 use tidegate_core::config::{Config, SecretSource, UpstreamConfig};
 use tidegate_core::gate::Gate;
@@ -25,6 +25,9 @@ use crate::state_dir::StateDir;
 const BASE_URL_VARIABLE: &str = "OPENAI_BASE_URL";
 /// Paused for want of quota, a run waits no longer than this before it finds out whether there is some again.
 const LOOK_FOR_QUOTA_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// An upstream that starts again is back by then; an address where nobody is is found out in good time.
+const GIVE_UP_UNREACHED_AFTER: Duration = Duration::from_secs(15);
 
 /// `tidegate run`.
 #[derive(Args, Debug)]
@@ -139,7 +142,11 @@ fn above_0(written: &str) -> Result<NonZeroU64, String> {
 
 /// Runs the file to its end.
 pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
-    serve::runtime()?.block_on(run_file(args))
+    let runtime = serve::runtime()?;
+    let ended = runtime.block_on(run_file(args));
+    // Whoever still waits for standard input would wait for ever.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn run_file(args: RunArgs) -> Result<(), Failure> {
@@ -151,12 +158,13 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
             signals.stop().await;
             stop.ask();
             signals.stop().await;
+            BesideBar.clear();
             process::exit(INTERRUPTED);
         }
     });
     let mut config = ConfigFiles::new(args.config.clone()).read()?;
     if args.dry_run {
-        return say_beforehand(&args, config);
+        return unless_stopped(&stop, move || say_beforehand(&args, config)).await?;
     }
     let simulator = if args.sim { Some(serve::start_simulator().await?) } else { None };
     let upstream = match &simulator {
@@ -171,7 +179,8 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
     config.set_upstreams(vec![upstream.clone()]);
     let upstream_name = if args.sim { "sim".to_owned() } else { upstream.base_url.clone() };
     let upstream = Upstream::new(&upstream).map_err(Failure::Usage)?;
-    let input = open(&args)?;
+    let input = args.input.clone();
+    let input = unless_stopped(&stop, move || open(&input)).await??;
 
     let state_dir = args.state_dir.clone().map_or(Ok(None), |named| StateDir::take(Some(named)))?;
     let groups = ModelGroups::new(&config.model_groups);
@@ -208,21 +217,41 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
 /// `--dry-run`.
 fn say_beforehand(args: &RunArgs, config: Config) -> Result<(), Failure> {
     let policy = bulk_policy(config.policy, &rates_of(args));
-    let said = tidegate_bulk::dry_run(&open(args)?, &shape_of(args), &policy).map_err(failure)?;
+    let said = tidegate_bulk::dry_run(&open(&args.input)?, &shape_of(args), args.skip_bad, &policy).map_err(failure)?;
     if args.json {
         return print(&serde_json::to_string(&said).map_err(|error| Failure::Failed(error.to_string()))?);
     }
     print(&said.to_string())
 }
 
-fn open(args: &RunArgs) -> Result<Input, Failure> {
-    Input::new(&args.input).map_err(|error| Failure::Usage(format!("cannot read {}: {error}", args.input.display())))
+fn open(input: &Path) -> Result<Input, Failure> {
+    if input.as_os_str() == "-" {
+        tracing::info!("standard input is read to its end before anything is sent");
+    }
+    Input::new(input).map_err(|error| Failure::Usage(format!("cannot read {}: {error}", input.display())))
+}
+
+/// What comes of `work` before anything is sent: whoever wants it to stop need not wait for it.
+async fn unless_stopped<T: Send + 'static>(
+    stop: &Stop,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = stop.asked() => Err(failure(RunError::Interrupted)),
+        done = tokio::task::spawn_blocking(work) => done.map_err(|error| Failure::Failed(error.to_string())),
+    }
 }
 
 fn failure(error: RunError) -> Failure {
     match error {
         RunError::Usage(why) => Failure::Usage(why),
         RunError::Failed(why) => Failure::Failed(why),
+        RunError::Interrupted => {
+            // Where standard error is gone there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "{error}");
+            Failure::Ended(INTERRUPTED as u8)
+        }
     }
 }
 
@@ -268,6 +297,7 @@ fn options_of(args: RunArgs, groups: ModelGroups, upstream_name: String) -> Opti
         },
         skip_bad: args.skip_bad,
         retry_failed: args.retry_failed,
+        give_up_unreached_after: GIVE_UP_UNREACHED_AFTER,
         max_total_tokens: args.max_total_tokens,
         show,
     }

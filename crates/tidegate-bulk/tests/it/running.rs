@@ -69,6 +69,27 @@ async fn an_outage_fails_nothing_and_is_met_with_a_few_probes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_that_is_told_with_status_200_is_counted_as_one() {
+    let job = Job::new("rpm = 6000", "[[fault]]\nkind = \"in_band\"\nfirst = 3\n").await;
+    let summary = job.run((0..20).map(|_| 40)).await;
+    assert_eq!((summary.done, summary.failed, summary.rate_limited), (20, 0, 3), "{summary}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_where_nobody_is_ends_the_run_and_says_why() {
+    let mut job = Job::new("rpm = 6000", "").await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    job.base_url = Some(format!("http://{nobody}/v1"));
+    job.give_up_unreached_after = Duration::from_millis(500);
+    let summary = job.run((0..50).map(|_| 40)).await;
+    assert_eq!((summary.failed, summary.left, summary.exit_code()), (0, 50, 1), "{summary}");
+    assert!(summary.to_string().contains("no connection: Connection refused: 50 lines left"), "{summary}");
+    job.base_url = None;
+    let summary = job.run((0..50).map(|_| 40)).await;
+    assert_eq!((summary.done, summary.cut_off, summary.ending), (50, 0, Ending::Complete));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quota_that_ends_ends_the_run_without_burning_requests() {
     let fault = "[[fault]]\nkind = \"insufficient_quota\"\nfrom = \"300ms\"\n";
     let mut job = Job::new("rpm = 6000\ninitial_fill = 0.01", fault).await;
@@ -135,6 +156,19 @@ async fn a_ceiling_on_tokens_holds_over_all_runs() {
         assert_eq!((summary.ending.clone(), summary.exit_code()), (Ending::Ceiling, 3));
         let used: u64 = job.simulator.log().iter().map(|entry| entry.input_tokens + entry.output_tokens).sum();
         assert!((2000..=3000).contains(&used), "{used}: {summary}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ceiling_on_tokens_counts_answers_that_broke_off_over_all_runs_too() {
+    let mut job = Job::new("rpm = 100000", "[[fault]]\nkind = \"truncated\"\nevery = 3\n").await;
+    job.max_total_tokens = NonZeroU64::new(3000);
+    let text: String = (0..200).map(|_| line(100, 40)).collect();
+    for _ in 0..3 {
+        let summary = job.run_lines(&text, Stop::default()).await;
+        assert_eq!(summary.ending, Ending::Ceiling, "{summary}");
+        let used: u64 = job.simulator.log().iter().map(|entry| entry.input_tokens + entry.output_tokens).sum();
+        assert!(used <= 3000, "{used}: {summary}");
     }
 }
 

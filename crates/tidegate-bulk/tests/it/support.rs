@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tidegate::Driver;
@@ -21,7 +22,10 @@ pub(crate) struct Job {
     /// False: what is given is all that is known.
     pub(crate) learns: bool,
     pub(crate) on_quota: OnQuota,
+    pub(crate) give_up_unreached_after: Duration,
     pub(crate) max_total_tokens: Option<NonZeroU64>,
+    /// `None`: the simulator's.
+    pub(crate) base_url: Option<String>,
 }
 
 /// Answers at once, unless the scenario says otherwise.
@@ -41,7 +45,9 @@ impl Job {
             policy: Policy::default(),
             learns: true,
             on_quota: OnQuota::Stop,
+            give_up_unreached_after: Duration::from_secs(60),
             max_total_tokens: None,
+            base_url: None,
         }
     }
 
@@ -63,7 +69,7 @@ impl Job {
         let path = self.input();
         std::fs::write(&path, lines).unwrap();
         let config = UpstreamConfig {
-            base_url: self.simulator.base_url(),
+            base_url: self.base_url.clone().unwrap_or_else(|| self.simulator.base_url()),
             api_key: Some(SecretSource::Placeholder),
             learn_limits: self.learns,
             token_charge: if self.learns { TokenCharge::Learned } else { TokenCharge::Input },
@@ -79,6 +85,7 @@ impl Job {
             on_quota: self.on_quota,
             skip_bad: false,
             retry_failed: false,
+            give_up_unreached_after: self.give_up_unreached_after,
             max_total_tokens: self.max_total_tokens,
             show: Show::Nothing,
         };

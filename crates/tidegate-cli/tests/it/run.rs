@@ -42,7 +42,7 @@ pub(crate) fn summary(ended: &Ended) -> Value {
 }
 
 /// The text of a file, unpacked as its name says.
-fn text(path: &Path) -> String {
+pub(crate) fn text(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let mut text = String::new();
     match path.extension().and_then(|extension| extension.to_str()) {
@@ -88,7 +88,7 @@ fn bad_lines_are_told_by_number_and_reason_before_anything_is_sent() {
     place.file("in.jsonl", &format!("{}nonsense\n{}", lines(2), lines(1)));
     let ended = go(&place, &upstream, &[]);
     assert_eq!(ended.code, Some(2));
-    assert!(ended.stderr.contains("in.jsonl:3: it is no JSON object"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("in.jsonl:3: it is no JSON"), "{}", ended.stderr);
     assert!(ended.stderr.contains("in.jsonl:4: custom_id \"id-0\" is that of line 1 too"), "{}", ended.stderr);
     assert_eq!(fs::read_to_string(place.path().join("log")).unwrap_or_default(), "");
     let ended = go(&place, &upstream, &["--skip-bad"]);
@@ -146,6 +146,33 @@ fn a_dry_run_counts_and_predicts_and_sends_nothing() {
 }
 
 #[test]
+fn a_dry_run_says_of_bad_lines_what_a_run_says() {
+    let place = Place::new();
+    place.file("in.jsonl", &format!("{}nonsense\n[1,2,3,4]\n", lines(3)));
+    let args = ["run", "in.jsonl", "-o", "out.jsonl", "--upstream", "http://127.0.0.1:1/v1"];
+    let run = place.run(&args);
+    let dry = place.run(&[&args[..], &["--dry-run"]].concat());
+    assert_eq!((dry.code, &dry.stderr), (Some(2), &run.stderr));
+    assert!(run.stderr.contains("in.jsonl:4: it is no JSON; ") && run.stderr.contains("2 bad lines, "), "{run:?}");
+    let dry = place.run(&[&args[..], &["--dry-run", "--json", "--skip-bad", "--rpm", "10"]].concat());
+    let said = summary(&dry);
+    assert_eq!((dry.code, &said["lines"], &said["bad"]), (Some(0), &3.into(), &2.into()), "{dry:?}");
+}
+
+#[test]
+fn an_input_that_breaks_off_is_bad_input_and_nothing_of_it_is_sent() {
+    let place = Place::new();
+    let (_simulator, upstream) = simulator(&place, FREE);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(lines(500).as_bytes()).unwrap();
+    let packed = packed.finish().unwrap();
+    fs::write(place.path().join("in.jsonl"), &packed[..packed.len() / 2]).unwrap();
+    let ended = go(&place, &upstream, &[]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("cannot read in.jsonl to its end"), "{ended:?}");
+    assert_eq!(fs::read_to_string(place.path().join("log")).unwrap_or_default(), "");
+}
+
+#[test]
 fn pipes_are_read_and_written_and_packed_files_too() {
     let place = Place::new();
     let (_simulator, upstream) = simulator(&place, FREE);
@@ -176,7 +203,8 @@ fn an_output_that_cannot_be_written_is_told_of() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.contains("cannot write /dev/full: No space left on device"), "{ended:?}");
     let ended = place.run(&["run", "in.jsonl", "-o", "no/such/out", "--upstream", &upstream]);
-    assert!(ended.code == Some(1) && ended.stderr.contains("no/such/out"), "{ended:?}");
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("cannot write no/such/out: there is no folder no/such"), "{ended:?}");
 }
 
 #[cfg(unix)]

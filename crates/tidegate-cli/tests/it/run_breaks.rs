@@ -8,7 +8,7 @@ use std::thread;
 use serde_json::Value;
 
 use crate::process::{Place, Running, http};
-use crate::run::{FREE, go, lines, results, simulator, summary};
+use crate::run::{FREE, go, lines, results, simulator, summary, text};
 
 /// Lines that were noted as sent, so far.
 fn sent(place: &Place) -> usize {
@@ -24,25 +24,58 @@ pub(crate) fn becomes(upstream: &str, scenario: &str) {
 #[cfg(unix)]
 #[test]
 fn a_disk_that_is_full_ends_the_run_and_once_there_is_room_it_goes_on() {
-    let place = Place::new();
-    let (_simulator, upstream) = simulator(&place, FREE);
-    place.file("in.jsonl", &lines(200));
-    // 40 blocks of 512 bytes. The signal is ignored, so that writing fails as it does on a full disk.
-    let limited = "trap '' XFSZ; ulimit -f 40; exec \"$0\" run in.jsonl -o out.jsonl --upstream \"$1\" --json";
-    let mut command = Command::new("sh");
-    command.args(["-c", limited, env!("CARGO_BIN_EXE_tidegate"), &upstream]).current_dir(place.path());
-    let ended = Running::spawn(command).end();
-    assert_eq!(ended.code, Some(1), "{ended:?}");
-    let said = summary(&ended);
-    let why = said["ending"]["why"].as_str().unwrap();
-    assert!(why.starts_with("cannot write out.jsonl: ") && why.ends_with("the same command goes on"), "{why}");
-    // What is torn is gone, and what was said to be done is there.
-    let whole = results(&place.path().join("out.jsonl")).len();
-    assert!(said["done"] == whole && (1..200).contains(&whole), "{whole}: {said}");
-    let ended = go(&place, &upstream, &[]);
-    assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(0), &(200 - whole).into()));
-    let found = results(&place.path().join("out.jsonl"));
-    assert_eq!((found.len(), found.values().max()), (200, Some(&1)));
+    for out in ["out.jsonl", "out.jsonl.gz"] {
+        let place = Place::new();
+        let (_simulator, upstream) = simulator(&place, FREE);
+        place.file("in.jsonl", &lines(200));
+        // 40 blocks of 512 bytes. The signal is ignored, so that writing fails as it does on a full disk.
+        let limited = "trap '' XFSZ; ulimit -f 40; exec \"$0\" run in.jsonl -o \"$2\" --upstream \"$1\" --json";
+        let mut command = Command::new("sh");
+        command.args(["-c", limited, env!("CARGO_BIN_EXE_tidegate"), &upstream, out]).current_dir(place.path());
+        let ended = Running::spawn(command).end();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let said = summary(&ended);
+        let why = said["ending"]["why"].as_str().unwrap();
+        let begins = format!("cannot write {out}: ");
+        assert!(why.starts_with(&begins) && why.ends_with("the same command goes on"), "{why}");
+        // What is torn is gone, and what was said to be done is there.
+        let whole = results(&place.path().join(out)).len();
+        assert!(said["done"] == whole && (1..200).contains(&whole), "{whole}: {said}");
+        // As much as has room is there; what came beside that is counted.
+        let row = text(&place.path().join(out)).len() / whole;
+        let room = 40 * 512 - row * whole;
+        assert!(room <= 2 * row, "{room} bytes are left of which a result takes {row}");
+        assert_eq!(said["attempts"].as_u64().unwrap(), whole as u64 + said["lost"].as_u64().unwrap(), "{said}");
+        let ended = place.run(&["run", "in.jsonl", "-o", out, "--upstream", &upstream, "--json"]);
+        assert_eq!((ended.code, &summary(&ended)["attempts"]), (Some(0), &(200 - whole).into()));
+        assert_eq!(summary(&ended)["cut_off"], said["lost"]);
+        let found = results(&place.path().join(out));
+        assert_eq!((found.len(), found.values().max()), (200, Some(&1)));
+    }
+}
+
+#[test]
+fn a_wrong_key_or_address_ends_the_run_after_a_few_calls_and_once_it_is_mended_the_same_command_goes_on() {
+    for (fault, path, why) in [
+        ("[[fault]]\nkind = \"unauthorized\"\n", "/v1", "401 invalid_api_key: the key is wrong or missing"),
+        ("", "", "404 "),
+    ] {
+        let place = Place::new();
+        let (_simulator, upstream) = simulator(&place, &format!("{FREE}{fault}"));
+        place.file("in.jsonl", &lines(300));
+        let wrong = if path.is_empty() { format!("{upstream}/v2/nowhere") } else { upstream.clone() };
+        let args = ["run", "in.jsonl", "-o", "out.jsonl", "--upstream", &wrong];
+        let ended = place.run(&args);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stdout.contains(why) && ended.stdout.contains("300 lines left"), "{ended:?}");
+        let sent = fs::read_to_string(place.path().join("log")).unwrap().lines().count();
+        assert!(sent <= 20, "{sent} sent");
+        assert_eq!(results_so_far(&place), 0);
+        becomes(&upstream, FREE);
+        let ended = go(&place, &upstream, &[]);
+        let said = summary(&ended);
+        assert_eq!((&said["done"], &said["failed"], &said["cut_off"]), (&300.into(), &0.into(), &0.into()), "{said}");
+    }
 }
 
 #[test]
@@ -58,7 +91,7 @@ fn a_reader_that_leaves_ends_the_run() {
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("cannot write standard output: ") && said.contains("lines are left"), "{said}");
+    assert!(said.contains("cannot write standard output: ") && said.contains("lines left"), "{said}");
     let log = fs::read_to_string(place.path().join("log")).unwrap();
     assert!(log.lines().count() < 5000, "it went on for nobody");
 }
@@ -82,6 +115,22 @@ fn a_second_signal_stops_at_once_and_what_was_in_flight_is_sent_again_and_counte
     let ended = go(&place, &upstream, &[]);
     assert_eq!((ended.code, &summary(&ended)["cut_off"]), (Some(0), &in_flight.into()), "{ended:?}");
     assert_eq!(results(&place.path().join("out.jsonl")).len(), 20);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_is_heeded_while_the_input_is_read_and_it_was_interrupted_then() {
+    let place = Place::new();
+    let mut command = place.command(&["run", "-", "-o", "out.jsonl", "--upstream", "http://127.0.0.1:1/v1"]);
+    // It stays open, and says nothing.
+    command.stdin(Stdio::piped());
+    let mut run = Running::spawn(command);
+    run.logs("standard input is read to its end before anything is sent");
+    run.signal("INT");
+    let ended = run.end();
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    assert!(ended.stderr.contains("interrupted before anything was sent"), "{ended:?}");
+    assert!(!place.path().join("out.jsonl").exists());
 }
 
 #[test]

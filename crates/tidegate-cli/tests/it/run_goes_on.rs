@@ -16,14 +16,30 @@ use crate::run_breaks::becomes;
 /// Calls under way at once, and so what a kill may cut off.
 const IN_FLIGHT: usize = 16;
 
-/// Starts it again and again and kills it at random instants, `kills` times or until it ends by itself. Returns how often it
-/// was killed.
-fn killed_often(place: &Place, args: &[&str], kills: usize) -> usize {
+/// Slow enough that dozens of kills find it at work.
+fn slower() -> String {
+    FREE.replace("2ms", "10ms")
+}
+
+/// Bytes of the journal beside an output.
+fn journal_bytes(place: &Place, out: &str) -> u64 {
+    fs::metadata(place.path().join(format!("{out}.journal"))).map_or(0, |metadata| metadata.len())
+}
+
+/// Starts it again and again and kills it at random instants, `kills` times or until it ends by itself: one in four from its
+/// very start, the others once it is at work. Returns how often it was killed.
+fn killed_often(place: &Place, out: &str, args: &[&str], kills: usize) -> usize {
     let random = RandomState::new();
     for killed in 0..kills {
+        let before = journal_bytes(place, out);
         let mut child = place.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let is_any = killed % 4 == 0;
+        while !is_any && journal_bytes(place, out) == before && child.try_wait().unwrap().is_none() {
+            thread::yield_now();
+        }
         // The instant is what is random here; nothing is waited for.
-        thread::sleep(Duration::from_micros(random.hash_one(killed) % 60_000));
+        let micros_max = if is_any { 100_000 } else { 40_000 };
+        thread::sleep(Duration::from_micros(random.hash_one(killed) % micros_max));
         child.kill().unwrap();
         if child.wait().unwrap().code().is_some() {
             return killed;
@@ -47,12 +63,12 @@ fn log(place: &Place) -> Vec<Value> {
 fn killed_at_any_instant_it_goes_on_and_every_line_has_one_result() {
     const LINES: usize = 1500;
     let place = Place::new();
-    let (_simulator, upstream) = simulator(&place, FREE);
+    let (_simulator, upstream) = simulator(&place, &slower());
     place.file("in.jsonl", &lines(LINES));
     let mut kills = 0;
     for out in ["out.jsonl", "out.jsonl.gz", "out.jsonl.zst"] {
         let args = args(out, &upstream, &[]);
-        let killed = killed_often(&place, &args, 100);
+        let killed = killed_often(&place, out, &args, 70);
         assert!(killed >= 20, "{out}: only {killed} kills before it was done");
         kills += killed;
         let ended = place.run(&args);
@@ -73,7 +89,7 @@ fn killed_at_any_instant_it_goes_on_and_every_line_has_one_result() {
 fn killed_with_bad_lines_in_it_each_line_has_one_result_and_no_good_one_is_lost() {
     const LINES: usize = 600;
     let place = Place::new();
-    let (_simulator, upstream) = simulator(&place, FREE);
+    let (_simulator, upstream) = simulator(&place, &slower());
     // Bad ones have no name, that of a good one, or one that a good one wants.
     let bad = |number| match number % 30 {
         0 => "nonsense\n".to_owned(),
@@ -84,7 +100,7 @@ fn killed_with_bad_lines_in_it_each_line_has_one_result_and_no_good_one_is_lost(
         (0..).zip(lines(LINES).split_inclusive('\n')).map(|(number, line)| line.to_owned() + &bad(number)).collect();
     place.file("in.jsonl", &text);
     let args = args("out.jsonl", &upstream, &["--skip-bad"]);
-    let kills = killed_often(&place, &args, 40);
+    let kills = killed_often(&place, "out.jsonl", &args, 40);
     assert!(kills >= 10, "only {kills} kills before it was done");
     let ended = place.run(&args);
     assert_eq!((&summary(&ended)["done"], &summary(&ended)["failed"]), (&LINES.into(), &40.into()), "{ended:?}");
@@ -102,7 +118,7 @@ fn killed_while_failures_are_sent_again_it_goes_on_and_what_had_failed_was_not_c
         let ended = place.run(&args(out, &upstream, &[]));
         assert_eq!((ended.code, &summary(&ended)["failed"]), (Some(3), &LINES.into()), "{ended:?}");
     }
-    becomes(&upstream, FREE);
+    becomes(&upstream, &slower());
     for out in ["out.jsonl", "out.jsonl.zst"] {
         let again = args(out, &upstream, &["--retry-failed"]);
         let file = place.path().join(out);
@@ -114,7 +130,7 @@ fn killed_while_failures_are_sent_again_it_goes_on_and_what_had_failed_was_not_c
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let kills = 1 + killed_often(&place, &again, 20);
+        let kills = 1 + killed_often(&place, out, &again, 20);
         assert!(kills >= 10, "{out}: only {kills} kills before it was done");
         let ended = place.run(&args(out, &upstream, &[]));
         assert_eq!((ended.code, &summary(&ended)["done"]), (Some(0), &LINES.into()), "{out}, {kills} kills: {ended:?}");
@@ -129,18 +145,19 @@ fn killed_while_failures_are_sent_again_it_goes_on_and_what_had_failed_was_not_c
 fn a_ceiling_on_tokens_holds_however_often_it_is_killed() {
     const CEILING: u64 = 40_000;
     let place = Place::new();
-    let (_simulator, upstream) = simulator(&place, &FREE.replace("2ms", "20ms"));
+    let (_simulator, upstream) = simulator(&place, &slower());
     let text = lines(3000).replace("\"messages\"", "\"max_completion_tokens\":50,\"messages\"");
     place.file("in.jsonl", &text);
     let ceiling = CEILING.to_string();
     let args = args("out.jsonl", &upstream, &["--max-total-tokens", &ceiling]);
-    let kills = killed_often(&place, &args, 40);
+    let kills = killed_often(&place, "out.jsonl", &args, 40);
     assert!(kills >= 10, "only {kills} kills before it was done");
     let ended = place.run(&args);
     assert_eq!(summary(&ended)["ending"]["kind"], "ceiling", "{ended:?}");
     let tokens = |entry: &Value| entry["input_tokens"].as_u64().unwrap() + entry["output_tokens"].as_u64().unwrap();
     // What was cut off is billed whole.
     let used: u64 = log(&place).iter().map(tokens).sum();
+    assert!(summary(&ended)["cut_off"] != 0 || summary(&ended)["resumed"] != 0, "{ended:?}");
     assert!(used <= CEILING, "{used} of {CEILING} after {kills} kills");
     let again = summary(&place.run(&args));
     assert_eq!((&again["attempts"], &again["ending"]["kind"]), (&0.into(), &"ceiling".into()), "{again}");
