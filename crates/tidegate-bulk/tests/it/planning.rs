@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_bulk::Shape;
 use tidegate_bulk::plan::{self, Tiers, Trace};
+use tidegate_bulk::{Shape, Stop, bulk_policy};
 use tidegate_core::config::{Policy, load};
+use tidegate_core::limit::Rates;
 
-use crate::support::Job;
+use crate::support::{Job, line};
 
 fn policy(toml: &str) -> Policy {
     load(&[("test.toml".to_owned(), toml.to_owned())], std::iter::empty()).unwrap().config.policy
@@ -22,28 +23,65 @@ fn trace(csv: &str) -> Trace {
 const SMALL: &str = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 1200\n\
                      tokens_per_minute = 120000\nburst_allowance = 20\n";
 
+/// The simulator answers as a plan takes an upstream to answer: 300 ms, and 12.5 ms for each token of output.
+const AS_PLANNED: &str = "[latency]\nfirst_token = \"300ms\"\nsigma = 0.0\ntokens_per_second = 80.0\ntokens_sigma = 0.0\n\
+                          [output]\nmedian = 8\nsigma = 0.0\n";
+
+/// How far a run is from its plan, as a share of the run, last reply included. What limits there are, and how tokens are
+/// charged, the run finds out by itself; it is given the limits too, as the plan is.
+async fn off(name: &str, limits: [u64; 3], calls: usize, chars: fn(usize) -> usize) -> f64 {
+    let [rpm, tpm, burst] = limits;
+    let fill = burst as f64 / rpm as f64;
+    let mut job = Job::answering(AS_PLANNED, &format!("rpm = {rpm}\ntpm = {tpm}\ninitial_fill = {fill}"), "").await;
+    job.policy = policy(&format!(
+        "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = {rpm}\ntokens_per_minute = {tpm}\n\
+         burst_allowance = {burst}\n"
+    ));
+    // Until it is found out that ceilings on output are not charged they count, which is little where they are low.
+    let lines: String = (0..calls).map(|number| line(chars(number), 8)).collect();
+    let summary = job.run_lines(&lines, Stop::default()).await;
+    assert_eq!((summary.done, summary.rate_limited), (calls as u64, 0), "{name}: {summary}");
+    let planned = plan::predict(
+        &Trace::read(&job.input(), &Shape::default()).unwrap(),
+        &bulk_policy(job.policy, &Rates::default()),
+    );
+    println!("{name}: planned {:.2} s, took {:.2} s", planned.makespan_seconds, summary.seconds);
+    (summary.seconds - planned.makespan_seconds) / summary.seconds
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_takes_as_long_as_the_plan_said_to_2_percent() {
-    let mut off = Vec::new();
     // A machine that is busy with something else can make a run longer, never shorter: the best of three counts.
+    let mut best = [f64::INFINITY; 4];
     for _ in 0..3 {
-        let mut job = Job::new("rpm = 1200\ntpm = 120000\ninitial_fill = 0.05", "").await;
-        job.policy = policy(SMALL);
-        // Until it is learned how tokens are charged the ceiling on output counts, which is nothing but in a test this short.
-        job.learns = false;
-        // Of five calls one is large: tokens bind, and requests nearly.
-        let summary = job.run((0..150).map(|number| if number % 5 == 0 { 1000 } else { 260 })).await;
-        assert_eq!((summary.done, summary.rate_limited), (150, 0), "{summary}");
-        let near = summary.near_limit.clone().unwrap();
-        assert_eq!((near.target.as_str(), near.dimension, near.limit), ("openai/m", "tokens_per_minute", 120_000));
-        let planned = plan::predict(&Trace::read(&job.input(), &Shape::default()).unwrap(), &job.policy);
-        // The last reply apart, which takes the simulator 5 ms and not what is planned for OpenAI.
-        off.push((summary.seconds - planned.all.max_seconds) / summary.seconds);
-        if off.iter().any(|off| off.abs() <= 0.02) {
+        let came = tokio::join!(
+            // A fifth of the calls are large, but tokens are there for all.
+            off("requests bind", [1200, 200_000, 60], 300, |number| if number % 5 == 0 { 1000 } else { 200 }),
+            off("tokens bind", [1200, 120_000, 20], 150, |number| if number % 5 == 0 { 2000 } else { 300 }),
+            off("starts nearly empty", [1200, 120_000, 12], 250, |number| if number % 5 == 0 { 1000 } else { 260 }),
+            // Nothing but the careful beginning is in the way.
+            off("starts full", [1200, 200_000, 1200], 400, |_| 260),
+        );
+        for (best, off) in best.iter_mut().zip([came.0, came.1, came.2, came.3]) {
+            *best = if off.abs() < best.abs() { off } else { *best };
+        }
+        if best.iter().all(|off| off.abs() <= 0.02) {
             return;
         }
     }
-    panic!("the runs were off by {off:?}");
+    panic!("the runs were off by {best:?}");
+}
+
+#[test]
+fn models_of_a_run_go_beside_one_another() {
+    let to = |model: &str| line(5, 8).replace("\"m\"", &format!("\"{model}\""));
+    let limits = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_per_minute = 600\nburst_allowance = 10\n";
+    // Ten a second of each: one after the other they would take a minute.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.jsonl");
+    std::fs::write(&path, (to("one") + &to("two")).repeat(300)).unwrap();
+    let plan = plan::predict(&Trace::read(&path, &Shape::default()).unwrap(), &policy(limits));
+    assert!((29.0..33.0).contains(&plan.makespan_seconds), "{}", plan.makespan_seconds);
 }
 
 #[test]
