@@ -38,6 +38,8 @@ struct World<'t> {
     calls: Vec<Option<(Ticket, usize, usize)>>,
     ends: BinaryHeap<Reverse<(u64, usize, usize)>>,
     notes: Notes,
+    /// Instants that were looked at.
+    steps: u64,
 }
 
 /// Calls that come one after the other.
@@ -51,36 +53,42 @@ struct Feed {
 /// What `trace` would meet under `policy`.
 #[must_use]
 pub fn predict(trace: &Trace, policy: &Policy) -> Plan {
-    let mut policy = policy.clone();
-    let name: Arc<str> = policy.upstreams.first().map_or_else(|| "openai".into(), |upstream| upstream.name.clone());
-    // Nothing tells limits here, and nothing tells how tokens are charged: as OpenAI does, by the input.
-    policy.upstreams =
-        vec![UpstreamPolicy { name: name.clone(), learn_limits: false, token_charge: TokenCharge::Input }];
-    let max_wait_micros = u64::try_from(policy.queue.max_wait.as_micros()).unwrap_or(u64::MAX);
-    let limits = policy.limits.clone();
-    let account: Arc<str> = format!("{name}#plan").into();
-    let mut gate = Gate::new(policy, 1);
-    gate.listen(Interest::Everything);
-    let tenants = trace.users.iter().map(|user| if user.is_empty() { "anonymous".into() } else { user.clone() });
-    let span = trace.arrivals.last().map_or(0, |arrival| arrival.at_micros);
-    let world = World {
-        trace,
-        gate,
-        tenants: tenants.collect(),
-        max_wait_micros,
-        rates: tightest(trace, &limits, &account),
-        account,
-        feeds: feeds(trace),
-        calls: Vec::new(),
-        ends: BinaryHeap::new(),
-        notes: Notes::new(span, limits),
-    };
-    world.run()
+    let mut world = World::new(trace, policy.clone());
+    world.run();
+    world.notes.plan(trace.arrivals.len() as u64)
 }
 
-impl World<'_> {
-    fn run(mut self) -> Plan {
+impl<'t> World<'t> {
+    fn new(trace: &'t Trace, mut policy: Policy) -> Self {
+        let name: Arc<str> = policy.upstreams.first().map_or_else(|| "openai".into(), |upstream| upstream.name.clone());
+        // Nothing tells limits here, and nothing tells how tokens are charged: as OpenAI does, by the input.
+        policy.upstreams =
+            vec![UpstreamPolicy { name: name.clone(), learn_limits: false, token_charge: TokenCharge::Input }];
+        let max_wait_micros = u64::try_from(policy.queue.max_wait.as_micros()).unwrap_or(u64::MAX);
+        let limits = policy.limits.clone();
+        let account: Arc<str> = format!("{name}#plan").into();
+        let mut gate = Gate::new(policy, 1);
+        gate.listen(Interest::Everything);
+        let tenants = trace.users.iter().map(|user| if user.is_empty() { "anonymous".into() } else { user.clone() });
+        let span = trace.arrivals.last().map_or(0, |arrival| arrival.at_micros);
+        Self {
+            trace,
+            gate,
+            tenants: tenants.collect(),
+            max_wait_micros,
+            rates: tightest(trace, &limits, &account),
+            account,
+            feeds: feeds(trace),
+            calls: Vec::new(),
+            ends: BinaryHeap::new(),
+            notes: Notes::new(span, limits),
+            steps: 0,
+        }
+    }
+
+    fn run(&mut self) {
         loop {
+            self.steps += 1;
             let (arrives, feed) = self.arrives_at();
             let ends = self.ends.peek().map_or(u64::MAX, |Reverse((at, ..))| *at);
             let wakes = self.gate.wake_at().map_or(u64::MAX, |at| at.as_micros().saturating_sub(START));
@@ -103,7 +111,6 @@ impl World<'_> {
             }
             self.outputs(now);
         }
-        self.notes.plan(self.trace.arrivals.len() as u64)
     }
 
     /// When the next call comes, and of which feed.
@@ -244,4 +251,49 @@ fn tightest(trace: &Trace, limits: &[Limit], account: &Arc<str>) -> [f64; 2] {
         });
         units.min().map_or(f64::INFINITY, |units| units as f64 / 60.0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_core::call::Priority;
+    use tidegate_core::config::load;
+    use tidegate_core::cost::Cost;
+
+    use super::*;
+
+    /// Looks at instants, and places for calls, that a trace of `calls` takes, which asks for a twentieth more than there is.
+    fn taken(calls: u64) -> (u64, usize) {
+        let arrival = |number: u64| Arrival {
+            at_micros: number * 10_000,
+            cost: Cost { input_tokens: 500, max_output_tokens: Some(100), ..Cost::default() },
+            output_tokens: 100,
+            model: 0,
+            user: (number % 50) as u32,
+            priority: Priority::ALL[number as usize % 3],
+            request_type: RequestType::Chat,
+        };
+        let trace = Trace {
+            arrivals: (0..calls).map(arrival).collect(),
+            models: vec!["m".into()],
+            users: (0..50).map(|number| format!("u{number}").into()).collect(),
+            feeds: None,
+        };
+        let limits = "[queue]\nmax_waiting = 1000\n[limit.account]\nper = [\"account\"]\nrequests_per_minute = 5700\nburst_allowance = 100\n\
+                      [limit.user]\nper = [\"user\"]\nrequests_per_minute = 150\n";
+        let policy = load(&[("test.toml".to_owned(), limits.to_owned())], std::iter::empty()).unwrap().config.policy;
+        let mut world = World::new(&trace, policy);
+        world.run();
+        (world.steps, world.calls.len())
+    }
+
+    #[test]
+    fn what_a_plan_takes_grows_with_the_calls_and_no_faster() {
+        for calls in [20_000, 80_000] {
+            let (steps, places) = taken(calls);
+            // One to come and one to end, and some wake-ups in between.
+            assert!(steps < 3 * calls, "{steps} for {calls}");
+            // Places are for calls under way: those that may wait and some hundred in flight, however many come in all.
+            assert!((1000..1500).contains(&places), "{places} for {calls}");
+        }
+    }
 }
