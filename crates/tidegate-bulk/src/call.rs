@@ -1,7 +1,6 @@
 //! The life of one call, from its line to its result: a place under the ceiling, its turn, the send, what follows.
 
 use std::collections::HashMap;
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +19,7 @@ use tidegate_core::time::Time;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 
+use crate::account::Note;
 use crate::ceiling::Ceiling;
 use crate::journal::Journal;
 use crate::line::{self, Line};
@@ -103,8 +103,8 @@ impl Shared {
     }
 
     /// Writes to the journal, if there is one. False: it cannot be written, and the run ends.
-    fn notes(&self, note: impl FnOnce(&Journal) -> io::Result<()>) -> bool {
-        let noted = self.journal.as_ref().map_or(Ok(()), note);
+    fn notes(&self, note: Note) -> bool {
+        let noted = self.journal.as_ref().map_or(Ok(()), |journal| journal.note(note));
         if let Err(error) = &noted {
             self.end(Ending::Unwritable(format!("cannot write the journal: {error}")));
         }
@@ -203,12 +203,12 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
             permit = &mut turn => Some(permit),
         };
         let (then, used) = match permit {
-            None => (Then::Leave, Some(0)),
-            Some(Err(refusal)) => (refused(&refusal), Some(0)),
+            None => (Then::Leave, 0),
+            Some(Err(refusal)) => (refused(&refusal), 0),
             Some(Ok(unsent)) if !shared.quota.lets_go() => {
                 // Now, not after the wait for quota: the one that finds out needs a place in flight.
                 drop(unsent);
-                (Then::Again(Duration::ZERO), Some(0))
+                (Then::Again(Duration::ZERO), 0)
             }
             Some(Ok(mut permit)) => {
                 drop(place.take());
@@ -216,7 +216,7 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                     Some(tokens) => line::with_ceiling(&line.body, line.asking.endpoint, tokens),
                     None => line.body.clone(),
                 };
-                if !shared.notes(|journal| journal.sends(number)) {
+                if !shared.notes(Note::Sends { number, tokens_max: held.tokens }) {
                     return None;
                 }
                 let (going, sent_at) = (shared.counts.sends(line.asking.cost.input_tokens), Instant::now());
@@ -225,12 +225,12 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
                 let is_answer = matches!(sent.came, Came::Answer { .. });
                 shared.counts.answers.fetch_add(u64::from(is_answer), Relaxed);
                 let billed = sent.fault.as_ref().is_some_and(|fault| fault.kind.may_be_billed());
-                let used = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
+                let known = sent.usage.map(Usage::total).or((sent.fault.is_some() && !billed).then_some(0));
+                let used = known.unwrap_or(held.tokens);
                 let then = settle(shared, &group, line, permit, sent, sent_at);
-                if used == Some(0) && !matches!(then, Then::Result(_)) {
-                    // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
-                    shared.notes(|journal| journal.refused(number));
-                }
+                let is_refused = used == 0 && !matches!(then, Then::Result(_));
+                // If it cannot be noted the run ends for it, and the call is counted as one that may have been billed.
+                shared.notes(if is_refused { Note::Over { number } } else { Note::Used { number, tokens: used } });
                 (then, used)
             }
         };
@@ -296,6 +296,10 @@ fn settle(shared: &Shared, group: &Arc<str>, line: &Line, permit: Permit, sent: 
         shared.counts.sent_tokens.fetch_sub(line.asking.cost.input_tokens, Relaxed);
     }
     let kind = fault.kind;
+    if kind.is_service_fault() {
+        let mut last = shared.counts.last_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(fault.summary.to_string());
+    }
     match permit.settle(Outcome { ending: Ended::Failed(fault), usage, first_byte_after }) {
         Settled::Retry(waiting) => Then::Wait(Box::pin(waiting)),
         Settled::Done => Then::Result(came),

@@ -31,7 +31,8 @@ pub(crate) struct Ceiling {
 /// What a call may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
-    tokens: u64,
+    /// The most.
+    pub(crate) tokens: u64,
     /// The ceiling to be put on its output.
     pub(crate) output_ceiling: Option<u64>,
 }
@@ -68,9 +69,6 @@ impl Ceiling {
     }
 
     fn fits(&self, state: &State, input_tokens_max: u64, max_output_tokens: Option<u64>) -> Option<Held> {
-        if self.max == u64::MAX {
-            return Some(Held { tokens: 0, output_ceiling: None });
-        }
         let left = self.max.saturating_sub(state.used).saturating_sub(state.held);
         if let Some(output) = max_output_tokens {
             let tokens = input_tokens_max.saturating_add(output);
@@ -84,11 +82,11 @@ impl Ceiling {
         Some(Held { tokens: left, output_ceiling: Some(output) })
     }
 
-    /// The call has ended. `used`: `None` where that is not known, so that all of it counts.
-    pub(crate) fn give_back(&self, held: Held, used: Option<u64>) {
+    /// The call has ended, and has used so much.
+    pub(crate) fn give_back(&self, held: Held, used: u64) {
         let mut state = self.state();
         state.held = state.held.saturating_sub(held.tokens);
-        state.used = state.used.saturating_add(used.unwrap_or(held.tokens));
+        state.used = state.used.saturating_add(used);
         drop(state);
         self.given_back.notify_waiters();
     }
@@ -104,10 +102,10 @@ mod tests {
         let one = ceiling.hold(100, Some(300)).await.unwrap();
         let other = ceiling.hold(100, Some(300)).await.unwrap();
         assert!(tokio::time::timeout(std::time::Duration::ZERO, ceiling.hold(100, Some(100))).await.is_err());
-        ceiling.give_back(one, Some(250));
+        ceiling.give_back(one, 250);
         let third = ceiling.hold(100, Some(100)).await.unwrap();
-        ceiling.give_back(other, None);
-        ceiling.give_back(third, Some(50));
+        ceiling.give_back(other, other.tokens);
+        ceiling.give_back(third, 50);
         assert_eq!(ceiling.hold(100, Some(300)).await, None);
         assert_eq!(ceiling.state().used, 800);
     }
@@ -117,7 +115,7 @@ mod tests {
         let ceiling = Ceiling::new(Some(1000), 0);
         let held = ceiling.hold(100, None).await.unwrap();
         assert_eq!(held.output_ceiling, Some(900));
-        ceiling.give_back(held, Some(990));
+        ceiling.give_back(held, 990);
         assert_eq!(ceiling.hold(1, None).await, None);
         assert_eq!(Ceiling::new(None, 0).hold(100, None).await.unwrap().output_ceiling, None);
     }

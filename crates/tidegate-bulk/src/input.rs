@@ -3,6 +3,7 @@
 //! Of each line a few bytes are kept and nothing of its text, so that a file may be larger than memory. Standard input is
 //! put aside in a file first: what is wrong with a line is to be known before the first call, and a pipe is read only once.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Read as _};
 use std::path::{Path, PathBuf};
@@ -27,9 +28,9 @@ const SIZED_GROUPS_MAX: usize = 4;
 const ID_BYTES: usize = 16;
 
 /// A `custom_id` in few bytes.
-pub(crate) type IdHash = [u8; ID_BYTES];
+type IdHash = [u8; ID_BYTES];
 
-pub(crate) fn hash_id(custom_id: &str) -> IdHash {
+fn hash_id(custom_id: &str) -> IdHash {
     let mut short = IdHash::default();
     short.copy_from_slice(&Sha256::digest(custom_id.as_bytes())[..ID_BYTES]);
     short
@@ -107,7 +108,7 @@ pub(crate) enum Fate {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct Sized {
     /// `u8::MAX`: nothing to send.
     group: u8,
     tokens: u32,
@@ -163,7 +164,7 @@ impl Survey {
         input.lines(|number, text| {
             digest.update(text.as_deref().unwrap_or("").as_bytes());
             digest.update(b"\n");
-            let nothing = Entry { group: u8::MAX, tokens: 0 };
+            let nothing = Sized { group: u8::MAX, tokens: 0 };
             if text.as_ref().is_ok_and(|text| text.is_empty()) {
                 entries.push(nothing);
                 return true;
@@ -172,18 +173,19 @@ impl Survey {
             let read = text
                 .map_err(|reason| BadLine { number, custom_id: None, reason })
                 .and_then(|text| shape.read(number, text))
-                .and_then(|line| first_of_its_name(line, number, &mut seen));
+                .and_then(|line| first_of_its_name(line, number, &mut seen))
+                .map_err(|line| named(line, &mut seen));
             entries.push(match read {
-                Ok(line) if done.has(&line.custom_id) => nothing,
+                Ok(_) if done.has(number) => nothing,
                 Ok(line) => {
-                    survey.cut_off += u64::from(sent.contains(&number) && !done.had(&line.custom_id));
+                    survey.cut_off += u64::from(sent.contains(&number));
                     survey.to_send += 1;
                     survey.input_tokens += line.asking.cost.input_tokens;
                     let tokens = u32::try_from(line.asking.cost.input_tokens).unwrap_or(u32::MAX);
-                    Entry { group: group_of(&mut groups, &line.asking.model), tokens }
+                    Sized { group: group_of(&mut groups, &line.asking.model), tokens }
                 }
                 Err(line) => {
-                    if !done.has(&bad_id(&line)) {
+                    if !done.has(number) {
                         bad(&line);
                         survey.bad_count += 1;
                         if survey.bad.len() < BAD_SHOWN_MAX {
@@ -202,7 +204,7 @@ impl Survey {
 
     /// Parts lines into those above and below what one of their group takes on average: by reading both at once, in the
     /// right measure, requests and tokens run out together, and neither limit is idle while the other binds.
-    fn arrange(&mut self, entries: &[Entry], groups: usize) {
+    fn arrange(&mut self, entries: &[Sized], groups: usize) {
         let mut sums = vec![(0_u64, 0_u64); groups];
         for entry in entries.iter().filter(|entry| entry.group != u8::MAX) {
             let sum = &mut sums[usize::from(entry.group)];
@@ -234,21 +236,26 @@ impl Survey {
     }
 }
 
-/// What a bad line is called in the output.
-pub(crate) fn bad_id(line: &BadLine) -> String {
-    line.custom_id.clone().unwrap_or_else(|| format!("line {}", line.number))
-}
-
 fn first_of_its_name(line: Line, number: u64, seen: &mut HashMap<IdHash, u64>) -> Result<Line, BadLine> {
-    match seen.insert(hash_id(&line.custom_id), number) {
-        None => Ok(line),
-        Some(first) => {
+    match *seen.entry(hash_id(&line.custom_id)).or_insert(number) {
+        first if first == number => Ok(line),
+        first => {
             let reason = format!("custom_id \"{}\" is that of line {first} too", line.custom_id);
-            seen.insert(hash_id(&line.custom_id), first);
             // Its own name has the other's result.
             Err(BadLine { number, custom_id: None, reason })
         }
     }
+}
+
+/// Gives a bad line the name that its result has: its own, or what nobody before it is called. It is taken from then on.
+fn named(line: BadLine, seen: &mut HashMap<IdHash, u64>) -> BadLine {
+    let number = line.number;
+    let made_up = (1..).map(|nth| if nth == 1 { format!("line {number}") } else { format!("line {number} ({nth})") });
+    let custom_id = line.custom_id.into_iter().chain(made_up).find(|name| match seen.entry(hash_id(name)) {
+        Entry::Occupied(_) => false,
+        Entry::Vacant(free) => *free.insert(number) == number,
+    });
+    BadLine { custom_id, ..line }
 }
 
 fn group_of(groups: &mut Vec<String>, model: &str) -> u8 {
@@ -287,6 +294,16 @@ mod tests {
         let survey = survey(&[line("a"), line("b"), line("a")].concat());
         assert_eq!((survey.to_send, survey.bad_count), (2, 1));
         assert_eq!(survey.bad[0].reason, "custom_id \"a\" is that of line 1 too");
+    }
+
+    #[test]
+    fn names_of_bad_lines_are_taken_too_and_those_made_up_for_them_are_nobody_elses() {
+        let line = |id: &str, key: &str| format!("{{\"custom_id\":\"{id}\",\"{key}\":\"x\"}}\n");
+        let text = [line("a", "q"), line("a", "p"), line("line 4", "p"), "nonsense\n".to_owned(), line("b", "p")];
+        let survey = survey(&text.concat());
+        let names = survey.bad.iter().filter_map(|bad| Some((bad.number, bad.custom_id.as_deref()?)));
+        assert_eq!(names.collect::<Vec<_>>(), [(1, "a"), (2, "line 2"), (4, "line 4 (2)")]);
+        assert_eq!((survey.to_send, survey.bad_count), (2, 3));
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! Decides how a run that was killed goes on: the output is the journal of what is done, a file beside it says of what.
 //!
-//! `OUT.journal` begins with a line that tells the input and the arguments; after it stands the number of every line that was
-//! sent, written before it was, and `-` with its number where it was refused without being worked on and has no result for it. So at any instant each line of the input is either in the output, whole, or to be sent; and
-//! those that were sent without a result are known. Nothing is ever rewritten in place: what is rewritten (when failed lines
-//! are to be sent again) is written aside and renamed.
+//! `OUT.journal` begins with a line that tells the input and the arguments; after it stands a note before a line is sent, and
+//! one when that has ended (`account`). So at any instant each line of the input is either in the output, whole, or to be
+//! sent; those that were sent without a result are known, and so is what all of them can have used. Nothing is ever rewritten
+//! in place: what is rewritten (when failed lines are to be sent again) is written aside and renamed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::input::{IdHash, hash_id};
+use crate::account::{Account, Note};
 use crate::output;
 use crate::packing::Packing;
 
@@ -62,26 +63,22 @@ pub(crate) enum JournalError {
 /// The results that there are.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Done {
-    by_id: HashMap<IdHash, bool>,
+    /// Numbers of their lines: what lines are called may be no line's alone.
+    numbers: HashSet<u64>,
     /// Failures that are given up so that their lines are sent again.
-    dropped: HashSet<IdHash>,
+    dropped: HashSet<u64>,
     pub(crate) failed: u64,
-    /// Tokens that they used.
-    pub(crate) tokens: u64,
+    /// Tokens that they used, as far as they say.
+    tokens: u64,
 }
 
 impl Done {
-    pub(crate) fn has(&self, custom_id: &str) -> bool {
-        self.by_id.contains_key(&hash_id(custom_id))
-    }
-
-    /// Whether its result was a failure that is given up.
-    pub(crate) fn had(&self, custom_id: &str) -> bool {
-        self.dropped.contains(&hash_id(custom_id))
+    pub(crate) fn has(&self, number: u64) -> bool {
+        self.numbers.contains(&number)
     }
 
     pub(crate) fn count(&self) -> u64 {
-        self.by_id.len() as u64
+        self.numbers.len() as u64
     }
 }
 
@@ -89,7 +86,7 @@ impl Done {
 #[derive(Debug, Default)]
 pub(crate) struct Left {
     made: Option<Made>,
-    pub(crate) sent: HashSet<u64>,
+    pub(crate) account: Account,
     pub(crate) done: Done,
     /// Bytes of the output that are whole; what follows is torn.
     whole_bytes: u64,
@@ -97,6 +94,14 @@ pub(crate) struct Left {
     lacks_end: bool,
     /// Results that are given up so that their lines are sent again.
     drops_failed: bool,
+}
+
+impl Left {
+    /// Tokens of all calls there ever were, at most.
+    pub(crate) fn used_tokens(&self) -> u64 {
+        // After a loss of power the journal may know less than the output.
+        self.account.used_tokens().max(self.done.tokens)
+    }
 }
 
 /// `OUT.journal`.
@@ -145,13 +150,10 @@ fn read_journal(file: File, left: &mut Left) -> io::Result<()> {
         io::Error::new(io::ErrorKind::InvalidData, "it is no journal of this version of tidegate run; move it away")
     })?);
     for line in lines {
-        // A torn number at the end stands for a line that was not sent yet.
-        let line = line?;
-        let Some(said) = line.strip_suffix(';') else { continue };
-        match said.strip_prefix('-') {
-            None => said.parse().is_ok_and(|number| left.sent.insert(number)),
-            Some(refused) => refused.parse().is_ok_and(|number| left.sent.remove(&number)),
-        };
+        // A torn note at the end is of a line that was not sent yet, or whose end is not known.
+        if let Some(note) = Note::parse(&line?) {
+            left.account.add(note);
+        }
     }
     Ok(())
 }
@@ -160,12 +162,14 @@ fn read_journal(file: File, left: &mut Left) -> io::Result<()> {
 fn note(text: &str, left: &mut Left) -> Result<(), ()> {
     let written = output::read(text).ok_or(())?;
     if written.failed && left.drops_failed {
-        left.done.dropped.insert(hash_id(&written.custom_id));
+        left.done.dropped.insert(written.number);
+        left.account.add(Note::Over { number: written.number });
         return Ok(());
     }
-    left.done.failed += u64::from(written.failed);
-    left.done.tokens += written.usage.map_or(0, |usage| usage.total());
-    left.done.by_id.insert(hash_id(&written.custom_id), written.failed);
+    if left.done.numbers.insert(written.number) {
+        left.done.failed += u64::from(written.failed);
+        left.done.tokens += written.usage.map_or(0, |usage| usage.total());
+    }
     Ok(())
 }
 
@@ -213,7 +217,7 @@ fn read_results(out: &Path, file: File, left: &mut Left) -> Result<(), JournalEr
 /// The journal of a run under way; its lock keeps a second run away.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    file: File,
+    file: Arc<File>,
 }
 
 impl Journal {
@@ -239,26 +243,36 @@ impl Journal {
             }
             Err(TryLockError::Error(error)) => return Err(file_error(&path)(error)),
         }
-        // A number that a kill tore must not run into the next one.
+        // A note that a kill tore must not run into the next one.
         (&file).write_all(b"\n").map_err(file_error(&path))?;
         let output = OpenOptions::new().append(true).create(true).open(out).map_err(file_error(out))?;
         output.set_len(left.whole_bytes).map_err(file_error(out))?;
         if left.lacks_end {
             (&output).write_all(b"\n").map_err(file_error(out))?;
         }
-        let output = if left.drops_failed { without_failed(out, output)? } else { output };
-        Ok((Self { file }, output))
+        let journal = Self { file: Arc::new(file) };
+        if left.drops_failed {
+            journal.gives_up(&left.done.dropped).map_err(file_error(&path))?;
+            return Ok((journal, without_failed(out, output)?));
+        }
+        Ok((journal, output))
     }
 
-    /// Notes that a line is about to be sent.
-    pub(crate) fn sends(&self, number: u64) -> io::Result<()> {
-        // One write, so that numbers of several threads never mix.
-        (&self.file).write_all(format!("{number};\n").as_bytes())
+    pub(crate) fn note(&self, note: Note) -> io::Result<()> {
+        // One write, so that notes of several threads never mix.
+        (&*self.file).write_all(note.to_string().as_bytes())
     }
 
-    /// Notes that a line that was sent was refused: nobody can be billed for it, and it has no result for that.
-    pub(crate) fn refused(&self, number: u64) -> io::Result<()> {
-        (&self.file).write_all(format!("-{number};\n").as_bytes())
+    /// Where notes go, to be synced: they survive a kill by themselves, and so a loss of power.
+    pub(crate) fn file(&self) -> Arc<File> {
+        self.file.clone()
+    }
+
+    /// Notes of results that are given up that they were there: nobody is to take their lines for cut off.
+    fn gives_up(&self, numbers: &HashSet<u64>) -> io::Result<()> {
+        let mut notes = BufWriter::new(&*self.file);
+        numbers.iter().try_for_each(|number| notes.write_all(Note::Over { number: *number }.to_string().as_bytes()))?;
+        notes.flush()
     }
 }
 

@@ -14,8 +14,8 @@ fn made() -> Made {
     }
 }
 
-fn result(id: &str, status: u16) -> String {
-    output::line(1, id, &Came::Answer { status, request_id: String::new(), body: "{\"a\":1}".into() })
+fn result(number: u64, status: u16) -> String {
+    output::line(number, "its name", &Came::Answer { status, request_id: String::new(), body: "{\"a\":1}".into() })
 }
 
 #[test]
@@ -25,13 +25,13 @@ fn an_output_that_breaks_off_anywhere_keeps_every_whole_line_and_no_other() {
         let out = folder.path().join(name);
         drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
         let packing = Packing::of(&out);
-        let members = ["a", "b"].map(|id| packing.pack(result(id, 200).as_bytes()).unwrap());
+        let members = [1, 2].map(|number| packing.pack(result(number, 200).as_bytes()).unwrap());
         let whole = members.concat();
         for cut in 0..=whole.len() {
             fs::write(&out, &whole[..cut]).unwrap();
             let left = look(&out, false).unwrap();
             let (journal, mut output) = Journal::begin(&out, &made(), &left).unwrap();
-            output.write_all(&packing.pack(result("c", 200).as_bytes()).unwrap()).unwrap();
+            output.write_all(&packing.pack(result(3, 200).as_bytes()).unwrap()).unwrap();
             drop((journal, output));
             let after = look(&out, false).unwrap();
             assert_eq!(after.done.count(), left.done.count() + 1, "{name} cut at {cut}");
@@ -66,15 +66,22 @@ fn failed_results_are_dropped_when_they_are_to_be_sent_again() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join(name);
         let (journal, mut output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
-        let text = [result("a", 200), result("b", 500)].concat();
+        let text = [result(1, 200), result(2, 500)].concat();
         output.write_all(&Packing::of(&out).pack(text.as_bytes()).unwrap()).unwrap();
-        drop((journal, output));
+        drop(output);
         assert_eq!(look(&out, false).unwrap().done.failed, 1);
+        for number in [1, 2] {
+            journal.note(Note::Sends { number, tokens_max: 50 }).unwrap();
+            journal.note(Note::Used { number, tokens: 20 }).unwrap();
+        }
+        drop(journal);
         let left = look(&out, true).unwrap();
-        assert!(left.done.has("a") && !left.done.has("b"));
+        assert!(left.done.has(1) && !left.done.has(2));
         drop(Journal::begin(&out, &made(), &left).unwrap());
         let after = look(&out, false).unwrap();
         assert_eq!((after.done.count(), after.done.failed), (1, 0));
+        // It is neither taken for cut off nor forgotten what it used.
+        assert_eq!((after.used_tokens(), after.account.sent), (40, HashSet::from([1])));
     }
 }
 
@@ -83,14 +90,16 @@ fn what_was_sent_without_a_result_is_known() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.jsonl");
     let (journal, _) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
-    journal.sends(12).unwrap();
-    journal.sends(7).unwrap();
+    for number in [12, 7] {
+        journal.note(Note::Sends { number, tokens_max: 5 }).unwrap();
+    }
     drop(journal);
     let path = journal_path(&out);
     let whole = fs::read(&path).unwrap();
-    fs::write(&path, [&whole[..], b"10"].concat()).unwrap();
+    fs::write(&path, [&whole[..], b"10 5"].concat()).unwrap();
     drop(Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap());
-    assert_eq!(look(&out, false).unwrap().sent, HashSet::from([7, 12]));
+    let left = look(&out, false).unwrap();
+    assert_eq!((left.used_tokens(), left.account.sent), (10, HashSet::from([7, 12])));
 }
 
 #[test]
@@ -99,10 +108,10 @@ fn what_was_refused_is_not_in_flight_until_it_is_sent_again() {
     let out = folder.path().join("out.jsonl");
     let (journal, _output) = Journal::begin(&out, &made(), &look(&out, false).unwrap()).unwrap();
     for number in [1, 2, 3] {
-        journal.sends(number).unwrap();
+        journal.note(Note::Sends { number, tokens_max: 5 }).unwrap();
     }
-    journal.refused(2).unwrap();
-    journal.refused(3).unwrap();
-    journal.sends(3).unwrap();
-    assert_eq!(look(&out, false).unwrap().sent, HashSet::from([1, 3]));
+    for note in [Note::Over { number: 2 }, Note::Over { number: 3 }, Note::Sends { number: 3, tokens_max: 5 }] {
+        journal.note(note).unwrap();
+    }
+    assert_eq!(look(&out, false).unwrap().account.sent, HashSet::from([1, 3]));
 }

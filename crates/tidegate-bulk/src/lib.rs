@@ -4,6 +4,8 @@
 //! is the core's, and the driver's to wait for. What is decided here is what a line asks for, in which order lines are read
 //! ahead, and how a run that was killed goes on.
 
+mod account;
+mod bar;
 mod call;
 mod ceiling;
 mod dry_run;
@@ -12,6 +14,7 @@ mod input;
 mod journal;
 mod known;
 mod line;
+mod look;
 mod output;
 mod packing;
 pub mod plan;
@@ -22,6 +25,7 @@ mod run;
 mod send;
 mod summary;
 
+pub use bar::BesideBar;
 pub use call::bulk_policy;
 pub use dry_run::{DryRun, dry_run};
 pub use input::{Input, Survey};

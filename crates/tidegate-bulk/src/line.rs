@@ -53,7 +53,7 @@ pub(crate) struct Asking {
 pub struct BadLine {
     /// From 1.
     pub number: u64,
-    /// The line's own, where it has one that can be read.
+    /// What its result is called: its own name, where that can be read and is nobody else's, or one that was made up for it.
     pub custom_id: Option<String>,
     /// What is wrong with it.
     pub reason: String,

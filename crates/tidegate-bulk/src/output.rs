@@ -7,6 +7,9 @@ use serde_json::value::RawValue;
 use tidegate_core::cost::Usage;
 use tidegate_core::openai::usage;
 
+/// Begins the `id` of a result; the number of its line follows.
+const ID: &str = "batch_req_";
+
 /// What came of one call.
 #[derive(Clone, Debug)]
 pub(crate) enum Came {
@@ -89,7 +92,7 @@ pub(crate) fn line(number: u64, custom_id: &str, came: &Came) -> String {
         }
         Came::Nothing { code, message } => (None, Some(Error { code, message })),
     };
-    let row = Row { id: format!("batch_req_{number}"), custom_id, response, error };
+    let row = Row { id: format!("{ID}{number}"), custom_id, response, error };
     // Only maps with keys that are no texts cannot be written, and there are none.
     let mut text = serde_json::to_string(&row).unwrap_or_default();
     if text.contains(['\n', '\r']) {
@@ -102,18 +105,19 @@ pub(crate) fn line(number: u64, custom_id: &str, came: &Came) -> String {
 
 /// What is read of a line of output to go on from it.
 #[derive(Clone, Debug)]
-pub(crate) struct Written<'a> {
-    pub(crate) custom_id: Cow<'a, str>,
+pub(crate) struct Written {
+    /// Of its line of input.
+    pub(crate) number: u64,
     pub(crate) failed: bool,
     pub(crate) usage: Option<Usage>,
 }
 
 /// `None`: it is no line that was written here.
-pub(crate) fn read(text: &str) -> Option<Written<'_>> {
+pub(crate) fn read(text: &str) -> Option<Written> {
     #[derive(Deserialize)]
     struct Row<'a> {
         #[serde(borrow)]
-        custom_id: Cow<'a, str>,
+        id: Cow<'a, str>,
         #[serde(borrow)]
         response: Option<Response<'a>>,
         error: Option<serde::de::IgnoredAny>,
@@ -125,9 +129,10 @@ pub(crate) fn read(text: &str) -> Option<Written<'_>> {
         body: &'a RawValue,
     }
     let row: Row<'_> = serde_json::from_str(text).ok()?;
+    let number = row.id.strip_prefix(ID)?.parse().ok()?;
     let failed = row.error.is_some() || row.response.as_ref().is_none_or(|response| response.status_code >= 400);
     let usage = row.response.and_then(|response| usage::from_json(response.body.get().as_bytes()));
-    Some(Written { custom_id: row.custom_id, failed, usage })
+    Some(Written { number, failed, usage })
 }
 
 #[cfg(test)]
@@ -144,7 +149,7 @@ mod tests {
         assert_eq!(value["response"]["body"]["x"], "a\nb");
         assert_eq!((&value["error"], &value["custom_id"]), (&serde_json::Value::Null, &"a\"b".into()));
         let read = read(&text).unwrap();
-        assert_eq!((&*read.custom_id, read.failed), ("a\"b", false));
+        assert_eq!((read.number, read.failed), (5, false));
         assert_eq!(read.usage, Some(Usage { input_tokens: 3, output_tokens: 4 }));
     }
 

@@ -1,14 +1,15 @@
-//! Decides how fast a run begins: a few calls until the first reply has told the limits, then faster second by second.
+//! Decides how fast a run begins: a few calls until the first reply has told the limits, then ever faster.
 //!
 //! A bucket that is told to be full may be enforced by the second all the same; who empties it at once meets a 429 for every
-//! call beyond. Beginning at the pace of its refill loses nothing, since a full bucket has no room for refill, and a run that
-//! is worth the name outlasts the few seconds until the pace is any.
+//! call beyond. Beginning somewhat above the pace of its refill finds that out, and loses little: the pace is any after four
+//! seconds.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tidegate_core::gate::Gate;
 use tidegate_core::limit::{Allowance, Dimension, Limit};
+use tidegate_core::start::worth_at_start;
 use tokio::time::Instant;
 
 use crate::call::{GIVEN, Shared};
@@ -17,7 +18,7 @@ use crate::line::Line;
 /// Calls before the first reply; as many more each second, for upstreams that think for long.
 const FIRST_CALLS: u64 = 4;
 /// After so long the pace is any.
-const RAMP_FOR: f64 = 7.0;
+const RAMP_FOR: Duration = Duration::from_secs(4);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The beginning of one feed.
@@ -32,7 +33,7 @@ pub(crate) struct Ramp {
 #[derive(Debug)]
 enum Stage {
     First,
-    /// Units a second at first, of requests and of tokens.
+    /// Units a second of the limits, of requests and of tokens.
     Rising {
         since: Instant,
         rates: [f64; 2],
@@ -82,23 +83,17 @@ impl Ramp {
                 true
             }
             Stage::Rising { since, rates, from } => {
-                let seconds = since.elapsed().as_secs_f64();
+                let since = since.elapsed();
                 // Once something was refused the core paces what follows.
-                if seconds > RAMP_FOR || shared.counts.met_429.load(Relaxed) > 0 {
+                if since > RAMP_FOR || shared.counts.met_429.load(Relaxed) > 0 {
                     self.stage = Stage::Over;
                     return true;
                 }
                 let gone = [self.calls - from[0], self.tokens - from[1]];
-                rates.iter().zip(gone).all(|(rate, gone)| gone as f64 <= rate * doubled_each_second(seconds))
+                rates.iter().zip(gone).all(|(rate, gone)| gone as f64 <= rate * worth_at_start(since).as_secs_f64())
             }
         }
     }
-}
-
-/// What has gone by after `seconds` of a pace that begins at 1 and doubles each second.
-fn doubled_each_second(seconds: f64) -> f64 {
-    let whole = 2_f64.powf(seconds.floor());
-    whole - 1.0 + whole * seconds.fract()
 }
 
 /// Drops limits that were given and are no lower than what the upstream tells of itself.
@@ -141,16 +136,4 @@ fn rates(shared: &Shared) -> Option<[f64; 2]> {
     };
     let rates = [tightest("requests_per_minute"), tightest("tokens_per_minute")];
     rates.iter().any(|rate| rate.is_finite()).then_some(rates)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pace_doubles_each_second() {
-        for (seconds, gone) in [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (1.5, 2.0), (3.0, 7.0)] {
-            assert!((doubled_each_second(seconds) - gone).abs() < 1e-9);
-        }
-    }
 }

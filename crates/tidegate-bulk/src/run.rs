@@ -18,10 +18,11 @@ use tokio::sync::{mpsc, watch};
 use crate::call::Shared;
 use crate::ceiling::Ceiling;
 use crate::feed;
-use crate::input::{Input, Survey, bad_id};
+use crate::input::{Input, Survey};
 use crate::journal::{self, Journal, JournalError, Left, Made};
 use crate::known::Known;
 use crate::line::Shape;
+use crate::look::Whole;
 use crate::output::{self, Came};
 use crate::packing::Packing;
 use crate::progress::{self, Counts, Show};
@@ -124,7 +125,8 @@ pub async fn run(
     let made = made_of(&survey, &options);
     let (journal, sink) = if is_file {
         let (journal, file) = Journal::begin(&options.out, &made, &left)?;
-        (Some(journal), Sink::File { file, packing: Packing::of(&options.out), whole_bytes: None })
+        let notes = Some(journal.file());
+        (Some(journal), Sink::File { file, packing: Packing::of(&options.out), whole_bytes: None, notes })
     } else if options.out.as_os_str() == "-" {
         tracing::info!(
             "standard output cannot be gone on from: if this run is interrupted, all of it is to be sent again"
@@ -133,7 +135,7 @@ pub async fn run(
     } else {
         let file = File::options().append(true).open(&options.out);
         let file = file.map_err(|error| RunError::Failed(format!("{}: {error}", options.out.display())))?;
-        (None, Sink::File { file, packing: Packing::Plain, whole_bytes: None })
+        (None, Sink::File { file, packing: Packing::Plain, whole_bytes: None, notes: None })
     };
 
     let (results, to_write) = mpsc::channel(RESULTS_WAITING);
@@ -142,7 +144,7 @@ pub async fn run(
         upstream,
         groups: options.groups,
         priority: options.priority,
-        ceiling: Ceiling::new(options.max_total_tokens.map(NonZeroU64::get), left.done.tokens),
+        ceiling: Ceiling::new(options.max_total_tokens.map(NonZeroU64::get), left.used_tokens()),
         quota: Quota::new(options.on_quota),
         counts: Counts::default(),
         journal,
@@ -157,10 +159,11 @@ pub async fn run(
         let _ = shared.results.send(line.clone()).await;
     }
     let before = (left.done.count() - left.done.failed, left.done.failed);
+    let whole = Whole { before, lines: survey.lines, input_tokens: survey.input_tokens };
     let shape = Arc::new(options.shape);
     tokio::select! {
         () = feed::send_all(&shared, &input, &shape, &survey) => {}
-        () = progress::show(shared.clone(), options.show, before, survey.lines), if options.show != Show::Nothing => {}
+        () = progress::show(shared.clone(), options.show, whole), if options.show != Show::Nothing => {}
         () = asked(&shared, &stop) => {}
     }
     finish(shared, writer, &survey, before, bad_lines.len() as u64, started).await
@@ -245,10 +248,11 @@ fn keeps_a_journal(out: &Path) -> bool {
 /// All of the input, and the results of its bad lines.
 fn read_all(input: &Input, options: &Options, left: &Left) -> Result<(Survey, Vec<String>), RunError> {
     let mut bad_lines = Vec::new();
-    let survey = Survey::read(input, &options.shape, &left.done, &left.sent, |bad| {
+    let survey = Survey::read(input, &options.shape, &left.done, &left.account.sent, |bad| {
         if options.skip_bad {
             let message = format!("line {}: {}", bad.number, bad.reason);
-            bad_lines.push(output::line(bad.number, &bad_id(bad), &Came::Nothing { code: "bad_line", message }));
+            let name = bad.custom_id.as_deref().unwrap_or_default();
+            bad_lines.push(output::line(bad.number, name, &Came::Nothing { code: "bad_line", message }));
         }
     });
     let survey = survey.map_err(|error| RunError::Failed(format!("cannot read {}: {error}", input.name())))?;
@@ -288,6 +292,8 @@ enum Sink {
         packing: Packing,
         /// Where the last whole line ends. `None`: nothing was written yet.
         whole_bytes: Option<u64>,
+        /// The journal, which is to know no less than the output.
+        notes: Option<Arc<File>>,
     },
 }
 
@@ -299,7 +305,7 @@ impl Sink {
                 let mut out = io::stdout().lock();
                 out.write_all(text).and_then(|()| out.flush())
             }
-            Self::File { file, packing, whole_bytes } => {
+            Self::File { file, packing, whole_bytes, .. } => {
                 let begin = match *whole_bytes {
                     Some(bytes) => bytes,
                     None => file.metadata()?.len(),
@@ -318,7 +324,7 @@ impl Sink {
 
     fn sync(&self) -> io::Result<()> {
         match self {
-            Self::File { file, .. } if file.metadata()?.is_file() => file.sync_data(),
+            Self::File { file, notes: Some(notes), .. } => notes.sync_data().and_then(|()| file.sync_data()),
             _ => Ok(()),
         }
     }

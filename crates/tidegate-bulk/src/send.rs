@@ -195,6 +195,8 @@ fn no_reply(error: &reqwest::Error) -> Fault {
         innermost = error.to_string();
         cause = error.source();
     }
+    // Its number tells nobody more than its words.
+    let innermost = innermost.split(" (os error").next().unwrap_or_default().to_owned();
     if !error.is_connect() {
         return Fault::new(FaultKind::Broken, format!("no reply: {innermost}"));
     }

@@ -115,7 +115,7 @@ impl fmt::Display for Summary {
             let cut_off = self.cut_off;
             write!(
                 f,
-                "\n{cut_off} lines were sent again, and may be billed twice: an earlier run ended before their replies came"
+                "\n{cut_off} lines were sent again, and may be billed twice: an earlier run ended before their results were written"
             )?;
         }
         if self.bad > 0 {

@@ -15,15 +15,18 @@ use crate::outcome::{Failure, print};
                         Each file is checked by itself, without the environment. Exit code 2 if one is wrong.")]
 pub(crate) struct CheckArgs {
     /// The configuration files
-    #[arg(required = true, value_name = "F")]
+    #[arg(required_unless_present = "config", value_name = "F")]
     files: Vec<PathBuf>,
+    /// The same, as it is said of the other commands
+    #[arg(long, value_name = "F")]
+    config: Vec<PathBuf>,
 }
 
 /// Checks each file; what was found goes to standard output.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let mut all_good = true;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    for path in &args.files {
+    for path in args.files.iter().chain(&args.config) {
         let name = path.display().to_string();
         let text = match read_text(path) {
             Ok(text) => text,

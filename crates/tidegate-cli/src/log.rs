@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
+use tidegate_bulk::BesideBar;
 use tracing_subscriber::EnvFilter;
 
 /// Flags about logs, of every mode.
@@ -27,7 +28,7 @@ pub(crate) fn start(args: &LogArgs, level: &str) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| BesideBar);
     match args.log_format {
         LogFormat::Text => lines.with_ansi(wants_color()).with_target(false).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process;
 
 use clap::Args;
-use tidegate_core::config::{Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
+use tidegate_core::config::{AlertSignal, Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
 
 use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions, StartError};
 use tidegate_sim::{Options, Scenario, Simulator};
@@ -96,6 +96,9 @@ fn warn_of_what_is_not_in_force(config: &Config) {
     for (section, _) in sections.into_iter().filter(|(_, is_set)| *is_set) {
         tracing::warn!("{section} is configured, but has no effect in this version");
     }
+    for alert in config.alerts.iter().filter(|alert| alert.when == AlertSignal::StoreDegraded) {
+        tracing::warn!("alert \"{}\" watches [store], which has no effect in this version: it stays quiet", alert.name);
+    }
 }
 
 async fn serve(args: ServeArgs) -> Result<(), Failure> {
@@ -127,7 +130,8 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     print(&ready_line(&gateway, scheme))?;
 
     while signals.next().await == Asked::Reload {
-        reload(&gateway);
+        // Logged there, either way.
+        let _ = gateway.reread();
     }
     tracing::info!("stopping: calls under way may finish; a second signal stops at once");
     tokio::select! {
@@ -218,14 +222,6 @@ fn read_again(files: &ConfigFiles, flags: &Flags) -> Result<Config, String> {
         Ok(()) => Ok(config),
         Err(Failure::Usage(message) | Failure::Failed(message)) => Err(message),
         Err(Failure::Told | Failure::Ended(_)) => Err(String::new()),
-    }
-}
-
-/// Takes the configuration over anew; one that does not hold together changes nothing and says why.
-fn reload(gateway: &Gateway) {
-    match gateway.reread() {
-        Ok(()) => tracing::info!("configuration reloaded"),
-        Err(why) => tracing::error!("configuration not reloaded, the one before stays in force: {why}"),
     }
 }
 

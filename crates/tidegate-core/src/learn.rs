@@ -2,6 +2,7 @@
 //!
 //! Decides corrections; never applies one (the ledger does), never touches an own limit.
 
+pub(crate) mod binding;
 pub(crate) mod charge;
 pub(crate) mod cold_start;
 pub(crate) mod correction;

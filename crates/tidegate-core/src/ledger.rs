@@ -424,6 +424,14 @@ pub(crate) fn level_key(name: &str, per: &[Scope], subject: &Subject) -> Box<str
     key.into()
 }
 
+/// What each part of a configured limit's key is, and its name.
+pub(crate) fn key_parts(key: &str) -> impl Iterator<Item = (Scope, String)> {
+    key.split('|').skip(1).filter_map(|part| {
+        let (scope, name) = part.split_once('=')?;
+        Some((Scope::parse(scope)?, name.replace("%7c", "|").replace("%3d", "=").replace("%25", "%")))
+    })
+}
+
 /// Whether `key` is one of a level of the limit of that name.
 pub(crate) fn is_level_of(key: &str, name: &str) -> bool {
     let mut escaped = String::new();

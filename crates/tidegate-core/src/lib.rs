@@ -26,6 +26,7 @@ mod reserve;
 pub mod retry;
 pub mod retry_budget;
 mod slots;
+pub mod start;
 mod target;
 pub mod time;
 pub mod window;

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::breaker::Breaker;
 use crate::config::{TokenCharge, UpstreamPolicy};
+use crate::learn::binding::Binding;
 use crate::learn::charge::ChargeRule;
 use crate::learn::cold_start::ColdStart;
 use crate::learn::flow::Flow;
@@ -82,6 +83,7 @@ pub(crate) struct Target {
     /// What has gone to it: requests, tokens.
     pub(crate) flows: [Flow; 2],
     pub(crate) paces: SmallVec<[Paced; 1]>,
+    pub(crate) binding: Binding,
     /// Dimensions whose headers are not believed, and until when.
     pub(crate) distrusted: SmallVec<[(Dimension, Time); 1]>,
     /// Counts changes of `learned` and `paces`, so that routes notice.

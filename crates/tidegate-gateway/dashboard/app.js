@@ -291,25 +291,18 @@ const BREAKER_ORDERS = {
   reset: ["Reset", "It is closed and goes on by what it sees."],
 };
 
-/** A row's level, as a boost selects it. */
-const matchOf = ({ key, per }) => {
-  if (!key) return "";
-  const parts = key.split("/");
-  // A name with a slash in it: which part is whose is for people to say.
-  const names = parts.length === per.length ? per : parts.map(() => "?");
-  const pairs = parts.map((part, at) => [names[at], part === "-" ? "" : part]);
-  // Of an account the key shows the upstream alone.
-  return pairs.filter(([name]) => name !== "account").map((pair) => pair.join("=")).join(", ");
-};
+/** `user=ada, model=gpt-4*`; a name that would not end where it ends is quoted. */
+const shownMatch = (match) => Object.entries(match).map(([what, name]) => `${what}=${/^[\s"]|,|\s$/.test(name) ? JSON.stringify(name) : name}`).join(", ");
 
-/** `user=ada, model=gpt-4*` as the gateway wants it. */
-function pairs(match) {
-  return Object.fromEntries(
-    match.split(",").map((pair) => {
-      const [name, ...value] = pair.split("=");
-      return [name.trim(), value.join("=").trim()];
-    }),
-  );
+/** The same as the gateway wants it. */
+function readMatch(text) {
+  const found = {};
+  const rest = text.replace(/\s*([a-z_]+)\s*=\s*(?:("(?:[^"\\]|\\.)*")|([^,"][^,]*)?)\s*(?:,|$)/gy, (_, what, quoted, plain) => {
+    found[what] = quoted ? JSON.parse(quoted) : (plain ?? "").trim();
+    return "";
+  });
+  if (rest.trim()) throw new Error(`“${rest.trim()}” cannot be read: write user=ada, model=gpt-4*, and a name with a comma in it as "a, b"`);
+  return found;
 }
 
 const act = {
@@ -321,20 +314,20 @@ const act = {
     confirmed({
       title: `Boost limit ${level.limit}`,
       text: ({ match }) => {
-        const whose = !match ? "for everybody" : /\?\s*=/.test(match) ? `for ${level.key} alone, once you say in the place of each ? what that is, such as user, organization or model` : `only where ${match}`;
-        return `Raises it ${whose}. It ends by itself and survives a restart. A factor of 1 ends a boost.`;
+        const any = match.includes("*") ? ", where * stands for anything" : "";
+        return `Raises it ${match ? `only where ${match}${any}` : "for everybody"}. It ends by itself and survives a restart. A factor of 1 ends a boost.`;
       },
       go: "Boost",
       fields: [
         { name: "factor", label: "Factor", value: "1.5" },
         { name: "for", label: "For", value: "10m" },
-        { name: "match", label: "Only where", value: matchOf(level), hint: "(such as user=ada; empty: everybody)" },
+        { name: "match", label: "Only where", value: shownMatch(level.match), hint: "(such as user=ada; empty: everybody)" },
       ],
       path: `/admin/v1/limits/${encodeURIComponent(level.limit)}/boost`,
       body: ({ factor, for: lasting, match }) => ({
         factor: Number(factor),
         ...(lasting ? { for: lasting } : {}),
-        ...(match ? { match: pairs(match) } : {}),
+        ...(match ? { match: readMatch(match) } : {}),
       }),
       done: `Limit ${level.limit} is boosted.`,
     });

@@ -22,6 +22,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
+use tidegate_core::config::AdminRole;
 
 use self::answer::Answer;
 use self::endpoints::{Endpoint, Found, find};
@@ -49,6 +50,8 @@ pub(super) struct Ask {
     shared: Arc<Shared>,
     /// Who asks, as in `[[admin]]`; empty where anybody may.
     by: Arc<str>,
+    /// The role that he has; the least where anybody may ask.
+    role: AdminRole,
     /// Hash of the token that he showed; zeros where anybody may ask.
     shown: [u8; 32],
     /// What stands for `{}` in the endpoint's path.
@@ -105,7 +108,8 @@ async fn answer(endpoint: Endpoint, ask: Ask) -> Answer {
         Endpoint::Events => {
             let (shared, shown) = (ask.shared.clone(), ask.shown);
             let still_may = move || who::owner(&shared, &shown).is_some();
-            told::answer(&ask.shared, ask.request.uri().query().unwrap_or(""), ask.request.headers(), still_may)
+            let query = ask.request.uri().query().unwrap_or("");
+            told::answer(&ask.shared, query, ask.request.headers(), ask.role, still_may)
         }
         Endpoint::Explain => standing::explain(&ask),
         Endpoint::Audit => {
@@ -130,13 +134,13 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let path = request.uri().path();
     let found = find(request.method(), path);
     let wants = if let Found::Endpoint(row, _) = found { row.wants } else { Some(Default::default()) };
-    let (mut by, mut shown) = <(Arc<str>, [u8; 32])>::default();
-    if let Some(role) = wants {
+    let (mut by, mut role, mut shown) = <(Arc<str>, AdminRole, [u8; 32])>::default();
+    if let Some(wanted) = wants {
         shared.settings.load().admin_guard.check(request.uri(), request.headers(), ends.local)?;
         let who = who::authenticated(&shared, &request, ends.peer)?;
-        who.check(role, &shared, &request)?;
+        who.check(wanted, &shared, &request)?;
         tracing::debug!("{} at {} asks for {} {path}", who.name, who.peer, request.method());
-        (by, shown) = (who.name, who.shown);
+        (by, role, shown) = (who.name, who.role, who.shown);
     }
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
@@ -145,5 +149,5 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     };
     let name = percent_decode_str(name).decode_utf8();
     let name = name.map_err(|_| Box::new(OwnReply::bad_request("the name in the path is no UTF-8")))?.into_owned();
-    Ok((row.endpoint, Ask { shared, by, shown, name, request }))
+    Ok((row.endpoint, Ask { shared, by, role, shown, name, request }))
 }

@@ -7,7 +7,7 @@ pub(crate) mod page;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -180,9 +180,9 @@ impl Audit {
         self.kept.as_ref().map(|kept| (kept.path.as_path(), kept.pseudonyms.as_ref()))
     }
 
-    /// Its series. `None` where nothing is kept.
-    pub(crate) fn series(&self) -> Option<Box<dyn Collector>> {
-        self.kept.as_ref().map(|kept| Box::new(Series(kept.trail.clone())) as Box<dyn Collector>)
+    /// Its series; where nothing is kept, what they would be.
+    pub(crate) fn series(&self) -> Box<dyn Collector> {
+        Box::new(Series(self.kept.as_ref().map(|kept| kept.trail.clone())))
     }
 
     /// What a start puts in force.
@@ -192,8 +192,8 @@ impl Audit {
         self.note(Record { after: Some(after.into()), ..Record::new(Kind::Config, "started") });
     }
 
-    /// Another configuration is in force.
-    pub(crate) fn reloaded(&self, before: &Config, after: &Config) {
+    /// Another configuration is in force; `who`: the operator who wanted it, where one did.
+    pub(crate) fn reloaded(&self, before: &Config, after: &Config, who: Option<&Arc<str>>) {
         for (what, key) in key_changes(before, after) {
             let name = Some(key.clone());
             let (was, is) = match what {
@@ -201,13 +201,14 @@ impl Audit {
                 "removed" => (name, None),
                 _ => (name.clone(), name),
             };
-            self.note(Record { before: was, after: is, ..Record::new(Kind::Key, what) });
+            self.note(Record { who: who.cloned(), before: was, after: is, ..Record::new(Kind::Key, what) });
         }
         let mut now = format!("configuration {}", fingerprint(after));
         for (position, section) in changed_sections(before, after).into_iter().enumerate() {
             let _ = write!(now, "{}{section}", if position == 0 { ", changed: " } else { " " });
         }
         self.note(Record {
+            who: who.cloned(),
             before: Some(format!("configuration {}", fingerprint(before)).into()),
             after: Some(now.into()),
             ..Record::new(Kind::Config, "reloaded")
@@ -218,9 +219,9 @@ impl Audit {
         }
     }
 
-    /// A configuration was turned down.
-    pub(crate) fn not_reloaded(&self, why: &str) {
-        self.note(Record { why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
+    /// A configuration was turned down, which `who` wanted, where an operator did.
+    pub(crate) fn not_reloaded(&self, why: &str, who: Option<&Arc<str>>) {
+        self.note(Record { who: who.cloned(), why: Some(why.into()), ..Record::new(Kind::Config, "turned down") });
     }
 }
 
@@ -234,20 +235,30 @@ async fn write(trail: Trail, record: Record) -> Result<(), String> {
 
 /// How the trail stands, when asked.
 #[derive(Debug)]
-struct Series(Trail);
+struct Series(Option<Trail>);
 
 impl Collector for Series {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let status = self.0.status();
+        let status = self.0.as_ref().map(Trail::status);
         let counters = [
-            ("audit_records", "Records of the audit trail that are on disk", status.written),
-            ("audit_lost", "Records of the audit trail that could not be kept", status.lost),
+            (
+                "audit_records",
+                "Records of the audit trail that are on disk",
+                status.as_ref().map(|status| status.written),
+            ),
+            (
+                "audit_lost",
+                "Records of the audit trail that could not be kept",
+                status.as_ref().map(|status| status.lost),
+            ),
         ];
         for (name, help, value) in counters {
-            ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            value.map_or(Ok(()), |value| ConstCounter::new(value).encode(family))?;
         }
         let (name, help) = ("audit_up", "Whether the audit trail can be written");
-        let is_up = f64::from(u8::from(status.failing_since.is_none()));
-        ConstGauge::new(is_up).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+        let is_up = status.map(|status| f64::from(u8::from(status.failing_since.is_none())));
+        let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        is_up.map_or(Ok(()), |is_up| ConstGauge::new(is_up).encode(family))
     }
 }

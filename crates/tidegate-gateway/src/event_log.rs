@@ -23,13 +23,13 @@ impl EventLog {
     pub(crate) fn tell(&mut self, record: &Record, now: Instant) {
         match record.kind {
             Kind::Throttle => {
-                tell_rest(self.throttles.roll(now), "held or refused");
+                tell_rest(self.throttles.roll(now), "calls were held or refused");
                 if self.throttles.may_tell() {
                     throttle(record);
                 }
             }
             Kind::Retry => {
-                tell_rest(self.retries.roll(now), "tried again or given up");
+                tell_rest(self.retries.roll(now), "retries were scheduled, succeeded or gave up");
                 if self.retries.may_tell() {
                     retry(record);
                 }
@@ -49,8 +49,8 @@ impl EventLog {
 
     /// Says how many lines were left out, once a second has passed since.
     pub(crate) fn tell_rest(&mut self, now: Instant) {
-        tell_rest(self.throttles.roll(now), "held or refused");
-        tell_rest(self.retries.roll(now), "tried again or given up");
+        tell_rest(self.throttles.roll(now), "calls were held or refused");
+        tell_rest(self.retries.roll(now), "retries were scheduled, succeeded or gave up");
     }
 
     /// Whether lines were left out of which nothing has been said.
@@ -89,7 +89,7 @@ impl Sample {
 
 fn tell_rest(left_out: u64, what: &str) {
     if left_out > 0 {
-        tracing::info!("{left_out} more calls were {what}; of such only {LINES_MAX} a second are logged one by one");
+        tracing::info!("{left_out} more {what}; of such only {LINES_MAX} a second are logged one by one");
     }
 }
 
@@ -101,7 +101,11 @@ fn throttle(record: &Record) {
         target = record.target.as_deref(),
         limit = record.limit.as_deref(),
         reason = record.why.as_deref(),
+        allowed = record.numbers.get("allowed"),
+        used = record.numbers.get("used"),
+        requested = record.numbers.get("requested"),
         waited_ms = millis(record, "waited_us"),
+        retry_after_ms = millis(record, "retry_after_us"),
         "call {}",
         record.what
     );

@@ -15,6 +15,7 @@ use crate::admin::{Attempts, Ends};
 use crate::alerting::Alerting;
 use crate::audit::Audit;
 use crate::cores::Cores;
+use crate::kept_models::Saving;
 use crate::keys::MadeKeys;
 use crate::metrics::Metrics;
 use crate::operating::Operating;
@@ -86,7 +87,7 @@ impl Gateway {
         let unguessable = (is_own_token && admin_token.len() >= state::ADMIN_TOKEN_DIGITS).then_some(admin_token_hash);
         let first_addr = api_addrs.first().map_or_else(|| "localhost:8080".to_owned(), SocketAddr::to_string);
         let alerting = Alerting::new(&settings.alerts);
-        let metrics = Metrics::new(&driver, audit.series().into_iter().chain([alerting.series()]));
+        let metrics = Metrics::new(&driver, [audit.series(), alerting.series()]);
         let operating = Operating::load(state_dir.as_deref())?;
         let (feed, trail) = audit.feed();
         let anomalies = Anomalies::default();
@@ -116,6 +117,7 @@ impl Gateway {
             },
             operating,
             made_keys: ArcSwap::from_pointee(made_keys),
+            saving_models: Saving::default(),
             state_dir: state_dir.clone(),
             first_addr,
         });
@@ -170,15 +172,15 @@ impl Gateway {
     /// # Errors
     /// What does not hold together; then nothing has changed.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        self.shared.take_over(config)
+        self.shared.take_over(config, None)
     }
 
     /// Reads the configuration again, from [`GatewayOptions::source`], and takes it over. Blocks for as long as reading takes.
     ///
     /// # Errors
-    /// Why not; then nothing has changed but that the audit trail tells of it.
+    /// Why not; then nothing has changed but that the log and the audit trail tell of it.
     pub fn reread(&self) -> Result<(), String> {
-        self.shared.reread()
+        self.shared.reread(None)
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to
@@ -201,7 +203,7 @@ impl Gateway {
             if let Err(error) = self.shared.driver.save_state(dir, true) {
                 tracing::warn!("levels cannot be saved in {}: {error}", dir.display());
             }
-            if let Err(error) = kept_models::save(&self.shared, dir) {
+            if let Err(error) = kept_models::save_last(&self.shared, dir) {
                 tracing::warn!("what was learned of models cannot be saved in {}: {error}", dir.display());
             }
         }

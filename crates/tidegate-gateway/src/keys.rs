@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use tidegate::state::write_whole;
 use tidegate_core::call::Priority;
 use tidegate_core::config::{KeyConfig, KeyPaths};
 
 use crate::shared::unix_now;
-use crate::{state, token};
+use crate::token;
 
 /// The file's name in the state directory.
 const NAME: &str = "keys.json";
@@ -141,7 +142,7 @@ impl MadeKeys {
     pub fn save(&mut self, dir: &Path) -> Result<(), KeyFault> {
         let path = dir.join(NAME);
         let kept = serde_json::to_vec(&Kept { format: FORMAT, keys: self.keys.clone() });
-        let written = kept.map_err(std::io::Error::other).and_then(|text| state::replace(&path, &text));
+        let written = kept.map_err(std::io::Error::other).and_then(|text| write_whole(&path, &text));
         written.map_err(|error| KeyFault::File { path, why: error.to_string() })?;
         self.is_kept = true;
         Ok(())

@@ -197,7 +197,7 @@ impl Leg {
             match settling.failed(fault, failed.usage) {
                 Some(Settled::Retry(waiting)) if order.is_whole() => {
                     order.shared.metrics.retry(reason, RETRIED);
-                    tracing::debug!(id = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
+                    tracing::debug!(call = %stamp.id(), fault = %failed.fault.summary, "will be tried again");
                     // Only what is all here: a connection is not held for as long as a wait may take.
                     let answer = failed.reply.filter(|reply| reply.rest.is_none());
                     permit = match waiting.await {
@@ -265,14 +265,16 @@ impl Leg {
             }
             None => metrics.no_reply(&self.model.metrics, failed.fault.kind.error_class()),
         }
-        if let Some(with) = failed.fault.limit_group.as_deref().filter(|with| **with != *self.model.group) {
-            self.join(order, with);
+        if let Some(named) = failed.fault.limit_group.as_deref() {
+            self.join(order, named);
         }
     }
 
     /// The upstream names a limit that this model shares with others.
-    fn join(&self, order: &Order<'_>, with: &str) {
-        if order.settings.tells_groups() {
+    fn join(&self, order: &Order<'_>, named: &str) {
+        // It may be named by a snapshot of the model.
+        let with = order.settings.groups.group_of(named);
+        if order.settings.tells_groups() || *with == *self.model.group {
             return;
         }
         tracing::info!(upstream = %self.upstream.config.name, model = %self.model.group, with, "shares its limit");

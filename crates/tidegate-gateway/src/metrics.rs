@@ -2,6 +2,7 @@
 //!
 //! Never waits: counters are atomics, and those of the common path are resolved once and kept (see `crate::model`).
 
+mod declared;
 mod durations;
 mod held;
 mod labels;
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tidegate::Driver;
 use tidegate_core::call::Priority;
 
+use crate::metrics::declared::Declared;
 use crate::metrics::durations::Durations;
 pub(crate) use crate::metrics::held::Held;
 use crate::metrics::labels::{
@@ -220,39 +222,55 @@ impl Metrics {
         };
         metrics.reload_successful.set(1);
         metrics.store_up.set(1);
-        registry.register("calls", "Calls that ended", metrics.calls.clone());
-        registry.register("calls_by_tenant", "Calls that ended, where tenants have series", metrics.tenants.clone());
+        registry.register("calls", "Calls that ended", Declared(metrics.calls.clone()));
+        registry.register(
+            "calls_by_tenant",
+            "Calls that ended, where tenants have series",
+            Declared(metrics.tenants.clone()),
+        );
         registry.register(
             "breaker_transitions",
             "How often circuit breakers changed their state",
-            metrics.transitions.counters.clone(),
+            Declared(metrics.transitions.counters.clone()),
         );
         registry.register(
             "store_up",
             "Whether the store of levels can be reached; 1 where they are kept in this process",
             metrics.store_up.clone(),
         );
-        registry.register("attempts", "Sends to an upstream, by status or kind of failure", metrics.attempts.clone());
-        registry.register("retries", "Attempts after the first, by what led to them", metrics.retries.clone());
+        registry.register(
+            "attempts",
+            "Sends to an upstream, by status or kind of failure",
+            Declared(metrics.attempts.clone()),
+        );
+        registry.register(
+            "retries",
+            "Attempts after the first, by what led to them",
+            Declared(metrics.retries.clone()),
+        );
         registry.register(
             "rate_limited",
             "Calls that a limit held for a second or more, or refused",
-            metrics.limited.clone(),
+            Declared(metrics.limited.clone()),
         );
-        registry.register("refusals", "Calls that were not let through, by the reason", metrics.refused.clone());
-        registry.register("tokens", "Tokens used, as reported or as seen go by", metrics.tokens.clone());
-        registry.register("upstream_429", "Replies 429 of an upstream", metrics.too_many.clone());
+        registry.register(
+            "refusals",
+            "Calls that were not let through, by the reason",
+            Declared(metrics.refused.clone()),
+        );
+        registry.register("tokens", "Tokens used, as reported or as seen go by", Declared(metrics.tokens.clone()));
+        registry.register("upstream_429", "Replies 429 of an upstream", Declared(metrics.too_many.clone()));
         registry.register(
             "upstream_duration_seconds",
             "From sending an attempt to the end of its reply",
-            metrics.duration.clone(),
+            Declared(metrics.duration.clone()),
         );
         registry.register(
             "time_to_first_byte_seconds",
             "From sending an attempt to the head of its reply",
-            metrics.first_byte.clone(),
+            Declared(metrics.first_byte.clone()),
         );
-        registry.register("in_flight", "Attempts under way", metrics.in_flight.clone());
+        registry.register("in_flight", "Attempts under way", Declared(metrics.in_flight.clone()));
         registry.register("queue_wait_seconds", "Time that calls waited before they were sent", wait_family);
         registry.register("overhead_seconds", "Time in tidegate, waiting excluded", metrics.overhead.clone());
         registry.register(

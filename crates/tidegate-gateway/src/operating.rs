@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
+use tidegate::state::write_whole;
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::gate::{Boost, Gate, Overrides};
 use tidegate_core::limit::Scope;
@@ -18,7 +19,6 @@ use tidegate_watch::audit::{Kind, Record};
 
 use crate::refusal::OwnReply;
 use crate::shared::{Shared, StartError, unix_now};
-use crate::state;
 
 /// The file's name in the state directory.
 const NAME: &str = "overrides.json";
@@ -218,7 +218,7 @@ impl Operating {
         };
         let text = kept.map_err(|error| error.to_string())?;
         let written = tokio::task::spawn_blocking(move || {
-            state::replace(&path, &text)
+            write_whole(&path, &text)
                 .map_err(|error| format!("{} cannot be written: {error}; it ends with this process", path.display()))
         });
         written.await.unwrap_or_else(|_| Err("this process is about to end".to_owned()))
@@ -256,7 +256,7 @@ where
             done.warnings.push(unrecorded);
         }
         if let Some(act) = act {
-            carry_out(&shared, act, &done).await?;
+            carry_out(&shared, act, &done, who.clone()).await?;
         }
         if standing != *before {
             standing.version += 1;
@@ -281,7 +281,7 @@ where
 }
 
 /// Does what is recorded already; where it cannot be done, that is recorded too.
-async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Box<OwnReply>> {
+async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done, who: Option<Arc<str>>) -> Result<(), Box<OwnReply>> {
     let acting = shared.clone();
     let acted = tokio::task::spawn_blocking(move || act(&acting)).await;
     let why = match acted {
@@ -291,6 +291,7 @@ async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done) -> Result<(), Bo
     };
     let what = format!("{} failed", done.what);
     shared.audit.note(Record {
+        who,
         why: Some(why.as_str().into()),
         after: done.after.clone(),
         ..Record::new(Kind::Override, what)

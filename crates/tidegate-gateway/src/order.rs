@@ -255,7 +255,7 @@ impl Order<'_> {
     pub(crate) fn measure(&self, outside: Duration, stamp: &Stamp) {
         let ours = self.arrived_at.elapsed().saturating_sub(outside).saturating_sub(stamp.queued_for);
         self.shared.metrics.overhead.observe(ours.as_secs_f64());
-        tracing::debug!(id = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
+        tracing::debug!(call = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
     }
 
     /// All of its body is here, so that it can be sent again.

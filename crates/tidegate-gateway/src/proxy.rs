@@ -69,7 +69,7 @@ async fn handle(
     if sdk_retry > 0 {
         // Somebody behind us retries too: what should be one call counts as several everywhere.
         shared.metrics.retry("sdk", "received");
-        tracing::debug!(id = %stamp.id(), retry = sdk_retry, "the caller's SDK has sent this call before");
+        tracing::debug!(call = %stamp.id(), retry = sdk_retry, "the caller's SDK has sent this call before");
     }
     headers::clean_request(&mut headers);
 

@@ -133,8 +133,8 @@ impl OwnReply {
     }
 
     /// 503: so many read already what happens.
-    pub(crate) fn too_many_readers(readers_max: usize) -> Self {
-        let message = format!("{readers_max} readers are told already what happens; close one of them");
+    pub(crate) fn too_many_readers(places: usize, whose: &str) -> Self {
+        let message = format!("{places} {whose} are told already what happens; close one of them");
         let status = StatusCode::SERVICE_UNAVAILABLE;
         Self { should_retry: true, ..Self::new(status, UNAVAILABLE, "too_many_readers", "queue_full", message) }
     }

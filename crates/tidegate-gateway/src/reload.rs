@@ -38,26 +38,33 @@ pub(crate) struct Reloading {
 }
 
 impl Shared {
-    /// Reads the configuration again and takes it over. Blocks: not for a thread that serves calls.
+    /// Reads the configuration again and takes it over, for the operator `who`, where one wants it. Blocks: not for a thread that
+    /// serves calls.
     ///
     /// # Errors
-    /// Why not; the one before stays in force, and the trail knows.
-    pub(crate) fn reread(&self) -> Result<(), String> {
+    /// Why not; the one before stays in force, and log and trail tell of it.
+    pub(crate) fn reread(&self, who: Option<&Arc<str>>) -> Result<(), String> {
         let source = self.reloading.source.as_ref();
         let read = source.map_or_else(|| Err("this process reads no configuration".to_owned()), |source| (source.0)());
-        read.and_then(|config| self.take_over(config).map_err(|error| error.to_string())).inspect_err(|why| {
-            self.metrics.reload_successful.set(0);
-            self.audit.not_reloaded(why);
-        })
+        let taken = read.and_then(|config| self.take_over(config, who).map_err(|error| error.to_string()));
+        match &taken {
+            Ok(()) => tracing::info!("configuration reloaded"),
+            Err(why) => {
+                tracing::error!("configuration not reloaded, the one before stays in force: {why}");
+                self.metrics.reload_successful.set(0);
+                self.audit.not_reloaded(why, who);
+            }
+        }
+        taken
     }
 
-    /// Takes over `config` for the calls that come.
+    /// Takes over `config` for the calls that come, as `who` wants it.
     ///
     /// # Errors
     /// What does not hold together; then nothing has changed.
-    pub(crate) fn take_over(&self, config: Config) -> Result<(), StartError> {
+    pub(crate) fn take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<(), StartError> {
         let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = self.try_take_over(config);
+        let taken = self.try_take_over(config, who);
         self.metrics.reload_successful.set(i64::from(taken.is_ok()));
         taken
     }
@@ -75,7 +82,7 @@ impl Shared {
         Ok(())
     }
 
-    fn try_take_over(&self, config: Config) -> Result<(), StartError> {
+    fn try_take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<(), StartError> {
         let Reloading { api_addrs, allow_anonymous, .. } = &self.reloading;
         let before = self.settings.load_full();
         let settings = Settings::new(config, &self.made_keys.load(), Some(&before), *allow_anonymous)?;
@@ -94,7 +101,7 @@ impl Shared {
         if old.listen != new.listen || old.admin_listen != new.admin_listen {
             tracing::warn!("addresses to listen on change with a restart only");
         }
-        self.audit.reloaded(&before.config, &settings.config);
+        self.audit.reloaded(&before.config, &settings.config, who);
         kept_models::carry_over(&before, &settings, &self.metrics);
         let policy = settings.config.policy.clone();
         self.driver.with(|gate, now| gate.reload(policy, now));

@@ -21,6 +21,7 @@ use crate::audit::Audit;
 use crate::candidates::Shares;
 use crate::guard::Guard;
 use crate::identity::Callers;
+use crate::kept_models::Saving;
 use crate::keys::MadeKeys;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
@@ -109,6 +110,7 @@ pub(crate) struct Shared {
     pub(crate) reloading: Reloading,
     pub(crate) operating: Operating,
     pub(crate) made_keys: ArcSwap<MadeKeys>,
+    pub(crate) saving_models: Saving,
     /// Where state is kept. `None`: nowhere.
     pub(crate) state_dir: Option<PathBuf>,
     /// `127.0.0.1:8080`: what a client that names no host is told to use.

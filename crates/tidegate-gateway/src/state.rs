@@ -2,12 +2,12 @@
 //!
 //! Never stops a call or a start: what cannot be read is set aside, what cannot be written is said and tried again.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::{fs, io};
 
 use tidegate::Driver;
+use tidegate::state::write_whole;
 use tidegate_core::config::Policy;
 use tidegate_core::gate::Gate;
 
@@ -47,29 +47,6 @@ pub(crate) fn keep_saving(driver: &Driver, dir: &Path) {
     });
 }
 
-/// Puts `text` in the place of the file at `path`, for its owner alone: a crash at any instant leaves the old one or the new one, whole.
-pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    let mut file = private(&aside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    // The name is on disk once the directory is.
-    #[cfg(unix)]
-    if let Some(dir) = path.parent() {
-        fs::File::open(dir)?.sync_all()?;
-    }
-    Ok(())
-}
-
-fn private(path: &Path) -> io::Result<fs::File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
 /// Says where the admin listener is reached from this machine.
 pub(crate) fn tell_admin_address(dir: Option<&Path>, mut addr: SocketAddr) {
     let Some(path) = dir.map(|dir| dir.join(ADMIN_ADDRESS_FILE)) else { return };
@@ -77,7 +54,7 @@ pub(crate) fn tell_admin_address(dir: Option<&Path>, mut addr: SocketAddr) {
         let loopback = if addr.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
         addr.set_ip(loopback);
     }
-    if let Err(error) = replace(&path, addr.to_string().as_bytes()) {
+    if let Err(error) = write_whole(&path, addr.to_string().as_bytes()) {
         tracing::warn!("{} cannot be written: {error}; `tidegate admin` will not find this process", path.display());
     }
 }
@@ -117,8 +94,7 @@ pub(crate) fn admin_token(dir: Option<&Path>) -> String {
         Err(error) => tracing::warn!("{} cannot be read: {error}; a new token takes its place", path.display()),
     }
     let token = made_token();
-    let written = private(&path).and_then(|mut file| file.write_all(token.as_bytes()));
-    if let Err(error) = written {
+    if let Err(error) = write_whole(&path, token.as_bytes()) {
         tracing::warn!(
             "{} cannot be written: {error}; set TIDEGATE_ADMIN_TOKEN to use the admin listener",
             path.display()

@@ -5,6 +5,7 @@
 //! Source: HTML standard, §9.2 (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 
 mod notice;
+mod places;
 mod reader;
 mod snapshot;
 mod wanted;
@@ -16,22 +17,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, HeaderName, Response};
+use tidegate_core::config::AdminRole;
 use tidegate_core::event::Event;
 use tidegate_watch::audit::{Feed, Record};
-use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::refusal::OwnReply;
 use crate::reply::ReplyBody;
 use crate::shared::{Shared, unix_now};
 use crate::told::notice::{Notice, name_of};
+use crate::told::places::{Places, Taken};
 use crate::told::reader::Reader;
 pub(crate) use crate::told::reader::Telling;
 use crate::told::snapshot::Snapshots;
 use crate::told::wanted::Wanted;
 
-/// So many read at a time: each costs a little for every event.
-const READERS_MAX: usize = 32;
 /// For one who reads slowly; beyond that the oldest are lost to that one.
 const AHEAD_MAX: usize = 1024;
 /// Of what calls bring about, and of all else, so many are kept for those who come later: a flood of the one leaves the other.
@@ -50,7 +51,7 @@ pub(crate) struct Told(Arc<Inner>);
 struct Inner {
     recent: Mutex<Recent>,
     sender: broadcast::Sender<Arc<Notice>>,
-    readers: Arc<Semaphore>,
+    places: Places,
     is_over: watch::Sender<bool>,
     snapshots: Snapshots,
 }
@@ -68,7 +69,7 @@ impl Default for Told {
         Self(Arc::new(Inner {
             recent: Mutex::default(),
             sender: broadcast::Sender::new(AHEAD_MAX),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            places: Places::default(),
             is_over: watch::Sender::new(false),
             snapshots: Snapshots::default(),
         }))
@@ -133,14 +134,13 @@ impl Told {
     /// Lets readers take what has happened up to now, and ends.
     pub(crate) async fn end(&self) {
         self.0.is_over.send_replace(true);
-        let all = self.0.readers.acquire_many(READERS_MAX as u32);
-        if tokio::time::timeout(LAST_WITHIN, all).await.is_err() {
+        if tokio::time::timeout(LAST_WITHIN, self.0.places.all_left()).await.is_err() {
             tracing::debug!("somebody who reads what happens did not read to the end");
         }
     }
 }
 
-/// Answers with what happens from now on, after what has just happened, as long as who reads `still_may`.
+/// Answers one of this role with what happens from now on, after what has just happened, as long as he `still_may` read it.
 ///
 /// # Errors
 /// A query that asks for something else, too many readers, or the end of the process.
@@ -148,6 +148,7 @@ pub(crate) fn answer(
     shared: &Arc<Shared>,
     query: &str,
     headers: &HeaderMap,
+    role: AdminRole,
     still_may: impl Fn() -> bool + Send + 'static,
 ) -> Result<Response<ReplyBody>, Box<OwnReply>> {
     let pseudonyms = shared.audit.place().and_then(|(_, pseudonyms)| pseudonyms);
@@ -157,8 +158,7 @@ pub(crate) fn answer(
     if *is_over.borrow() {
         return Err(Box::new(OwnReply::draining()));
     }
-    let place = told.readers.clone().try_acquire_owned();
-    let place = place.map_err(|_| Box::new(OwnReply::too_many_readers(READERS_MAX)))?;
+    let place = told.places.take(role).map_err(|Taken(places, whose)| OwnReply::too_many_readers(places, whose))?;
     let last_id = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok()).unwrap_or(0);
     let (kept, events) = shared.told.since(last_id);
     // One piece waits for the socket, the next for its turn: what else happens waits in `events`, which is bounded.

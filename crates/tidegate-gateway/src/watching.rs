@@ -142,7 +142,7 @@ mod tests {
         let trail = Trail::start(TrailOptions::new(dir.path().join("audit.db"))).unwrap();
         let (sender, events) = broadcast::channel(4);
         for _ in 0..10 {
-            sender.send(Arc::new(Event::LimitsReset)).unwrap();
+            sender.send(Arc::new(Event::BoostEnded { limit: "team".into() })).unwrap();
         }
         let watcher = Watcher {
             driver: Driver::new(Policy::default(), 1).downgrade(),

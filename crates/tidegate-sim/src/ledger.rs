@@ -182,13 +182,6 @@ impl Ledger {
     pub(crate) fn count_admission(&mut self, group: &str, charge: Charge, refused: Option<&Refused>, now: u64) {
         let in_force = self.waits.get(group).filter(|(told_at, until)| now > told_at + CROSSES_MICROS && now < *until);
         self.stats.came_early += u64::from(in_force.is_some());
-        if let Some(refused) = refused.filter(|refused| !refused.too_large) {
-            let until = now + refused.wait_micros;
-            let known = self.waits.entry(group.to_owned()).or_insert((now, until));
-            if until > known.1 {
-                *known = (now, until);
-            }
-        }
         let refusal = refused.map(Refusal::of);
         if !self.stats.groups.contains_key(group) {
             self.stats.groups.insert(group.to_owned(), GroupStats::default());
@@ -206,6 +199,18 @@ impl Ledger {
                 of_group.refused += 1;
                 *self.stats.refused_by.entry(refusal.name()).or_default() += 1;
             }
+        }
+    }
+
+    /// A refusal told its wait.
+    pub(crate) fn note_wait(&mut self, group: &str, refused: &Refused, now: u64) {
+        if refused.too_large {
+            return;
+        }
+        let until = now + refused.wait_micros;
+        let known = self.waits.entry(group.to_owned()).or_insert((now, until));
+        if until > known.1 {
+            *known = (now, until);
         }
     }
 
@@ -241,5 +246,28 @@ fn write_all(file: &mut BufWriter<File>, entry: LogEntry, receiver: &Receiver<Lo
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => return file.flush(),
         }
         next = receiver.try_recv();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::{Rules, Upstream};
+
+    #[test]
+    fn nobody_comes_too_early_for_a_wait_that_was_not_told() {
+        let mut upstream = Upstream::new(&Rules { rpm: Some(1), ..Rules::default() }, 0);
+        let call = Charge::of_tokens(1);
+        upstream.admit(0, call).expect("fits");
+        for (is_told, too_early) in [(false, 0), (true, 1)] {
+            let mut ledger = Ledger::open(None).expect("no file");
+            let refused = upstream.admit(0, call).expect_err("used up");
+            ledger.count_admission("m", call, Some(&refused), 0);
+            if is_told {
+                ledger.note_wait("m", &refused, 0);
+            }
+            ledger.count_admission("m", call, Some(&refused), 2 * CROSSES_MICROS);
+            assert_eq!(ledger.stats.came_early, too_early);
+        }
     }
 }

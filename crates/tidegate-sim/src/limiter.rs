@@ -240,7 +240,8 @@ pub struct Level {
     pub charged: u64,
     /// Units taken by other tenants.
     pub tenants: u64,
-    /// Units that flowed in vain because the bucket was full: what the callers could have used and did not.
+    /// Units that flowed in vain because the bucket, or its quantum where there is one, was full: what the callers could have
+    /// used and did not.
     pub lost: f64,
 }
 
@@ -354,7 +355,7 @@ impl Upstream {
     /// Every bucket at `now_micros`, by dimension name.
     pub fn levels(&mut self, now_micros: u64) -> BTreeMap<&'static str, Level> {
         self.advance(now_micros);
-        self.kept.iter().map(|k| (k.dimension.name(), k.bucket.report())).collect()
+        self.kept.iter().map(|k| (k.dimension.name(), k.report())).collect()
     }
 
     fn advance(&mut self, now_micros: u64) {
@@ -463,6 +464,13 @@ impl Kept {
         if let Some(quantum) = &mut self.quantum {
             quantum.take(amount);
         }
+    }
+
+    fn report(&self) -> Level {
+        let level = self.bucket.report();
+        // What a quantum could not hold, callers could not have used later, though the minute's bucket may have had room for it.
+        let lost = self.quantum.as_ref().map_or(level.lost, |quantum| quantum.report().lost);
+        Level { lost, ..level }
     }
 
     fn refused(&self, charge: Charge) -> Refused {

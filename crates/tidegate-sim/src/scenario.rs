@@ -27,6 +27,8 @@ pub struct Scenario {
     pub refused_count: bool,
     /// Which headers of a 429 tell the wait.
     pub retry_after: RetryAfter,
+    /// What the message of a 429 tells.
+    pub refusal_message: RefusalMessage,
     /// Whether `x-ratelimit-*` headers are sent.
     pub headers: bool,
     /// What headers and messages tell of minute limits, as a multiple of the truth.
@@ -59,6 +61,21 @@ pub enum RetryAfter {
     Both,
     /// Neither: only the message tells it.
     None,
+    /// In turn `retry-after-ms`, neither and `retry-after`.
+    Mixed,
+}
+
+/// What the message of a 429 tells that was not too large for the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalMessage {
+    /// The limit's numbers and the wait, as OpenAI's do.
+    #[default]
+    Wait,
+    /// The limit's numbers.
+    Numbers,
+    /// Not even which limit it was.
+    Nothing,
 }
 
 /// How a model charges tokens when it admits.

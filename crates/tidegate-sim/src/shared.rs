@@ -12,7 +12,7 @@ use crate::draw;
 use crate::ledger::{Ledger, LogEntry, Stats};
 use crate::limiter::{Charge, Refused, Remaining, Rules, Upstream};
 use crate::reply::Files;
-use crate::scenario::{Scenario, micros};
+use crate::scenario::{RefusalMessage, RetryAfter, Scenario, micros};
 
 /// More accounts or groups than this share one limiter: memory stays bounded whatever names come.
 const LIMITERS_MAX: usize = 10_000;
@@ -22,6 +22,8 @@ pub(crate) struct Running {
     pub(crate) scenario: Scenario,
     /// Matching calls of each fault.
     pub(crate) matched: Vec<AtomicU64>,
+    /// Waits told so far, where each is told in another way.
+    waits: AtomicU64,
 }
 
 /// Which bucket a call takes from.
@@ -48,7 +50,23 @@ pub(crate) struct Shared {
 impl Running {
     pub(crate) fn new(scenario: Scenario) -> Arc<Self> {
         let matched = scenario.fault.iter().map(|_| AtomicU64::new(0)).collect();
-        Arc::new(Running { scenario, matched })
+        Arc::new(Running { scenario, matched, waits: AtomicU64::new(0) })
+    }
+
+    /// Which headers tell the next wait.
+    pub(crate) fn next_wait(&self) -> RetryAfter {
+        match self.scenario.retry_after {
+            RetryAfter::Mixed => match self.waits.fetch_add(1, Ordering::Relaxed) % 3 {
+                0 => RetryAfter::Ms,
+                1 => RetryAfter::None,
+                _ => RetryAfter::Seconds,
+            },
+            always => always,
+        }
+    }
+
+    fn tells_wait(&self, form: RetryAfter) -> bool {
+        form != RetryAfter::None || self.scenario.refusal_message == RefusalMessage::Wait
     }
 }
 
@@ -110,14 +128,22 @@ impl Shared {
         Place { running: running.clone(), account: account(&running.scenario, headers), group: group.to_owned(), rules }
     }
 
-    /// Asks the limiter, and counts its answer: what is left, and the refusal if it was one.
-    pub(crate) fn admit(&self, place: &Place, charge: Charge) -> (Remaining, Option<Refused>) {
+    /// Asks the limiter, and counts its answer: what is left, and the refusal if it was one, with the headers that tell its wait.
+    pub(crate) fn admit(&self, place: &Place, charge: Charge) -> (Remaining, Option<(Refused, RetryAfter)>) {
         let (remaining, refused) = self.with_upstream(place, |upstream, now| match upstream.admit(now, charge) {
             Ok(remaining) => (remaining, None),
             Err(refused) => (upstream.look(now), Some(refused)),
         });
         let now = micros(self.elapsed());
-        self.with_ledger(|ledger| ledger.count_admission(&place.group, charge, refused.as_ref(), now));
+        let refused = refused.map(|refused| (refused, place.running.next_wait()));
+        self.with_ledger(|ledger| {
+            ledger.count_admission(&place.group, charge, refused.as_ref().map(|(refused, _)| refused), now);
+            if let Some((refused, form)) = refused
+                && place.running.tells_wait(form)
+            {
+                ledger.note_wait(&place.group, &refused, now);
+            }
+        });
         (remaining, refused)
     }
 

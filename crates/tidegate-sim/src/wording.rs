@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::limiter::Refused;
+use crate::scenario::RefusalMessage;
 
 const MORE: &str = "Visit https://platform.openai.com/account/rate-limits to learn more.";
 
@@ -35,7 +36,13 @@ pub(crate) fn go_duration(micros: u64) -> String {
 }
 
 /// The message of a 429 from the limiter. `model` is what was asked for, `group` the limit that it shares.
-pub(crate) fn rate_limit_message(model: &str, group: &str, organization: &str, refused: &Refused) -> String {
+pub(crate) fn rate_limit_message(
+    model: &str,
+    group: &str,
+    organization: &str,
+    refused: &Refused,
+    tells: RefusalMessage,
+) -> String {
     let name = if model == group { model.to_owned() } else { format!("{model} (for limit {group})") };
     let (words, limit, used, requested) = (refused.dimension.words(), refused.limit, refused.used, refused.requested);
     if refused.too_large {
@@ -44,11 +51,15 @@ pub(crate) fn rate_limit_message(model: &str, group: &str, organization: &str, r
              {requested}. The input or output tokens must be reduced in order to run successfully. {MORE}"
         );
     }
-    let wait = go_duration(refused.announced_micros);
-    format!(
-        "Rate limit reached for {name} in organization {organization} on {words}: Limit {limit}, Used {used}, Requested \
-         {requested}. Please try again in {wait}. {MORE}"
-    )
+    let reached = format!("Rate limit reached for {name} in organization {organization}");
+    let numbers = || format!("{reached} on {words}: Limit {limit}, Used {used}, Requested {requested}");
+    match tells {
+        RefusalMessage::Wait => {
+            format!("{}. Please try again in {}. {MORE}", numbers(), go_duration(refused.announced_micros))
+        }
+        RefusalMessage::Numbers => format!("{}. {MORE}", numbers()),
+        RefusalMessage::Nothing => format!("{reached}. {MORE}"),
+    }
 }
 
 /// OpenAI's error object. `param` and `code` may be absent: then they are null.
@@ -92,24 +103,43 @@ mod tests {
     #[test]
     fn a_refusal_says_limit_use_request_and_wait() {
         assert_eq!(
-            rate_limit_message("gpt-4o", "gpt-4o", "org-sim", &refusal(30_000, 29_937, 385)),
+            rate_limit_message("gpt-4o", "gpt-4o", "org-sim", &refusal(30_000, 29_937, 385), RefusalMessage::Wait),
             "Rate limit reached for gpt-4o in organization org-sim on tokens per min (TPM): Limit 30000, Used 29937, \
              Requested 385. Please try again in 644ms. Visit https://platform.openai.com/account/rate-limits to learn \
              more."
         );
-        let seen = rate_limit_message("gpt-4o", "gpt-4o", "o", &refusal(450_000, 379_102, 89_741));
+        let seen =
+            rate_limit_message("gpt-4o", "gpt-4o", "o", &refusal(450_000, 379_102, 89_741), RefusalMessage::Wait);
         assert!(seen.contains("Please try again in 2.512s."), "{seen}");
     }
 
     #[test]
+    fn a_refusal_may_keep_the_wait_and_the_numbers_to_itself() {
+        let message = |tells| rate_limit_message("gpt-4o", "gpt-4o", "org-sim", &refusal(30_000, 29_937, 385), tells);
+        let reached = "Rate limit reached for gpt-4o in organization org-sim";
+        assert_eq!(
+            message(RefusalMessage::Numbers),
+            format!("{reached} on tokens per min (TPM): Limit 30000, Used 29937, Requested 385. {MORE}")
+        );
+        assert_eq!(message(RefusalMessage::Nothing), format!("{reached}. {MORE}"));
+    }
+
+    #[test]
     fn a_snapshot_names_the_limit_that_it_shares() {
-        let message = rate_limit_message("gpt-4.1-2025-04-14", "gpt-4.1", "o", &refusal(30_000, 29_937, 385));
+        let message = rate_limit_message(
+            "gpt-4.1-2025-04-14",
+            "gpt-4.1",
+            "o",
+            &refusal(30_000, 29_937, 385),
+            RefusalMessage::Wait,
+        );
         assert!(message.starts_with("Rate limit reached for gpt-4.1-2025-04-14 (for limit gpt-4.1) in"), "{message}");
     }
 
     #[test]
     fn what_can_never_fit_is_told_so_with_the_numbers() {
-        let message = rate_limit_message("gpt-4o", "gpt-4o", "org-sim", &refusal(30_000, 0, 31_538));
+        let message =
+            rate_limit_message("gpt-4o", "gpt-4o", "org-sim", &refusal(30_000, 0, 31_538), RefusalMessage::Wait);
         assert_eq!(
             message,
             "Request too large for gpt-4o in organization org-sim on tokens per min (TPM): Limit 30000, Requested \

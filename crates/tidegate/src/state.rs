@@ -68,7 +68,8 @@ pub fn save(folder: &Path, snapshot: &Snapshot) -> Result<(), StateError> {
     written.map_err(|source| StateError::File { path, source })
 }
 
-/// Writes `text` into the file `path`, for its owner alone, so that a crash at any instant leaves the old one or the new one, whole.
+/// Writes `text` into the file `path`, for its owner alone, so that a crash at any instant leaves the old one or the new one, whole, and
+/// the new one once this returns.
 ///
 /// # Errors
 /// If it cannot be written; what was there before is still there.
@@ -81,8 +82,25 @@ pub fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&aside)?;
     file.write_all(text)?;
-    file.sync_data()?;
-    fs::rename(&aside, path)
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    sync_name(path)
+}
+
+/// A new name is on disk once its directory is.
+#[cfg(unix)]
+fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all() {
+        // Some file systems know no such thing; there the name is as safe as it gets.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
+#[cfg(not(unix))]
+const fn sync_name(_path: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 impl Driver {
@@ -145,6 +163,19 @@ mod tests {
         assert!(matches!(load(folder.path()), Err(StateError::Unusable { .. })));
         assert!(matches!(load(folder.path()), Ok(None)), "the next start is a fresh one");
         assert_eq!(fs::read(folder.path().join("levels.json.unreadable")).unwrap(), b"not a state");
+    }
+
+    #[test]
+    fn a_file_is_written_whole_and_for_its_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("any.json");
+        for text in ["a longer one", "short"] {
+            write_whole(&path, text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "what was written aside took its place");
+        #[cfg(unix)]
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions()) & 0o777, 0o600);
     }
 
     #[test]

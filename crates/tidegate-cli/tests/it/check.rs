@@ -7,6 +7,8 @@ fn a_good_file_is_told_with_what_it_configures() {
         place.file("good.toml", "[limit.team]\nper = [\"organization\"]\ntokens_per_minute = 60000\n[[upstream]]\n");
     let ended = place.run(&["check", file.to_str().unwrap()]);
     assert_eq!((ended.code, ended.stdout), (Some(0), format!("ok: {} (1 limit, 1 upstream)\n", file.display())));
+    let ended = place.run(&["check", "--config", "good.toml"]);
+    assert_eq!((ended.code, ended.stdout), (Some(0), "ok: good.toml (1 limit, 1 upstream)\n".to_owned()));
 }
 
 #[test]

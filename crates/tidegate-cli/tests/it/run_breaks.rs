@@ -12,10 +12,11 @@ use crate::run::{FREE, go, lines, results, simulator, summary};
 
 /// Lines that were noted as sent, so far.
 fn sent(place: &Place) -> usize {
-    fs::read_to_string(place.path().join("out.jsonl.journal")).unwrap_or_default().matches(';').count()
+    let journal = fs::read_to_string(place.path().join("out.jsonl.journal")).unwrap_or_default();
+    journal.lines().filter(|line| line.starts_with(|first: char| first.is_ascii_digit())).count()
 }
 
-fn becomes(upstream: &str, scenario: &str) {
+pub(crate) fn becomes(upstream: &str, scenario: &str) {
     let url = format!("{}/sim/scenario", upstream.strip_suffix("/v1").unwrap());
     assert_eq!(http("POST", &url, &[], scenario).0, 200);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Gate, Ticket};
 use crate::event::Event;
 use crate::fault::{Fault, FaultKind, LimitNumbers};
+use crate::learn::binding::Mark;
 use crate::learn::cold_start::ColdStart;
 use crate::learn::pace::{Due, Pace, RefusedAt};
 use crate::ledger::{LEARNED, Note, Source, pace_spec};
@@ -67,13 +68,11 @@ impl Gate {
         let ends_at = self.ledger.meters[gauge].paused_until;
         let numbers = fault.numbers.and_then(|numbers| Some((numbers.limit, numbers.dimension?.period_micros()?)));
         let requested = fault.numbers.and_then(|numbers| numbers.requested).unwrap_or(1).max(1);
-        let mut start = ColdStart::new(ends_at);
         let per_second = numbers.map_or(1, |(limit, period)| {
             u64::try_from(u128::from(limit) * 1_000_000 / u128::from(period) / u128::from(requested))
                 .unwrap_or(u64::MAX)
         });
-        start.told(per_second.max(1), ends_at);
-        self.targets[target].cold_start = Some(start);
+        self.targets[target].cold_start = Some(ColdStart::coming_back(per_second.max(1), ends_at));
         self.stir(gauge);
     }
 
@@ -155,7 +154,7 @@ impl Gate {
         let (target, sent_at) = (self.routes[entry.route].target, entry.granted_at);
         let (tokens, sent_before) = (entry.amounts.mirror_tokens, entry.sent_before);
         let said = fault.numbers.and_then(|numbers| numbers.dimension).filter(|said| PER_MINUTE.contains(said));
-        let dimension = said.unwrap_or(PER_MINUTE[usize::from(tokens > 0)]);
+        let dimension = said.unwrap_or_else(|| self.refused_for(ticket));
         let which = usize::from(dimension == Dimension::TokensPerMinute);
         let cost = if which == 1 { tokens } else { 1 };
         let flow = self.targets[target].flows[which];
@@ -184,6 +183,39 @@ impl Gate {
             u64::try_from(flows_in).unwrap_or(u64::MAX).clamp(1000, PAUSE_MICROS)
         });
         self.pause_target(target, Some(fault.wait.unwrap_or(Duration::from_micros(own))));
+    }
+
+    /// The dimension that a refusal is for that does not say so: the one paced so far, until another one's flow is evidence.
+    fn refused_for(&mut self, ticket: Ticket) -> Dimension {
+        let now = self.clock;
+        let entry = &self.entries[ticket.index()];
+        let (target, sent_at, sent_before) = (self.routes[entry.route].target, entry.granted_at, entry.sent_before);
+        let current = usize::from(entry.amounts.mirror_tokens > 0);
+        let entry = &mut self.targets[target];
+        let mut guessed = entry.paces.iter().filter(|paced| paced.pace.is_active() && paced.pace.is_guess());
+        let current = match (guessed.next(), guessed.next()) {
+            (Some(paced), None) => usize::from(paced.dimension == Dimension::TokensPerMinute),
+            _ => current,
+        };
+        let other = PER_MINUTE[1 - current];
+        let is_open =
+            entry.learn_limits && entry.learned.iter().all(|learned| !PER_MINUTE.contains(&learned.dimension));
+        let admitted = [0, 1].map(|which| entry.flows[which].admitted_of(sent_before[which]));
+        let Some(rate) =
+            entry.binding.refused(current, Mark { sent_at, admitted, sent: sent_before[0] }).filter(|_| is_open)
+        else {
+            return PER_MINUTE[current];
+        };
+        let former = entry.paces.iter().position(|paced| paced.dimension == PER_MINUTE[current]);
+        if let Some(former) = former.map(|at| entry.paces.swap_remove(at)) {
+            self.lift_pace(former.meter);
+        }
+        if self.targets[target].paces.iter().all(|paced| paced.dimension != other) {
+            let refused =
+                RefusedAt { told: None, has_room: false, admitted: admitted[1 - current], sent_at, wait: None };
+            self.open_pace(target, other, Pace::new(refused, (rate, true), now));
+        }
+        other
     }
 
     /// The traffic grew too fast: a pause, then half of what went, then slowly more.

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use super::{Gate, Route};
 use crate::call::Subject;
 use crate::cost::Cost;
+use crate::learn::binding::Binding;
 use crate::learn::cold_start::ColdStart;
 use crate::ledger::{Amounts, START, Source, gauge_spec};
 use crate::limit::Dimension;
@@ -76,6 +77,7 @@ impl Gate {
             learned: SmallVec::new(),
             flows: Default::default(),
             paces: SmallVec::new(),
+            binding: Binding::default(),
             distrusted: SmallVec::new(),
             version: 0,
             charge_rule,

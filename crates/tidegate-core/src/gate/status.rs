@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{Gate, State};
 use crate::breaker::{BreakerState, FORCED};
 use crate::call::Priority;
-use crate::ledger::{LEARNED, Level, Source};
+use crate::ledger::{LEARNED, Level, Source, key_parts};
 use crate::limit::Scope;
 use crate::meter::Meter;
 use crate::time::Time;
@@ -39,8 +39,10 @@ pub struct LevelStatus {
     pub limit: String,
     /// Whose level: the key's parts joined by `/`.
     pub key: String,
-    /// What each part is: `user`, `model`, …; empty where the limit has one level for all.
-    pub per: Vec<&'static str>,
+    /// How a boost selects it: the name of each part by what it is (`user`, `model`, …); of an account any credential's of that
+    /// upstream. Empty where the limit has one level for all.
+    #[serde(rename = "match")]
+    pub matching: BTreeMap<&'static str, String>,
     /// `mirror` of the upstream's own limit, or `own`.
     pub kind: &'static str,
     /// `enforce` or `shadow`.
@@ -231,18 +233,13 @@ impl Gate {
         level.meters.iter().map(|meter| &self.ledger.meters[*meter]).filter(|meter| meter.limit() < u64::MAX >> 8)
     }
 
-    fn per_of(&self, level: &Level) -> &[Scope] {
-        let Source::Configured(position) = level.source else { return &[] };
-        self.ledger.limits.get(position).map_or(&[], |limit| &limit.per)
-    }
-
     pub(super) fn level_status(&self, level: &Level) -> LevelStatus {
         let first = level.meters.first().map(|meter| &self.ledger.meters[*meter]);
         let (mirror, enforce) = first.map_or((false, true), |meter| (meter.mirror, meter.enforce));
         LevelStatus {
             limit: level.name.to_string(),
             key: level.label.to_string(),
-            per: self.per_of(level).iter().map(|scope| scope.name()).collect(),
+            matching: key_parts(&level.key).map(|(scope, name)| (scope.name(), selecting(scope, name))).collect(),
             kind: if mirror { "mirror" } else { "own" },
             boost: level.boosted.as_ref().map(|boosted| BoostStatus {
                 factor: f64::from(boosted.permille) / 1000.0,
@@ -318,5 +315,13 @@ impl Gate {
     #[must_use]
     pub const fn learned_name() -> &'static str {
         LEARNED
+    }
+}
+
+/// What selects the part of a key that is called `name`. The fingerprint of a credential is for nobody to see.
+fn selecting(scope: Scope, name: String) -> String {
+    match (scope, name.split_once('#')) {
+        (Scope::Account, Some((upstream, _))) => format!("{upstream}#*"),
+        _ => name,
     }
 }

@@ -3,9 +3,12 @@
 //! 8 at first, one more for each good reply (so that each round of replies doubles it), 8 more for each second without any.
 //! Where 16 replies told no limit, nothing but a refusal will, and it must not be met by a herd: from then on each second
 //! reply adds one. A limit that becomes known does not let everybody go at once either, as it may be enforced over a second,
-//! which a herd would meet as one: from then on half as many again are added as the limit lets flow, and ten seconds later
-//! nothing is bounded any more.
+//! which a herd would meet as one: from then on as many are added as may have gone at the start (`start`), and four seconds
+//! later nothing is bounded any more.
 
+use std::time::Duration;
+
+use crate::start::worth_at_start;
 use crate::time::Time;
 
 /// Calls in flight at first.
@@ -16,8 +19,10 @@ const STEP: u64 = 8;
 const TELLING: u64 = 16;
 /// Beyond this the bound has no meaning.
 const LIFTED_ABOVE: u64 = 8192;
-/// Lifted so long after the limits became known.
-const LIFTED_AFTER_MICROS: u64 = 10_000_000;
+/// Lifted so long after the limits became known …
+const LIFTED_AFTER: Duration = Duration::from_secs(4);
+/// … and so long after a wait that nothing accounts for.
+const BACK_AFTER: Duration = Duration::from_secs(10);
 
 /// The bound for one account and model group.
 #[derive(Clone, Debug)]
@@ -27,11 +32,18 @@ pub(crate) struct ColdStart {
     counted_at: Time,
     /// When a limit became known, and by how many calls a second the bound grows from then on.
     told: Option<(Time, u64)>,
+    /// It was told to stay away: it comes back at half as much again as flows in.
+    is_back: bool,
 }
 
 impl ColdStart {
     pub(crate) fn new(now: Time) -> Self {
-        Self { cap: FIRST, good: 0, counted_at: now, told: None }
+        Self { cap: FIRST, good: 0, counted_at: now, told: None, is_back: false }
+    }
+
+    /// After a wait that ends at `now`, of a limit that lets so many calls a second flow.
+    pub(crate) fn coming_back(per_second: u64, now: Time) -> Self {
+        Self { told: Some((now, per_second)), is_back: true, ..Self::new(now) }
     }
 
     /// Calls that may be in flight now. `None`: lifted.
@@ -43,11 +55,13 @@ impl ColdStart {
         }
         let mut cap = self.cap;
         if let Some((at, per_second)) = self.told {
-            let since = now.micros_since(at);
-            if since >= LIFTED_AFTER_MICROS {
+            let since = Duration::from_micros(now.micros_since(at));
+            let (lifted_after, worth) =
+                if self.is_back { (BACK_AFTER, since * 3 / 2) } else { (LIFTED_AFTER, worth_at_start(since)) };
+            if since >= lifted_after {
                 return None;
             }
-            let flowed = u128::from(per_second) * u128::from(since) / 1_000_000;
+            let flowed = u128::from(per_second) * worth.as_micros() / 1_000_000;
             cap = cap.max(FIRST.saturating_add(u64::try_from(flowed).unwrap_or(u64::MAX)));
         }
         (cap <= LIFTED_ABOVE).then_some(cap)
@@ -71,7 +85,7 @@ impl ColdStart {
     /// A limit became known that lets so many calls a second flow. Of several the lowest counts, from when the first was told.
     pub(crate) fn told(&mut self, per_second: u64, now: Time) {
         let (_, grows) = self.told.get_or_insert((now, u64::MAX));
-        *grows = per_second.saturating_add(per_second / 2).min(*grows);
+        *grows = per_second.min(*grows);
     }
 }
 

@@ -20,11 +20,15 @@ const MARK_KEPT_MICROS: u64 = 120_000_000;
 const RISE_EVERY_MICROS: u64 = 5_000_000;
 /// By so many per cent more is tried at first, and twice as many each time that it goes well.
 const RISE_PERCENT: u64 = 5;
-/// How long a measured rate is held the first time, and at most, before more is tried; each time four times as long.
+/// How long a measured rate is held the first time, and at most, before more is tried; each time twice as long.
 const HOLD_MICROS: u64 = 30_000_000;
-const HOLD_MAX_MICROS: u64 = 3_600_000_000;
+const HOLD_MAX_MICROS: u64 = 120_000_000;
+/// Two rates are the same that differ by less than one part in so many.
+const SAME_PART: u64 = 50;
 /// A pace that only spreads the limit as told over shorter times is given up after so long without a refusal.
 const GIVE_UP_MICROS: u64 = 300_000_000;
+/// … each time twice as long, and at most this.
+const GIVE_UP_MAX_MICROS: u64 = 3_600_000_000;
 /// A second's worth of a minute's rate goes at once at first …
 const BURST_PART: u64 = 60;
 /// … and at least 1/16 s worth in the end.
@@ -129,6 +133,10 @@ pub(crate) struct Pace {
     held: u64,
     /// When more was tried last, and the rate before.
     rose: Option<(Time, u64)>,
+    /// The rate as measured, while the higher one is in force that went before more was tried.
+    measured_below: Option<u64>,
+    /// What does not go gathers for longer than more is tried: its bucket is a long one.
+    gathers: bool,
     /// By how much more is tried next.
     rise_percent: u64,
     hold_micros: u64,
@@ -156,6 +164,8 @@ impl Pace {
             last_mark: (refused.sent_at, refused.admitted),
             held: rate,
             rose: None,
+            measured_below: None,
+            gathers: false,
             rise_percent: RISE_PERCENT,
             measured,
             changed_at: now,
@@ -207,7 +217,7 @@ impl Pace {
     /// Units that the upstream is given time to gather after it had nothing left.
     pub(crate) fn slack(&self) -> u64 {
         let units = u128::from(self.rate) * u128::from(SLACK_MICROS) / 60_000_000;
-        u64::try_from(units).unwrap_or(u64::MAX)
+        u64::try_from(units).unwrap_or(u64::MAX).max(1)
     }
 
     /// Units that grants leave, because calls overtake one another on the way.
@@ -242,7 +252,7 @@ impl Pace {
             self.active = true;
             self.begin_measuring(refused);
             self.changed_at = now;
-            self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
+            self.give_up_micros = (self.give_up_micros * 2).min(GIVE_UP_MAX_MICROS);
             self.due_at = now.plus_micros(self.give_up_micros);
             return true;
         }
@@ -252,10 +262,10 @@ impl Pace {
             return true;
         }
         let Some(long) = refused.rate_since(self.mark) else {
-            self.rate = (self.rate - self.rate / 4).max(1);
-            self.due_at = now.plus_micros(RISE_EVERY_MICROS);
+            self.refused_again(now);
             return true;
         };
+        self.measured_below = None;
         let lately = refused.rate_since(self.last_mark);
         let mut measured = match lately {
             // What flowed lately is far from what flowed in all: the limit has moved.
@@ -268,22 +278,49 @@ impl Pace {
         if lately.is_some() {
             self.last_mark = (refused.sent_at, refused.admitted);
         }
+        let rose = self.rose.is_some();
         if let Some(before) = self.rose.take().filter(|(at, _)| now.micros_since(*at) < 2 * RISE_EVERY_MICROS) {
-            // More was too much at once, so what went before was not: of a short window some had flowed over unused.
-            measured = measured.max(before.1);
+            // Of a long bucket the same is measured again, whatever was tried.
+            self.gathers &= measured <= self.held + self.held / SAME_PART;
+            if !self.gathers && before.1 > measured {
+                // More was too much at once, so what went before may not have been: of a short window some had flowed over unused.
+                self.measured_below = Some(measured);
+                measured = before.1;
+            }
             self.begin_measuring(refused);
         } else if refused.sent_at.micros_since(self.mark.0) > MARK_KEPT_MICROS {
             self.begin_measuring(refused);
         }
         let has_moved = measured.abs_diff(self.held) > self.held / 12;
-        self.hold_micros = if has_moved { HOLD_MICROS } else { (self.hold_micros * 4).min(HOLD_MAX_MICROS) };
-        self.rate = self.told.unwrap_or(u64::MAX).min(measured);
+        if has_moved {
+            self.hold_micros = HOLD_MICROS;
+        } else if rose {
+            self.hold_micros = (self.hold_micros * 2).min(HOLD_MAX_MICROS);
+        }
+        self.hold(measured, now);
+        true
+    }
+
+    /// A refusal that comes too soon after another one to measure anything.
+    fn refused_again(&mut self, now: Time) {
+        if let Some(measured) = self.measured_below.take() {
+            // What went before more was tried was too much as well: it had only used up what had gathered until then.
+            self.hold(measured, now);
+            self.gathers = true;
+        } else {
+            self.rate = (self.rate - self.rate / 4).max(1);
+            self.due_at = now.plus_micros(RISE_EVERY_MICROS);
+        }
+    }
+
+    /// A rate was measured.
+    fn hold(&mut self, rate: u64, now: Time) {
+        self.rate = self.told.unwrap_or(u64::MAX).min(rate);
         self.held = self.rate;
         self.burst = burst_at_first(self.rate, self.told);
         self.rise_percent = RISE_PERCENT;
         self.measured = true;
         self.due_at = now.plus_micros(self.hold_micros);
-        true
     }
 
     fn begin_measuring(&mut self, refused: RefusedAt) {
@@ -303,12 +340,13 @@ impl Pace {
             self.lag_micros = self.lag_micros.saturating_add(late).min(LAG_MAX_MICROS);
         }
         self.due_at = now.plus_micros(self.give_up_micros);
-        self.give_up_micros = (self.give_up_micros * 2).min(HOLD_MAX_MICROS);
+        self.give_up_micros = (self.give_up_micros * 2).min(GIVE_UP_MAX_MICROS);
     }
 
     /// At most so many a minute went so far: that is what there is to halve.
     pub(crate) fn limit_to(&mut self, went: u64) {
         self.rate = self.rate.min(went).max(1);
+        self.held = self.rate;
     }
 
     /// `slow_down`: half of what went, and up again slowly.
@@ -344,6 +382,13 @@ impl Pace {
             self.active = false;
             self.due_at = Time::NEVER;
             return Some(Due::GivenUp);
+        }
+        if self.measured && self.rate < self.held {
+            // It was lowered for calls that came too early.
+            self.rate = self.held;
+            self.due_at = now.plus_micros(self.hold_micros);
+            self.changed_at = now;
+            return Some(Due::Changed);
         }
         self.due_at = now.plus_micros(RISE_EVERY_MICROS);
         if !is_binding {

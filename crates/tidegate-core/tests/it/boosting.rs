@@ -55,6 +55,25 @@ fn a_boosted_limit_allows_so_much_more_and_then_what_it_did_before() {
 }
 
 #[test]
+fn a_level_says_what_a_boost_selects_it_by_whatever_its_names_are() {
+    let per = [Scope::Account, Scope::Model, Scope::User];
+    let mut bench = Bench::with_limits(vec![bucket("team|a", &per, &[(RPM, 10)])]);
+    for (version, user) in (1..).zip(["a/b", "a/bc", "a|user=b", "100%7c%", "-"]) {
+        go_now(&mut bench, user, 10);
+        let told = bench.gate.status(bench.now).limits;
+        let [level] = &told.iter().filter(|level| level.matching["user"] == user).collect::<Vec<_>>()[..] else {
+            panic!("{told:?}");
+        };
+        assert!(level.matching["account"].ends_with("#*"), "a credential's fingerprint is for nobody to see");
+        let matching = level.matching.iter().map(|(scope, name)| (Scope::parse(scope).unwrap(), name.as_str().into()));
+        let only = Boost { matching: matching.collect(), ..boost("team|a", 2000, bench.now + Duration::from_secs(60)) };
+        apply(&mut bench, version, vec![only]);
+        let raised = bench.gate.status(bench.now).limits.into_iter().filter(|level| level.boost.is_some());
+        assert_eq!(raised.map(|level| level.matching["user"].clone()).collect::<Vec<_>>(), [user]);
+    }
+}
+
+#[test]
 fn who_waits_goes_when_the_limit_is_raised() {
     for team in both(&[]) {
         let mut bench = Bench::with_limits(vec![team]);

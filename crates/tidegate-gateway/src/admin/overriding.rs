@@ -9,7 +9,7 @@ use tidegate_watch::audit::{Kind, Record};
 use super::Ask;
 use super::answer::{Answer, json};
 use super::body;
-use crate::operating::{self, Change, Done, Held, Said, to_gate};
+use crate::operating::{self, Change, Held, Said, to_gate};
 use crate::refusal::OwnReply;
 use crate::shared::Shared;
 
@@ -121,22 +121,21 @@ pub(super) async fn resume(mut ask: Ask) -> Answer {
     json(&done.await?)
 }
 
-/// Reads the configuration again.
+/// Reads the configuration again. The trail has who wants that and why, then what came of it.
 pub(super) async fn reload(mut ask: Ask) -> Answer {
     let reason = reason_of(&mut ask).await?;
-    let by = ask.by;
-    let done: Done = operating::change(&ask.shared, move |_, _| {
-        let record = Record { who: Some(by), why: reason, ..Record::new(Kind::Override, "reload") };
-        Ok(Change { record, act: None })
-    })
-    .await?;
-    let shared = ask.shared.clone();
-    let reread = tokio::task::spawn_blocking(move || shared.reread()).await;
-    match reread {
-        Ok(Ok(())) => json(&done),
-        Ok(Err(why)) => Err(Box::new(OwnReply::not_reloaded(&why))),
-        Err(_) => Err(Box::new(OwnReply::draining())),
-    }
+    let (shared, by) = (ask.shared.clone(), ask.by);
+    // To its end, as every change: what the trail tells of is done even where whoever asked for it leaves.
+    let reloading = tokio::spawn(async move {
+        let record = Record { who: Some(by.clone()), why: reason, ..Record::new(Kind::Override, "reload") };
+        let done = operating::change(&shared, move |_, _| Ok(Change { record, act: None })).await?;
+        match tokio::task::spawn_blocking(move || shared.reread(Some(&by))).await {
+            Ok(Ok(())) => Ok(done),
+            Ok(Err(why)) => Err(Box::new(OwnReply::not_reloaded(&why))),
+            Err(_) => Err(Box::new(OwnReply::draining())),
+        }
+    });
+    json(&reloading.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))?)
 }
 
 fn switched(what: &'static str, by: Arc<str>, reason: Option<Arc<str>>, before: &str, after: &str) -> Record {

@@ -65,3 +65,19 @@ fn sum(all: &[Durations]) -> Spread {
     all.iter().for_each(|durations| sum.add(&durations.spread()));
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use tidegate::Driver;
+    use tidegate_core::config::Policy;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_out_of_reach_is_what_its_alert_is_judged_by() {
+        let metrics = Metrics::new(&Driver::new(Policy::default(), 1), None);
+        assert_eq!(metrics.sample().stores_down, 0, "levels are kept in this process");
+        metrics.store_up.set(0);
+        assert_eq!(metrics.sample().stores_down, 1);
+    }
+}

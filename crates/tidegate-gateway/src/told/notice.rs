@@ -176,8 +176,6 @@ pub(super) const fn name_of(event: &Event) -> &'static str {
         Event::RetryBudgetExhausted => "retry_budget_exhausted",
         Event::ProbeStarted { .. } => "probe_started",
         Event::StateChanged { .. } => "state_changed",
-        Event::OverrideApplied { .. } => "override_applied",
-        Event::LimitsReset => "limits_reset",
         Event::BoostEnded { .. } => "boost_ended",
         Event::BypassSuspected { .. } => "bypass_suspected",
         _ => "other",

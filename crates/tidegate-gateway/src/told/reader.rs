@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::notice::{Notice, lost_text};
+use super::places::Place;
 use super::snapshot::EVERY;
 use super::wanted::Wanted;
 use crate::shared::Shared;
@@ -26,11 +27,11 @@ const GREETING: &str = "retry: 2000\n\n";
 pub(crate) struct Telling {
     pieces: mpsc::Receiver<Bytes>,
     /// Given back once there is nothing more to be sent.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Telling {
-    pub(super) const fn new(pieces: mpsc::Receiver<Bytes>, place: OwnedSemaphorePermit) -> Self {
+    pub(super) const fn new(pieces: mpsc::Receiver<Bytes>, place: Place) -> Self {
         Self { pieces, _place: place }
     }
 

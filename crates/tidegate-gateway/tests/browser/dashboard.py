@@ -285,6 +285,32 @@ def a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway):
     page.get_by_label("Search limits and keys").fill("")
 
 
+def a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway):
+    page, dialog = tab.page, tab.page.get_by_role("dialog", name="Boost limit each_user")
+    only, search = dialog.get_by_label("Only where"), page.get_by_label("Search limits and keys")
+    for name, shown in [("odd/a=b, c", '"odd/a=b, c"'), ('"odd" d', '"\\"odd\\" d"'), ("odd/e", "odd/e"), ("odd/ef", None)]:
+        assert gateway.call(user=name)[0] == 200
+        if not shown:
+            continue
+        search.fill(name)
+        row = page.locator("#limits-rows tr", has_text=name)
+        row.get_by_role("button", name="Boost").click()
+        expect(only).to_have_value(f"user={shown}")
+        dialog.get_by_role("button", name="Boost").click()
+        expect(row).to_contain_text("× 1.5", timeout=15_000)
+    raised = {level["key"] for level in gateway.status()["limits"] if "boost" in level}
+    assert raised == {"user-777", "odd/a=b, c", '"odd" d', "odd/e"}, raised
+    row.get_by_role("button", name="Boost").click()
+    only.fill("user=odd, everybody")
+    expect(dialog).not_to_contain_text("where * stands")
+    dialog.get_by_role("button", name="Boost").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("“everybody” cannot be read")
+    only.fill("user=odd*")
+    expect(dialog).to_contain_text("only where user=odd*, where * stands for anything")
+    dialog.get_by_role("button", name="Cancel").click()
+    search.fill("")
+
+
 def everything_is_reached_by_keyboard(tab):
     page = tab.page
     page.reload()
@@ -318,6 +344,7 @@ def main(binary, axe):
                 lambda: says_why_it_is_not_live(browser, gateway),
                 lambda: a_thousand_tenants_stay_readable(tab, gateway),
                 lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
+                lambda: a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway),
                 lambda: everything_is_reached_by_keyboard(tab),
                 lambda: tab.accessible(axe, "light"),
                 lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),

@@ -197,7 +197,8 @@ async fn while_the_file_is_locked_calls_are_held_to_on_failure_the_alert_fires_a
         records(&gateway, "kind=config", 1).await;
         let lock = rusqlite::Connection::open(dir.path().join("audit.db")).unwrap();
         lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
-        gateway.driver().tell(Event::LimitsReset);
+        let recorded = || gateway.driver().tell(Event::BoostEnded { limit: "team".into() });
+        recorded();
         let fired = told(&gateway, |alert| alert["state"] == "firing").await;
         assert_eq!(fired["value"], 1.0, "nothing is lost yet");
         let mut caller = client(&gateway).await;
@@ -211,7 +212,7 @@ async fn while_the_file_is_locked_calls_are_held_to_on_failure_the_alert_fires_a
         }
         // More than finds room to wait.
         while metrics(&gateway).await.contains("tidegate_audit_lost_total 0") {
-            (0..10_000).for_each(|_| gateway.driver().tell(Event::LimitsReset));
+            (0..10_000).for_each(|_| recorded());
         }
         let lossy = told(&gateway, |alert| alert["value"].as_f64() > Some(1.0)).await;
         assert_eq!(lossy["state"], "firing");

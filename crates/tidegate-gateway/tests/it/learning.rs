@@ -16,7 +16,7 @@ async fn models_that_a_refusal_says_share_a_limit_have_one_level_from_then_on() 
     let mut client = client(&gateway).await;
     client.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
     let (mut peer, _) = upstream.request().await;
-    peer.reply("429 Too Many Requests", "", SHARED).await;
+    peer.reply("429 Too Many Requests", "", &SHARED.replace("limit gpt-4.1)", "limit gpt-4.1-2025-04-14)")).await;
     peer.message(false).await;
     peer.reply("200 OK", "", "{}").await;
     assert_eq!(client.message(false).await.status(), 200);
@@ -80,4 +80,35 @@ async fn which_models_share_a_limit_and_how_estimates_are_off_survive_a_restart_
     let names = gateway.driver().with(|gate, now| gate.status(now)).learned;
     assert!(names.iter().any(|target| target.name == "openai/gpt-4.1-mini"), "{names:?}");
     within(gateway.drain()).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_somewhere_else_has_other_models_under_the_same_name() {
+    for restarts in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (upstream, elsewhere) = (Script::listen().await, Script::listen().await);
+        let mut gateway = start_in(dir.path(), config(upstream.addr)).await;
+        let mut caller = client(&gateway).await;
+        caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
+        let (mut peer, _) = upstream.request().await;
+        peer.reply("429 Too Many Requests", "", SHARED).await;
+        peer.message(false).await;
+        peer.reply("200 OK", "", "{}").await;
+        assert_eq!(caller.message(false).await.status(), 200);
+        if restarts {
+            within(gateway.drain()).await;
+            gateway = start_in(dir.path(), config(elsewhere.addr)).await;
+        } else {
+            gateway.reload(config(elsewhere.addr)).unwrap();
+        }
+        let mut caller = client(&gateway).await;
+        caller.post("/v1/chat/completions", "", &chat("gpt-4.1-mini")).await;
+        let (mut peer, _) = elsewhere.request().await;
+        peer.reply("200 OK", "x-ratelimit-limit-requests: 500\r\nx-ratelimit-remaining-requests: 499\r\n", "{}").await;
+        assert_eq!(caller.message(false).await.status(), 200);
+        let learned = gateway.driver().with(|gate, now| gate.status(now)).learned;
+        let told = learned.iter().filter(|target| target.limits.iter().any(|limit| limit.limit == 500));
+        let told: Vec<&str> = told.map(|target| target.name.as_str()).collect();
+        assert_eq!(told, ["openai/gpt-4.1-mini"], "restarts: {restarts}");
+    }
 }

@@ -8,8 +8,10 @@ use serde_json::Value;
 use tidegate_core::config::{Config, OnAuditFailure};
 use tidegate_core::limit::{Dimension, Limit, Rates, Scope};
 use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions};
+use tidegate_watch::audit::{Filter, Kind, Reader, Record};
 
 use crate::admin::{ask, with_viewer};
+use crate::auditing::records;
 use crate::support::*;
 
 /// A gateway that keeps its state in `dir`.
@@ -237,6 +239,38 @@ async fn what_operators_said_is_in_force_after_a_crash() {
 }
 
 #[tokio::test]
+async fn what_an_operator_does_is_one_record_that_says_who_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    config.policy.limits.push(one_each());
+    let gateway = start_in(dir.path(), config).await;
+    succeed(&gateway, &upstream).await;
+    let asked = [
+        ("limits/reset", "reset of all limits"),
+        ("limits/each/reset", "reset of a limit"),
+        ("limits/each/boost", "boost"),
+        ("breakers/openai/gpt-4o/force-open", "force-open"),
+        ("breakers/openai/gpt-4o/reset", "reset"),
+        ("pause", "pause"),
+        ("resume", "resume"),
+    ];
+    for (path, _) in asked {
+        let more = if path.ends_with("boost") { r#""factor":2,"for":"1h","# } else { "" };
+        done(&gateway, &format!("POST /admin/v1/{path}"), &format!(r#"{{{more}"reason":"a test"}}"#)).await;
+    }
+    // What the core had to say of it all is in the trail, too, by then.
+    within(gateway.drain()).await;
+    let reader = Reader::open(&dir.path().join("audit.db")).unwrap();
+    let told = reader.latest(&Filter { kind: Some(Kind::Override), ..Filter::default() }, 100).unwrap();
+    let what: Vec<&str> = told.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, asked.map(|(_, what)| what));
+    for Record { who, why, .. } in told.iter().map(|entry| &entry.record) {
+        assert_eq!((who.as_deref(), why.as_deref()), (Some("local"), Some("a test")));
+    }
+}
+
+#[tokio::test]
 async fn without_a_trail_an_override_takes_effect_with_a_warning_or_not_at_all() {
     for on_failure in [OnAuditFailure::Continue, OnAuditFailure::Refuse] {
         let dir = tempfile::tempdir().unwrap();
@@ -278,10 +312,11 @@ async fn a_reload_takes_over_what_is_written_now_or_says_what_is_wrong_with_it()
             }
         }
     };
+    let dir = tempfile::tempdir().unwrap();
     let options = GatewayOptions {
         config: config(upstream.addr),
         allow_anonymous: false,
-        state_dir: None,
+        state_dir: Some(dir.path().to_owned()),
         admin_token: Some("operator".to_owned()),
         own_threads: false,
         source: Some(ConfigSource::new(read)),
@@ -292,8 +327,23 @@ async fn a_reload_takes_over_what_is_written_now_or_says_what_is_wrong_with_it()
     succeed(&gateway, &upstream).await;
     assert_eq!(refused(&gateway, "x-tidegate-max-wait: 10ms\r\n").await.status(), 429);
     is_broken.store(true, Ordering::Relaxed);
-    let reply = ask(&gateway, "operator", "POST /admin/v1/reload", "").await;
+    let reply = ask(&gateway, "operator", "POST /admin/v1/reload", r#"{"reason":"a test"}"#).await;
     assert_eq!(reply.status(), 409);
     assert!(reply.error("message").ends_with("stays in force: tidegate.toml:1:1: no such key"), "{}", reply.text());
     assert!(metrics(&gateway).await.contains("tidegate_config_last_reload_successful 0"));
+    let told = [records(&gateway, "kind=override", 2).await, records(&gateway, "kind=config", 3).await].concat();
+    let said: Vec<[&str; 3]> = told
+        .iter()
+        .map(|record| ["what", "who", "why"].map(|field| record[field].as_str().unwrap_or_default()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ["reload", "local", ""],
+            ["reload", "local", "a test"],
+            ["started", "", ""],
+            ["reloaded", "local", ""],
+            ["turned down", "local", "tidegate.toml:1:1: no such key"]
+        ]
+    );
 }

@@ -127,6 +127,18 @@ async fn every_series_that_is_promised_is_there_with_its_labels_and_every_one_th
     }
 }
 
+#[tokio::test]
+async fn every_series_says_what_it_is_before_anything_has_happened() {
+    let (gateway, _upstream) = scripted().await;
+    let text = metrics(&gateway).await;
+    let families = families(&text);
+    let names: BTreeSet<&str> = families.keys().copied().collect();
+    assert_eq!(names, documented());
+    for (name, _) in PROMISED {
+        assert!(names.contains(name), "{name} is missing from\n{text}");
+    }
+}
+
 /// What dashboard and rules ask for: names of series, and of the labels in the braces behind them.
 fn asked(text: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -141,6 +141,20 @@ async fn what_happens_is_for_those_with_the_token_and_for_so_many_at_a_time() {
 }
 
 #[tokio::test]
+async fn viewers_leave_room_for_operators() {
+    let (gateway, _upstream) = scripted_with(with_viewer).await;
+    let mut readers = Vec::new();
+    for _ in 0..24 {
+        readers.push(Reader::open_as(&gateway, "viewer", "", "").await);
+    }
+    let refused = ask(&gateway, "viewer", "GET /admin/v1/events", "").await;
+    assert!(refused.error("message").contains("24 viewers are told already"), "{}", refused.text());
+    for _ in 24..32 {
+        readers.push(Reader::open(&gateway, "", "").await);
+    }
+}
+
+#[tokio::test]
 async fn how_everything_stands_is_told_again_and_again_and_takes_no_more_room_than_a_page_has() {
     let (gateway, upstream) = scripted_with(|config| {
         // Else the calls that may be under way while nothing is known grow by and by.

@@ -10,7 +10,7 @@ use crate::asked::Wrong;
 use crate::body::ReplyBody;
 use crate::headers::ABSURD_WAIT_MICROS;
 use crate::limiter::{Charge, Dimension, Gauge, MINUTE_MICROS, Refused, Remaining};
-use crate::scenario::{Fault, FaultKind, Scenario, micros};
+use crate::scenario::{Fault, FaultKind, RefusalMessage, Scenario, micros};
 use crate::wording::{error_object, rate_limit_message};
 
 /// Events before a stream's error or early end, where the fault does not say.
@@ -72,8 +72,12 @@ pub(super) fn no_such_file(id: &str) -> Response<ReplyBody> {
 pub(super) fn refused(scenario: &Scenario, model: &str, group: &str, refused: &Refused) -> Response<ReplyBody> {
     // A minute's numbers are told as the headers tell them; the wait is always true.
     let told = refused.told(scenario.told_factor);
-    let message = rate_limit_message(model, group, &scenario.organization, &told);
-    let kind = refused.dimension.error_type();
+    let tells = scenario.refusal_message;
+    let message = rate_limit_message(model, group, &scenario.organization, &told, tells);
+    let kind = match tells {
+        RefusalMessage::Nothing if !refused.too_large => "rate_limit_error",
+        _ => refused.dimension.error_type(),
+    };
     json_reply(StatusCode::TOO_MANY_REQUESTS, &error_object(&message, kind, None, Some("rate_limit_exceeded")))
 }
 
@@ -111,7 +115,7 @@ pub(super) struct Words {
 
 /// The words of a fault. `pretended` is the refusal that it may pretend.
 pub(super) fn words(scenario: &Scenario, fault: &Fault, model: &str, group: &str, pretended: &Refused) -> Words {
-    let limited = || rate_limit_message(model, group, &scenario.organization, pretended);
+    let limited = || rate_limit_message(model, group, &scenario.organization, pretended, scenario.refusal_message);
     let (status, kind, code, message) = match fault.kind {
         FaultKind::RateLimit | FaultKind::RetryAfterAbsurd | FaultKind::InBand => {
             (429, pretended.dimension.error_type(), Some("rate_limit_exceeded"), limited())

@@ -43,10 +43,11 @@ fn fail(call: Call, fault: &Fault, struck: &Struck<'_>) -> Answered {
     let scenario = &call.running.scenario;
     let pretended = error::pretended(fault, Charge::of_tokens(0), Remaining::default());
     let mut response = error::words(scenario, fault, "", "", &pretended).reply(fault.kind);
+    let form = call.running.next_wait();
     if fault.kind == FaultKind::RateLimit {
-        headers::refusal(response.headers_mut(), scenario.retry_after, &pretended);
+        headers::refusal(response.headers_mut(), form, &pretended);
     }
-    headers::of_fault(response.headers_mut(), fault, scenario.retry_after);
+    headers::of_fault(response.headers_mut(), fault, form);
     call.dress(&mut response, None, false);
     Ok(call.finish_plain(response, struck))
 }

@@ -14,7 +14,7 @@ use crate::ledger::Refusal;
 use crate::limiter::{Charge, Refused, Remaining};
 use crate::reply::{self, Context, Reply, Said};
 use crate::route::Endpoint;
-use crate::scenario::{ChargeRule, Fault, FaultKind, Latency, Model, Scenario};
+use crate::scenario::{ChargeRule, Fault, FaultKind, Latency, Model, RetryAfter, Scenario};
 use crate::script::{Pace, Script};
 use crate::shared::Place;
 
@@ -78,10 +78,10 @@ fn refuse_wrong(
             call.exchange.note(|entry| entry.admitted = true);
             error::wrong(wrong)
         }
-        Some(refused) => {
+        Some((refused, form)) => {
             call.exchange.note(|entry| entry.refused = Some(Refusal::of(refused)));
             let mut response = error::refused(&call.running.scenario, model, &place.group, refused);
-            headers::refusal(response.headers_mut(), call.running.scenario.retry_after, refused);
+            headers::refusal(response.headers_mut(), *form, refused);
             response
         }
     };
@@ -100,7 +100,7 @@ impl Metered<'_> {
         }
         let (remaining, refused) = call.shared.admit(self.place, self.charge);
         if let Some(refused) = refused {
-            return Ok(self.refuse(call, &refused, &struck, remaining).await);
+            return Ok(self.refuse(call, refused, &struck, remaining).await);
         }
         call.exchange.note(|entry| entry.admitted = true);
         if self.entry.charge == ChargeRule::Usage {
@@ -129,14 +129,14 @@ impl Metered<'_> {
     async fn refuse(
         &self,
         mut call: Call,
-        refused: &Refused,
+        (refused, form): (Refused, RetryAfter),
         struck: &Struck<'_>,
         remaining: Remaining,
     ) -> Response<ReplyBody> {
-        call.exchange.note(|entry| entry.refused = Some(Refusal::of(refused)));
+        call.exchange.note(|entry| entry.refused = Some(Refusal::of(&refused)));
         self.wait_to_refuse(&call).await;
-        let mut response = error::refused(self.scenario, &self.asked.model, &self.place.group, refused);
-        headers::refusal(response.headers_mut(), self.scenario.retry_after, refused);
+        let mut response = error::refused(self.scenario, &self.asked.model, &self.place.group, &refused);
+        headers::refusal(response.headers_mut(), form, &refused);
         call.dress(&mut response, Some(&remaining), self.entry.rpd_in_headers);
         call.finish_plain(response, &Struck { main: None, ..*struck })
     }
@@ -152,12 +152,13 @@ impl Metered<'_> {
         let pretended = error::pretended(fault, self.charge, remaining);
         let words = error::words(self.scenario, fault, &self.asked.model, &self.place.group, &pretended);
         let mut response = words.reply(fault.kind);
+        let form = call.running.next_wait();
         if fault.kind == FaultKind::RateLimit {
-            headers::refusal(response.headers_mut(), self.scenario.retry_after, &pretended);
+            headers::refusal(response.headers_mut(), form, &pretended);
         } else if let Some(wait) = fault.wait {
-            headers::wait(response.headers_mut(), self.scenario.retry_after, crate::scenario::micros(wait));
+            headers::wait(response.headers_mut(), form, crate::scenario::micros(wait));
         }
-        headers::of_fault(response.headers_mut(), fault, self.scenario.retry_after);
+        headers::of_fault(response.headers_mut(), fault, form);
         let from_a_proxy = matches!(fault.kind, FaultKind::BadGateway | FaultKind::GatewayTimeout | FaultKind::Outage);
         call.dress(&mut response, (!from_a_proxy).then_some(&remaining), self.entry.rpd_in_headers);
         Ok(call.finish_plain(response, struck))

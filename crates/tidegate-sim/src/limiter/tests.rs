@@ -118,6 +118,17 @@ fn a_burst_inside_one_quantum_fails_though_the_minute_has_room() {
 }
 
 #[test]
+fn what_a_full_quantum_could_not_hold_is_lost_though_the_minute_has_room() {
+    let rules = Rules { rpm: Some(600), quantum_micros: Some(SECOND), ..Rules::default() };
+    let mut upstream = Upstream::new(&rules, 0);
+    for _ in 0..10 {
+        upstream.admit(0, Charge::of_tokens(0)).expect("a second's worth");
+    }
+    assert_eq!(upstream.levels(SECOND)["requests"].lost, 0.0);
+    assert_eq!(upstream.levels(3 * SECOND)["requests"].lost, 20.0);
+}
+
+#[test]
 fn a_charge_above_the_quantum_goes_when_the_quantum_is_full_and_is_paid_back() {
     let rules = Rules { tpm: Some(6_000), quantum_micros: Some(SECOND), ..Rules::default() };
     let mut upstream = Upstream::new(&rules, 0);

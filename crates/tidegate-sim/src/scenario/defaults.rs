@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Latency, Model, Output, RetryAfter, Scenario};
+use super::{Latency, Model, Output, RefusalMessage, RetryAfter, Scenario};
 
 impl Default for Scenario {
     fn default() -> Self {
@@ -13,6 +13,7 @@ impl Default for Scenario {
             per_key_limits: false,
             refused_count: true,
             retry_after: RetryAfter::Both,
+            refusal_message: RefusalMessage::Wait,
             headers: true,
             told_factor: 1.0,
             quota_code: "insufficient_quota".to_owned(),

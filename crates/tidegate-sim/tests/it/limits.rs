@@ -53,6 +53,23 @@ async fn the_waits_are_told_as_the_scenario_wants() {
 }
 
 #[tokio::test]
+async fn waits_are_told_now_so_now_so_or_by_nothing_at_all() {
+    let toml = "retry_after = \"mixed\"\nrefusal_message = \"nothing\"\n[model.gpt-4o-mini]\nrpm = 1";
+    let simulator = simulator_of(toml).await;
+    chat(&simulator, json!({})).await;
+    let mut told = Vec::new();
+    for _ in 0..4 {
+        let refused = chat(&simulator, json!({})).await;
+        let body = refused.json();
+        assert_eq!((refused.status, &body["error"]["type"]), (429, &json!("rate_limit_error")));
+        let message = body["error"]["message"].as_str().expect("text");
+        assert!(!message.contains("per min") && !message.contains("try again"), "{message}");
+        told.push((refused.header("retry-after").is_some(), refused.header("retry-after-ms").is_some()));
+    }
+    assert_eq!(told, [(false, true), (false, false), (true, false), (false, true)]);
+}
+
+#[tokio::test]
 async fn snapshots_share_the_limit_of_their_family() {
     let simulator = simulator_of("[model.gpt-4o]\nrpm = 1").await;
     assert_eq!(chat(&simulator, json!({"model": "gpt-4o"})).await.status, 200);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::event::{Event, Whose};
 use tidegate_core::fault::FaultKind;
+use tidegate_core::refusal::GiveUpReason;
 
 use super::pseudonyms::Pseudonyms;
 use super::record::{Kind, Record};
@@ -67,10 +68,14 @@ impl Feed {
                 let record = Record { limit: limit.clone(), ..self.about(record, call, Some(whose)) };
                 Some(record.with("attempt", u64::from(*attempt)).with("waited_us", micros(*queued_for)))
             }
-            Event::Refused { call, whose, reason, limit, waited, .. } => {
+            Event::Refused { call, whose, reason, limit, waited, retry_after } => {
                 self.forget(call);
                 let record = Record { why: Some((*reason).into()), ..Record::new(Kind::Throttle, "refused") };
                 let record = self.about(record, call, Some(whose)).with("waited_us", micros(*waited));
+                let record = match retry_after {
+                    Some(wait) => record.with("retry_after_us", micros(*wait)),
+                    None => record,
+                };
                 Some(match limit {
                     Some(report) => Record { limit: Some(report.path().into()), ..record }
                         .with("allowed", report.allowed)
@@ -94,6 +99,10 @@ impl Feed {
                 self.forget(call);
                 record.map(|record| record.with("attempt", u64::from(*attempt)))
             }
+            Event::OperationFailed { call, attempts: 1, reason, .. } if !would_have_retried(*reason) => {
+                self.forget(call);
+                None
+            }
             Event::OperationFailed { call, attempts, reason, .. } => {
                 let record = Record { after: Some(reason.name().into()), ..self.of_retry(call, "gave up") };
                 self.forget(call);
@@ -105,19 +114,16 @@ impl Feed {
                 after: Some(to.name().into()),
                 ..Record::new(Kind::Breaker, if is_forced(*from) || is_forced(*to) { "forced" } else { "changed" })
             }),
-            Event::OverrideApplied { version } => {
-                Some(Record::new(Kind::Override, "applied").with("version", *version))
-            }
             Event::BoostEnded { limit } => {
                 Some(Record { limit: Some(limit.clone()), ..Record::new(Kind::Override, "boost ended") })
             }
-            Event::LimitsReset => Some(Record::new(Kind::Override, "limits reset")),
             Event::RetryBudgetExhausted => self.budget_exhausted(),
             Event::BypassSuspected { caller, pattern, count } => {
                 let record = Record { tenant: Some(caller.clone()), ..Record::new(Kind::Anomaly, "bypass suspected") };
                 Some(Record { why: Some((*pattern).into()), ..record }.with("count", *count))
             }
-            // The configuration's own record says more; the others are none of what a trail is kept for.
+            // Of what operators did there is a record that says more, from before it took effect: one override is one record. The
+            // others are none of what a trail is kept for.
             _ => None,
         }
     }
@@ -182,6 +188,11 @@ impl Feed {
     }
 }
 
+/// Whether a retry was due that was not made, so that giving up at the first attempt is worth telling.
+const fn would_have_retried(reason: GiveUpReason) -> bool {
+    !matches!(reason, GiveUpReason::NotRetryable | GiveUpReason::AttemptsExhausted)
+}
+
 const fn is_forced(state: BreakerState) -> bool {
     matches!(state, BreakerState::ForcedOpen | BreakerState::ForcedClosed)
 }
@@ -193,7 +204,7 @@ fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use tidegate_core::limit::Dimension;
-    use tidegate_core::refusal::{GiveUpReason, LimitReport};
+    use tidegate_core::refusal::LimitReport;
 
     use super::*;
 
@@ -247,14 +258,15 @@ mod tests {
             reason: "limit",
             limit: Some(report),
             waited: Duration::from_millis(2500),
-            retry_after: None,
+            retry_after: Some(Duration::from_millis(473)),
         };
         let said = text(Feed::new(false, None).record(&refused));
         assert!(
             said.contains(r#""limit":"team/acme/tokens_per_minute""#) && said.contains(r#""why":"limit""#),
             "{said}"
         );
-        let numbers = r#""numbers":{"allowed":90000,"requested":1500,"used":89210,"waited_us":2500000}"#;
+        let numbers =
+            r#""numbers":{"allowed":90000,"requested":1500,"retry_after_us":473000,"used":89210,"waited_us":2500000}"#;
         assert!(said.contains(numbers), "{said}");
     }
 
@@ -282,6 +294,22 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_at_the_first_attempt_is_no_retry_unless_one_was_due() {
+        let mut feed = Feed::new(false, None);
+        let mut gave_up = |attempts, reason| {
+            let call: Arc<str> = "c-1".into();
+            let kind = FaultKind::Server;
+            feed.record(&Event::AttemptFailed { call: call.clone(), whose: Some(whose()), attempt: attempts, kind });
+            feed.record(&Event::OperationFailed { call, attempts, reason, kind })
+        };
+        assert_eq!(gave_up(1, GiveUpReason::NotRetryable), None);
+        assert_eq!(gave_up(1, GiveUpReason::AttemptsExhausted), None, "only one is allowed");
+        assert!(gave_up(1, GiveUpReason::BudgetExhausted).is_some());
+        assert!(gave_up(1, GiveUpReason::DeadlineExceeded).is_some());
+        assert!(gave_up(2, GiveUpReason::NotRetryable).is_some(), "the retry met something that no other would mend");
+    }
+
+    #[test]
     fn calls_that_never_end_do_not_pile_up() {
         let mut feed = Feed::new(false, None);
         for n in 0..5 * REMEMBERED {
@@ -303,6 +331,16 @@ mod tests {
             text(feed.record(&event)),
             r#""kind":"breaker","what":"changed","target":"openai/gpt-4o","before":"closed","after":"open"}"#
         );
+    }
+
+    #[test]
+    fn what_operators_did_is_told_by_them_and_what_ends_by_itself_here() {
+        let mut feed = Feed::new(true, None);
+        for event in [Event::LimitsReset, Event::OverrideApplied { version: 1 }, Event::ConfigUpdated] {
+            assert_eq!(feed.record(&event), None, "{event:?}");
+        }
+        let ended = feed.record(&Event::BoostEnded { limit: "team".into() });
+        assert_eq!(text(ended), r#""kind":"override","what":"boost ended","limit":"team"}"#);
     }
 
     #[test]

@@ -157,7 +157,7 @@ type Term = (&'static str, Box<dyn ToSql>);
 /// In which the indexes by call and by user are looked at, one after the other.
 const STRETCHES: &str = "sequence >> 16 IN (
     WITH RECURSIVE stretch (n) AS (
-        SELECT min(sequence) >> 16 FROM records
+        SELECT min(sequence) >> 16 FROM records WHERE sequence > 0
         UNION ALL
         SELECT n + 1 FROM stretch WHERE n < (SELECT max(sequence) FROM records) >> ?
     ) SELECT n FROM stretch)";

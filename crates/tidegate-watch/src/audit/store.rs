@@ -104,6 +104,8 @@ pub(super) struct Store {
     head: Head,
     /// The last record that may have been removed as it had had its time.
     anchor: Option<Head>,
+    /// The last record that has been removed so. What somebody put before it stays, to be found.
+    begins: i64,
     /// Two writers would make two chains of one. The system takes it back from a process that died.
     _lock: File,
     /// Something to be told in the trail itself: that the chain did not meet its head.
@@ -144,7 +146,9 @@ impl Store {
             }
             Err(()) => (begins, last, Some("the head beside the database could not be read at the start")),
         };
-        let store = Self { connection, path: path.to_owned(), head_path, head, anchor, _lock: lock, broken };
+        let path = path.to_owned();
+        let begins = begins.map_or(0, |begins| stored(begins.sequence));
+        let store = Self { connection, path, head_path, head, anchor, begins, _lock: lock, broken };
         store.write_head()?;
         Ok(store)
     }
@@ -172,7 +176,7 @@ impl Store {
         let path = self.path.clone();
         let failed = |source| StoreError::Database { path: path.clone(), source };
         // Nobody else writes: what has had its time is the same within the commit.
-        let expired = expired(&self.connection, stored(before)).map_err(failed)?;
+        let expired = expired(&self.connection, self.begins, stored(before)).map_err(failed)?;
         // Told of by a record that will itself be removed: without this one would follow the other for ever.
         if expired.iter().all(|(_, kind, _)| kind == Kind::Retention.name()) {
             return Ok(false);
@@ -181,13 +185,14 @@ impl Store {
         self.anchor = Some(Head { sequence: number(*through), hash: *hash });
         self.write_head()?;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        transaction.execute("DELETE FROM records WHERE sequence <= ?1", [through]).map_err(failed)?;
+        let slice = "DELETE FROM records WHERE sequence > ?1 AND sequence <= ?2";
+        transaction.execute(slice, [self.begins, *through]).map_err(failed)?;
         let removed = Record { anchor: Some(hash.to_string().into()), ..Record::new(Kind::Retention, "removed") }
             .with("records", expired.len() as u64)
             .with("through", u64::try_from(*through).unwrap_or(0));
         let head = insert(&transaction, self.head, &[removed]).map_err(failed)?;
         transaction.commit().map_err(failed)?;
-        self.head = head;
+        (self.head, self.begins) = (head, *through);
         self.write_head()?;
         Ok(expired.len() == SLICE)
     }
@@ -339,11 +344,12 @@ fn insert(connection: &Connection, mut head: Head, records: &[Record]) -> rusqli
     Ok(head)
 }
 
-/// The oldest records, as long as they are older than `before`: number, kind, hash.
-fn expired(connection: &Connection, before: i64) -> rusqlite::Result<Vec<(i64, String, Hash)>> {
-    let mut statement =
-        connection.prepare_cached("SELECT sequence, at, kind, hash FROM records ORDER BY sequence LIMIT ?1")?;
-    let mut rows = statement.query([SLICE as i64])?;
+/// The oldest records after number `begins`, as long as they are older than `before`: number, kind, hash.
+fn expired(connection: &Connection, begins: i64, before: i64) -> rusqlite::Result<Vec<(i64, String, Hash)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, at, kind, hash FROM records WHERE sequence > ?1 ORDER BY sequence LIMIT ?2",
+    )?;
+    let mut rows = statement.query([begins, SLICE as i64])?;
     let mut expired = Vec::new();
     while let Some(row) = rows.next()? {
         if row.get::<_, i64>(1)? >= before {

@@ -66,6 +66,13 @@ pub enum Fault {
         /// Which.
         sequence: u64,
     },
+    /// A record stands where none can: before the chain's beginning.
+    Stray {
+        /// Which.
+        sequence: i64,
+        /// The chain begins after this one; 0: with the first.
+        after: u64,
+    },
     /// There is no head beside the database.
     HeadAbsent,
     /// The head beside the database cannot be read.
@@ -96,6 +103,9 @@ impl fmt::Display for Fault {
             Self::Relabelled { sequence } => {
                 write!(f, "record {sequence} is filed under another time, kind, user or call than its text says")
             }
+            Self::Stray { sequence, after } => {
+                write!(f, "record {sequence} was put there: the chain begins after record {after}")
+            }
             Self::HeadAbsent => f.write_str("the head beside the database is missing: records at the end may be too"),
             Self::HeadUnreadable => {
                 f.write_str("the head beside the database cannot be read: records at the end may be missing")
@@ -122,6 +132,8 @@ impl Reader {
         let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
         let anchor = anchor(&snapshot).map_err(failed)?.unwrap_or(Head::ORIGIN);
         let mut walk = Walk::new(anchor);
+        let strays = self.rows_up_to(anchor.sequence).map_err(failed)?;
+        strays.into_iter().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
         if let Told::Head(told) = told
             && !told.allows(anchor)
         {
@@ -154,6 +166,13 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
             Err(source) => Err(StoreError::File { path, source }),
         }
+    }
+
+    /// What no walk along the chain comes to.
+    fn rows_up_to(&self, sequence: u64) -> rusqlite::Result<Vec<i64>> {
+        let mut statement =
+            self.connection.prepare("SELECT sequence FROM records WHERE sequence <= ?1 ORDER BY sequence")?;
+        statement.query_map([stored(sequence)], |row| row.get(0))?.collect()
     }
 
     fn rows_after(&self, sequence: u64) -> rusqlite::Result<Vec<Stored>> {

@@ -62,6 +62,22 @@ fn records_that_are_removed_by_hand_are_found_after_a_removal_too() {
 }
 
 #[test]
+fn what_was_put_among_the_records_that_had_their_time_is_found_and_stays() {
+    let place = aged(10, 10);
+    until("the old ones are gone", || {
+        drop(start(&place));
+        place.entries().first().and_then(number) == Some(10)
+    });
+    let connection = Connection::open(place.path()).unwrap();
+    let put = "INSERT INTO records SELECT 7, 0, kind, user, call, record, hash FROM records WHERE sequence = 12";
+    connection.execute_batch(put).unwrap();
+    let stray = Fault::Stray { sequence: 7, after: 10 };
+    assert_eq!(place.reader().verify().unwrap().faults, [stray]);
+    drop(start(&place));
+    assert_eq!(place.reader().verify().unwrap().faults, [stray]);
+}
+
+#[test]
 fn a_trail_of_nothing_but_old_records_goes_down_to_its_anchor_and_stays_there() {
     let place = aged(10, 0);
     until("the old ones are gone", || {

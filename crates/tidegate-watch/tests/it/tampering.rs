@@ -134,6 +134,24 @@ fn a_removed_record_is_found() {
 }
 
 #[test]
+fn a_record_that_was_put_before_the_beginning_of_the_chain_is_found() {
+    let place = ten();
+    for sequence in [0, -3] {
+        tamper(
+            &place,
+            &format!(
+                "INSERT INTO records SELECT {sequence}, at, kind, user, call, record, hash FROM records WHERE sequence = 4"
+            ),
+        );
+    }
+    let found = faults(&place);
+    assert_eq!(found, [Fault::Stray { sequence: -3, after: 0 }, Fault::Stray { sequence: 0, after: 0 }]);
+    assert_eq!(found[0].to_string(), "record -3 was put there: the chain begins after record 0");
+    add(&place, 10..12);
+    assert_eq!(faults(&place), found, "what is written later covers nothing up");
+}
+
+#[test]
 fn records_in_another_order_are_found() {
     let place = ten();
     tamper(
