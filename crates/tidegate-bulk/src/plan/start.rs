@@ -1,10 +1,13 @@
-//! Decides when the calls of a run go at its beginning, as `ramp` does it: a few until the first reply, then faster second by
-//! second.
+//! Decides when the calls of a run go at its beginning, as `ramp` does it: a few until the first reply, then ever faster.
+
+use std::time::Duration;
+
+use tidegate_core::start::worth_at_start;
 
 /// Calls before the first reply, and as many more each second.
 pub(super) const FIRST_CALLS: u64 = 4;
 /// After so long the pace is any.
-const RAMP_MICROS: u64 = 7_000_000;
+const RAMP_MICROS: u64 = 4_000_000;
 const SECOND: u64 = 1_000_000;
 
 /// The beginning of one feed.
@@ -32,20 +35,26 @@ impl Start {
         let Some((since, from)) = self.rising else {
             return (self.gone[0] / FIRST_CALLS) * SECOND;
         };
-        let waits = rates
-            .iter()
-            .zip(self.gone)
-            .zip(from)
-            .map(|((rate, gone), from)| seconds_until((gone - from) as f64 / rate));
-        let wait = waits.fold(0.0, f64::max) * SECOND as f64;
-        since + (wait as u64).min(RAMP_MICROS)
+        let worth = rates.iter().zip(self.gone).zip(from).map(|((rate, gone), from)| (gone - from) as f64 / rate);
+        since + micros_until(Duration::from_secs_f64(worth.fold(0.0, f64::max)))
     }
 }
 
-/// When a pace that begins at 1 and doubles each second has let `gone` by.
-fn seconds_until(gone: f64) -> f64 {
-    let whole = (gone + 1.0).log2().floor();
-    whole + (gone + 1.0) / 2_f64.powf(whole) - 1.0
+/// After how long so much of a flow may have gone.
+fn micros_until(worth: Duration) -> u64 {
+    let (mut before, mut until) = (0, RAMP_MICROS);
+    if worth > worth_at_start(Duration::from_micros(until)) {
+        return until;
+    }
+    while before < until {
+        let middle = (before + until) / 2;
+        if worth_at_start(Duration::from_micros(middle)) < worth {
+            before = middle + 1;
+        } else {
+            until = middle;
+        }
+    }
+    until
 }
 
 #[cfg(test)]
@@ -53,19 +62,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_doubles_each_second_after_the_first_reply() {
-        for (gone, seconds) in [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (2.0, 1.5), (7.0, 3.0)] {
-            assert!((seconds_until(gone) - seconds).abs() < 1e-9, "{gone}");
-        }
+    fn a_few_calls_go_before_the_first_reply_and_then_ever_more() {
         let mut start = Start::default();
         let rates = [10.0, f64::INFINITY];
         (0..4).for_each(|_| start.goes(1000));
         assert_eq!(start.next_at(rates), 1_000_000);
         start.answered(300_000);
         assert_eq!(start.next_at(rates), 300_000);
-        (0..10).for_each(|_| start.goes(1000));
+        // Half as much again as flows in.
+        (0..15).for_each(|_| start.goes(1000));
         assert_eq!(start.next_at(rates), 1_300_000);
         (0..10_000).for_each(|_| start.goes(1000));
-        assert_eq!(start.next_at(rates), 7_300_000);
+        assert_eq!(start.next_at(rates), 4_300_000);
+    }
+
+    #[test]
+    fn what_goes_when_is_what_has_gone_by_then() {
+        for worth in [0, 1, 1500, 3000, 5250, 60_000].map(Duration::from_millis) {
+            let micros = micros_until(worth);
+            assert!(worth_at_start(Duration::from_micros(micros)) >= worth, "{worth:?}");
+            assert!(micros == 0 || worth_at_start(Duration::from_micros(micros - 1)) < worth, "{worth:?}");
+        }
     }
 }

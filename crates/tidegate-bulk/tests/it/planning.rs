@@ -27,7 +27,7 @@ const SMALL: &str = "[limit.account]\nper = [\"account\", \"model\"]\nrequests_p
 const AS_PLANNED: &str = "[latency]\nfirst_token = \"300ms\"\nsigma = 0.0\ntokens_per_second = 80.0\ntokens_sigma = 0.0\n\
                           [output]\nmedian = 8\nsigma = 0.0\n";
 
-/// How far a run is from its plan, as a share of the run, last reply included. What limits there are, and how tokens are
+/// How far a run is from its plan, as a share of the run or at least of 5 s: last reply and first connection included. What limits there are, and how tokens are
 /// charged, the run finds out by itself; it is given the limits too, as the plan is.
 async fn off(name: &str, limits: [u64; 3], calls: usize, chars: fn(usize) -> usize) -> f64 {
     let [rpm, tpm, burst] = limits;
@@ -46,7 +46,7 @@ async fn off(name: &str, limits: [u64; 3], calls: usize, chars: fn(usize) -> usi
         &bulk_policy(job.policy, &Rates::default()),
     );
     println!("{name}: planned {:.2} s, took {:.2} s", planned.makespan_seconds, summary.seconds);
-    (summary.seconds - planned.makespan_seconds) / summary.seconds
+    (summary.seconds - planned.makespan_seconds) / summary.seconds.max(5.0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
