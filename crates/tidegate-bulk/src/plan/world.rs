@@ -38,6 +38,8 @@ struct World<'t> {
     calls: Vec<Option<(Ticket, usize, usize)>>,
     ends: BinaryHeap<Reverse<(u64, usize, usize)>>,
     notes: Notes,
+    /// The call that came last.
+    came: Option<Ticket>,
     /// Instants that were looked at.
     steps: u64,
 }
@@ -82,6 +84,7 @@ impl<'t> World<'t> {
             calls: Vec::new(),
             ends: BinaryHeap::new(),
             notes: Notes::new(span, limits),
+            came: None,
             steps: 0,
         }
     }
@@ -154,6 +157,7 @@ impl<'t> World<'t> {
             self.calls.resize(ticket.index() + 1, None);
         }
         self.calls[ticket.index()] = Some((ticket, index, feed));
+        self.came = Some(ticket);
         if is_run && self.feeds.iter().all(|feed| feed.next == feed.end) {
             self.gate.nothing_follows(Time::from_micros(START + now));
         }
@@ -170,6 +174,8 @@ impl<'t> World<'t> {
 
     fn outputs(&mut self, now: u64) {
         self.notes.now = now;
+        let came = self.came.take();
+        let mut queued = None;
         while let Some(output) = self.gate.poll_output() {
             match output {
                 Output::Granted { ticket, queued_for, .. } => {
@@ -180,6 +186,8 @@ impl<'t> World<'t> {
                     // All of a run is there from its beginning.
                     let waited = if self.is_run() { now } else { waited };
                     self.gate.sent(ticket);
+                    // One that is queued behind others may go at the same instant all the same.
+                    queued = queued.filter(|_| came != Some(ticket));
                     let subject = self.subject(arrival);
                     self.notes.granted(now, waited, arrival, &subject);
                     let takes = FIRST_TOKEN_MICROS + arrival.output_tokens.saturating_mul(TOKEN_MICROS);
@@ -194,11 +202,14 @@ impl<'t> World<'t> {
                 }
                 Output::Event(event) => {
                     if let Event::Queued { limit, dimension, .. } = *event {
-                        self.notes.bound(now, &limit, dimension);
+                        queued = Some((limit, dimension));
                     }
                 }
                 _ => {}
             }
+        }
+        if let Some((limit, dimension)) = queued {
+            self.notes.bound(now, &limit, dimension);
         }
     }
 

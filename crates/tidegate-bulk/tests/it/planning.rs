@@ -96,6 +96,9 @@ fn waits_are_told_by_priority_and_what_binds_is_named() {
     let (high, low) = (plan.by_priority["high"], plan.by_priority["low"]);
     assert!(high.p95_seconds < low.p95_seconds && low.max_seconds > 10.0, "{high:?} {low:?}");
     assert_eq!((plan.binds[0].limit.as_str(), plan.binds[0].dimension.as_str()), ("account", "requests_per_minute"));
+    // Who was queued and went at the same instant did not wait.
+    let waited = plan.calls - plan.histogram[0].1;
+    assert_eq!(plan.binds.iter().map(|binding| binding.calls).sum::<u64>(), waited);
     // Nearly all of it, and no more: what could go at once at first counts as there, and half of that is kept for others.
     let used = plan.used.iter().find(|used| used.dimension == "requests_per_minute").unwrap().percent;
     assert!((95.0..100.0).contains(&used), "{used}");
