@@ -16,6 +16,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 pub(crate) struct EventLog {
     throttles: Sample,
     retries: Sample,
+    missed: Missed,
 }
 
 impl EventLog {
@@ -47,15 +48,49 @@ impl EventLog {
         }
     }
 
+    /// So many events came faster than they could be taken: logged once a second, for all of it.
+    pub(crate) fn missed(&mut self, events: u64, now: Instant) {
+        self.missed.events += events;
+        self.tell_missed(now);
+    }
+
+    fn tell_missed(&mut self, now: Instant) {
+        if let Some(events) = self.missed.take(now) {
+            tracing::warn!(
+                "{events} events came faster than they could be taken: they are missing in logs, series and audit trail"
+            );
+        }
+    }
+
     /// Says how many lines were left out, once a second has passed since.
     pub(crate) fn tell_rest(&mut self, now: Instant) {
+        self.tell_missed(now);
         tell_rest(self.throttles.roll(now), "calls were held or refused");
         tell_rest(self.retries.roll(now), "retries were scheduled, succeeded or gave up");
     }
 
     /// Whether lines were left out of which nothing has been said.
     pub(crate) const fn has_rest(&self) -> bool {
-        self.throttles.left_out + self.retries.left_out > 0
+        self.throttles.left_out + self.retries.left_out + self.missed.events > 0
+    }
+}
+
+/// Events that were missed, and not told of yet.
+#[derive(Debug, Default)]
+struct Missed {
+    told_at: Option<Instant>,
+    events: u64,
+}
+
+impl Missed {
+    /// All of them, if it is time to tell of them.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let is_early = self.told_at.is_some_and(|told_at| now.saturating_duration_since(told_at) < WINDOW);
+        if is_early || self.events == 0 {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(std::mem::take(&mut self.events))
     }
 }
 
@@ -152,5 +187,18 @@ mod tests {
         assert_eq!(sample.roll(start + WINDOW), 90);
         assert!(sample.may_tell());
         assert_eq!(sample.roll(start + 2 * WINDOW), 0, "nothing was left out");
+    }
+
+    #[test]
+    fn missed_events_are_told_of_once_a_second_and_all_of_them() {
+        let mut missed = Missed::default();
+        let start = Instant::now();
+        let at = |tenths: u32| start + WINDOW * tenths / 10;
+        let told = (0..25).filter_map(|tenths| {
+            missed.events += 1;
+            missed.take(at(tenths))
+        });
+        assert_eq!(told.collect::<Vec<_>>(), [1, 10, 10]);
+        assert_eq!((missed.take(at(30)), missed.take(at(40))), (Some(4), None));
     }
 }

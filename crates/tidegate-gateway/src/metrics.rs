@@ -7,9 +7,10 @@ mod durations;
 mod held;
 mod labels;
 mod sampling;
+mod shown;
+mod transitions;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::metrics::counter::Counter;
@@ -25,16 +26,15 @@ use crate::metrics::durations::Durations;
 pub(crate) use crate::metrics::held::Held;
 use crate::metrics::labels::{
     AttemptLabels, CallLabels, LimitedLabels, PriorityLabels, RefusalLabels, RetryLabels, TargetLabels, TenantLabels,
-    TokenLabels, TransitionLabels, UpstreamLabels,
+    TokenLabels, UpstreamLabels,
 };
 use crate::metrics::sampling::Sampled;
+pub(crate) use crate::metrics::shown::Shown;
+pub(crate) use crate::metrics::transitions::Transitions;
 use crate::scrape::Standing;
 
-/// So many models have series of their own; all others share [`OTHER`].
-const MODELS_MAX: usize = 64;
-/// The same of tenants, where they have series at all.
+/// So many tenants have series of their own, where any has.
 const TENANTS_MAX: usize = 256;
-const OTHER: &str = "other";
 /// What became of a call that is tried again.
 pub(crate) const RETRIED: &str = "retried";
 /// What became of a call that a limit let not go.
@@ -111,46 +111,6 @@ pub(crate) struct Metrics {
     /// 1 while the configuration in force is the last one that was asked for.
     pub(crate) reload_successful: Gauge,
     models: Shown,
-}
-
-/// The names that have series of their own; grows up to so many.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Shown<const MAX: usize = MODELS_MAX>(Arc<Mutex<HashSet<Arc<str>>>>);
-
-impl<const MAX: usize> Shown<MAX> {
-    /// `name`, or what it is counted under.
-    fn bounded(&self, name: &Arc<str>) -> Arc<str> {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if names.contains(name) {
-            return name.clone();
-        }
-        if names.len() < MAX {
-            names.insert(name.clone());
-            return name.clone();
-        }
-        Arc::from(OTHER)
-    }
-
-    /// The same of one that may have been seen before, without making room for it.
-    pub(crate) fn known<'m>(&self, name: &'m str) -> &'m str {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(name) { name } else { OTHER }
-    }
-}
-
-/// How often breakers changed their state. The names are as bounded as those of models.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Transitions {
-    counters: Family<TransitionLabels, Counter>,
-    models: Shown,
-}
-
-impl Transitions {
-    /// `breaker` is `upstream/model group`.
-    pub(crate) fn count(&self, breaker: &str, from: &'static str, to: &'static str) {
-        let (upstream, model) = breaker.split_once('/').unwrap_or((breaker, ""));
-        let breaker = format!("{upstream}/{}", self.models.known(model));
-        self.counters.get_or_create(&TransitionLabels { breaker, from, to }).inc();
-    }
 }
 
 /// The series of one tenant's calls, resolved once.

@@ -15,7 +15,7 @@ use tidegate_core::breaker::BreakerState;
 use tidegate_core::gate::{Boost, Gate, Overrides};
 use tidegate_core::limit::Scope;
 use tidegate_core::time::Time;
-use tidegate_watch::audit::{Kind, Record};
+use tidegate_watch::audit::Record;
 
 use crate::refusal::OwnReply;
 use crate::shared::{Shared, StartError, unix_now};
@@ -240,8 +240,7 @@ where
         let before = shared.operating.now();
         let mut standing = (*before).clone();
         let Change { record, act } = prepare(&shared, &mut standing)?;
-        let (who, why) = (record.who.clone(), record.why.clone());
-        let (breaker, limit) = (record.target.clone(), record.limit.clone());
+        let said = record.clone();
         let mut done = Done {
             what: record.what.clone().into_owned(),
             before: record.before.clone(),
@@ -256,7 +255,7 @@ where
             done.warnings.push(unrecorded);
         }
         if let Some(act) = act {
-            carry_out(&shared, act, &done, who.clone()).await?;
+            carry_out(&shared, act, &said).await?;
         }
         if standing != *before {
             standing.version += 1;
@@ -264,24 +263,23 @@ where
             done.warnings.extend(shared.operating.keep(standing).await.err());
             shared.driver.with(|gate, now| gate.override_with(overrides, now));
         }
-        let (before, after) = (done.before.as_deref(), done.after.as_deref());
         tracing::info!(
-            who = who.as_deref(),
-            why = why.as_deref(),
-            breaker = breaker.as_deref(),
-            limit = limit.as_deref(),
-            before,
-            after,
+            who = said.who.as_deref(),
+            why = said.why.as_deref(),
+            breaker = said.target.as_deref(),
+            limit = said.limit.as_deref(),
+            before = said.before.as_deref(),
+            after = said.after.as_deref(),
             "operator: {}",
-            done.what
+            said.what
         );
         Ok(done)
     });
     changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))
 }
 
-/// Does what is recorded already; where it cannot be done, that is recorded too.
-async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done, who: Option<Arc<str>>) -> Result<(), Box<OwnReply>> {
+/// Does what is recorded already as `said`; where it cannot be done, that is recorded too.
+async fn carry_out(shared: &Arc<Shared>, act: Act, said: &Record) -> Result<(), Box<OwnReply>> {
     let acting = shared.clone();
     let acted = tokio::task::spawn_blocking(move || act(&acting)).await;
     let why = match acted {
@@ -289,12 +287,14 @@ async fn carry_out(shared: &Arc<Shared>, act: Act, done: &Done, who: Option<Arc<
         Ok(Err(why)) => why,
         Err(_) => "this process is about to end".to_owned(),
     };
-    let what = format!("{} failed", done.what);
     shared.audit.note(Record {
-        who,
+        who: said.who.clone(),
         why: Some(why.as_str().into()),
-        after: done.after.clone(),
-        ..Record::new(Kind::Override, what)
+        target: said.target.clone(),
+        limit: said.limit.clone(),
+        before: said.before.clone(),
+        after: said.after.clone(),
+        ..Record::new(said.kind, format!("{} failed", said.what))
     });
     Err(Box::new(OwnReply::unchanged(&why)))
 }

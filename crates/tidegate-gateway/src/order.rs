@@ -232,9 +232,7 @@ impl Order<'_> {
         if cannot.end == CallEnd::Refused {
             self.shared.metrics.refused(cannot.reason);
         }
-        if stamp.attempts > 0 {
-            self.measure(so_far.outside, stamp);
-        }
+        self.measure(so_far.outside, stamp);
         so_far.keep(cannot.last);
         match so_far.last {
             Some(Last::Said(reply, idle)) => Ok(self.last_answer(*reply, idle, stamp)),
@@ -251,10 +249,13 @@ impl Order<'_> {
         }
     }
 
-    /// All the time that was neither the queue's nor the upstream's.
+    /// All the time that was neither the queue's nor the upstream's. Of a call that was never sent it is only logged: refusing is quick,
+    /// and many refusals would make calls seem so.
     pub(crate) fn measure(&self, outside: Duration, stamp: &Stamp) {
         let ours = self.arrived_at.elapsed().saturating_sub(outside).saturating_sub(stamp.queued_for);
-        self.shared.metrics.overhead.observe(ours.as_secs_f64());
+        if stamp.attempts > 0 {
+            self.shared.metrics.overhead.observe(ours.as_secs_f64());
+        }
         tracing::debug!(call = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
     }
 

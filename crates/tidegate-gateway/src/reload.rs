@@ -69,14 +69,18 @@ impl Shared {
         taken
     }
 
-    /// Has other keys than before: for the calls that come.
+    /// Has other keys than before: for the calls that come, and those of the next start.
     ///
     /// # Errors
-    /// What they do not go together with; then nothing has changed.
-    pub(crate) fn take_over_keys(&self, made: MadeKeys) -> Result<(), StartError> {
+    /// What they do not go together with, or that they cannot be kept; then nothing has changed.
+    pub(crate) fn take_over_keys(&self, mut made: MadeKeys) -> Result<(), String> {
         let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.settings.load_full();
-        let settings = Settings::new(before.config.clone(), &made, Some(&before), self.reloading.allow_anonymous)?;
+        let settings = Settings::new(before.config.clone(), &made, Some(&before), self.reloading.allow_anonymous);
+        let settings = settings.map_err(|error| error.to_string())?;
+        if let Some(dir) = &self.state_dir {
+            made.save(dir).map_err(|fault| fault.to_string())?;
+        }
         self.made_keys.store(Arc::new(made));
         self.settings.store(Arc::new(settings));
         Ok(())

@@ -60,8 +60,8 @@ impl Upstream {
         let clients = Clients::new(is_https, config.connect_timeout, config.ca_file.as_deref()).map_err(named)?;
         let account_name = account_name(&config, &base, credential.as_ref(), before);
         let own_account = match &credential {
-            Some(credential) => account(&account_name, &credential.digest),
-            None => Arc::from(format!("{}#none", config.name)),
+            Some(credential) => account(&account_name, &base, &credential.digest),
+            None => account(&config.name, &base, &[0; 32]),
         };
         Ok(Self {
             host: HeaderValue::from_str(base.authority.as_str())
@@ -142,7 +142,7 @@ impl Upstream {
         if accounts.len() >= ACCOUNTS_MAX {
             accounts.clear();
         }
-        let account = account(&self.account_name, &digest);
+        let account = account(&self.account_name, &self.base, &digest);
         accounts.insert(digest, account.clone());
         account
     }
@@ -175,8 +175,10 @@ fn account_name(
     before.iter().find(is_same).map_or_else(|| config.name.clone(), |first| first.account_name.clone())
 }
 
-fn account(upstream: &str, digest: &[u8; 32]) -> Arc<str> {
-    Arc::from(format!("{upstream}#{}", token::fingerprint(digest)))
+/// With the host: under the same name and credential, what is somewhere else has limits of its own.
+fn account(upstream: &str, base: &Base, digest: &[u8; 32]) -> Arc<str> {
+    let host = base.authority.as_str().to_ascii_lowercase();
+    Arc::from(format!("{upstream}#{}", token::fingerprint(&token::digest(&[host.as_bytes(), digest]))))
 }
 
 #[cfg(test)]
@@ -271,6 +273,14 @@ mod tests {
         assert_eq!(accounts[0], accounts[1]);
         assert!(accounts[0].starts_with("first#") && accounts[2].starts_with("other#"), "{accounts:?}");
         assert!(again.is_still(&again.config, &[first]) && !again.is_still(&again.config, &[other]));
+    }
+
+    #[tokio::test]
+    async fn under_the_same_name_and_credential_another_host_is_another_account() {
+        let at = |base_url: &str| sent(&Upstream::new(config(true, base_url), &[]).unwrap(), "").1;
+        let account = at("http://host:1/v1");
+        assert_eq!(account, at("https://HOST:1/openai/v1"));
+        assert_ne!(account, at("http://other:1/v1"));
     }
 
     #[tokio::test]

@@ -107,10 +107,8 @@ impl Watcher {
         }
     }
 
-    fn missed(&self, events: u64) {
-        tracing::warn!(
-            "{events} events came faster than they could be taken: they are missing in logs, series and audit trail"
-        );
+    fn missed(&mut self, events: u64) {
+        self.log.missed(events, Instant::now());
         self.told.missed(events);
         if let Some(trail) = &self.trail {
             trail.lost(events);

@@ -1,7 +1,6 @@
 //! Who calls, and what they are told.
 
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::Failure;
+use crate::rows::Row;
 
 /// What callers were told, counted.
 #[derive(Default)]
@@ -37,11 +37,13 @@ struct Answer {
     attempts: u64,
     /// Waiting cannot help.
     is_final: bool,
+    /// An error stands in it.
+    has_error: bool,
 }
 
 impl Answer {
     fn is_good(&self) -> bool {
-        self.status == 200
+        self.status == 200 && !self.has_error
     }
 }
 
@@ -70,20 +72,22 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// A caller that is called `user`, in that class, whose calls have so many sentences. `seed`: what it draws depends on it.
-    pub(crate) fn new(
-        addr: SocketAddr,
-        priority: &'static str,
-        user: &str,
-        seed: usize,
-        sizes: RangeInclusive<usize>,
-    ) -> Self {
+    /// A caller that is called `user`, in that class, whose calls are as the row says. `seed`: what it draws depends on it.
+    pub(crate) fn new(addr: SocketAddr, priority: &'static str, user: &str, seed: usize, row: &Row) -> Self {
+        let streams = row.streams;
         let body = |sentences| {
             let text = "The tide waits for nobody, but it comes back. ".repeat(sentences);
             let message = format!(r#"{{"role":"user","content":"{text}"}}"#);
-            format!(r#"{{"model":"m","user":"{user}","max_tokens":60,"messages":[{message}]}}"#).into()
+            format!(r#"{{"model":"m","user":"{user}","max_tokens":60,"stream":{streams},"messages":[{message}]}}"#)
+                .into()
         };
-        Self { addr, priority, bodies: sizes.map(body).collect(), random: seed as u64 + 1, connection: None }
+        Self {
+            addr,
+            priority,
+            bodies: row.sizes.clone().map(body).collect(),
+            random: seed as u64 + 1,
+            connection: None,
+        }
     }
 
     /// Makes one call after the other while calls are to be made.
@@ -144,11 +148,13 @@ impl Client {
         let (head, body) = reply.into_parts();
         let number = |name| head.headers.get(name).and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
         let body = body.collect().await?.to_bytes();
+        let body = String::from_utf8_lossy(&body);
         Ok(Answer {
             status: head.status.as_u16(),
             queued_ms: number("x-tidegate-queued-ms"),
             attempts: number("x-tidegate-attempts"),
-            is_final: head.status == 429 && String::from_utf8_lossy(&body).contains("insufficient_quota"),
+            is_final: head.status == 429 && body.contains("insufficient_quota"),
+            has_error: body.contains("\"error\""),
         })
     }
 }

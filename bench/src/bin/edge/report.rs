@@ -5,6 +5,10 @@ use std::fmt;
 use crate::rows::Bounds;
 use crate::run::CALLERS;
 
+/// So many calls may be on their way when a wait is told and reach the simulator after the 50 ms that it grants: none did on an idle
+/// machine, up to seven where two other processes kept both cores busy.
+const ON_THEIR_WAY: u64 = 15;
+
 /// What came of one row.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -43,7 +47,10 @@ impl Report {
                 self.interactive.is_some_and(|(_, those)| those > waited),
                 format!("let more than {waited} interactive calls wait"),
             ),
-            (self.came_early > 0, format!("sent {} before a told wait was over", self.came_early)),
+            (
+                self.came_early > ON_THEIR_WAY,
+                format!("sent {} before a told wait was over, not at most {ON_THEIR_WAY}", self.came_early),
+            ),
             (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
         ];
         all.into_iter().filter_map(|(is_missed, miss)| is_missed.then_some(miss))

@@ -27,6 +27,10 @@ pub(crate) struct Row {
     pub(crate) idle: (f64, f64),
     /// How large calls are, from the smallest to the largest, in sentences of eleven tokens.
     pub(crate) sizes: RangeInclusive<usize>,
+    /// Replies are asked for as streams.
+    pub(crate) streams: bool,
+    /// Another upstream stands by, of which nothing is wrong.
+    pub(crate) falls_back: bool,
     /// High-priority callers beside the others, who are then `low`.
     pub(crate) interactive: usize,
     /// When the first of them calls, at the earliest.
@@ -71,7 +75,8 @@ impl Bounds {
     }
 }
 
-const PLAIN: Row = Row {
+/// A row of which nothing is special.
+pub(crate) const PLAIN: Row = Row {
     name: "limit told by headers",
     top: "",
     waits: "both",
@@ -82,6 +87,8 @@ const PLAIN: Row = Row {
     moves: &[],
     idle: (0.0, 0.0),
     sizes: 9..=9,
+    streams: false,
+    falls_back: false,
     interactive: 0,
     interactive_after: Duration::ZERO,
     policy: |_| {},
@@ -239,7 +246,7 @@ pub(crate) fn rows() -> Vec<Row> {
             name: "50 interactive callers beside a batch job",
             idle: (0.0, 0.05),
             interactive: 50,
-            held_to: Bounds::of(48.0, 10).waited(2),
+            held_to: Bounds::of(48.0, 10).held_back(3.0).waited(2),
             ..PLAIN
         },
         Row {
@@ -247,35 +254,43 @@ pub(crate) fn rows() -> Vec<Row> {
             name: "the same, from 10 s after it began",
             interactive: 50,
             interactive_after: Duration::from_secs(10),
-            held_to: Bounds::of(69.0, 10).waited(5),
+            held_to: Bounds::of(69.0, 10).held_back(3.0).waited(5),
             ..PLAIN
         },
         Row {
             name: "outage of an eighth of the time",
             tables: outage,
             policy: recovers_soon,
-            held_to: Bounds::of(82.0, 10).mended(0.0),
+            held_to: Bounds::of(60.0, 10).held_back(5.0).mended(0.0),
             ..PLAIN
         },
         Row {
             name: "the same, waited out",
             tables: outage,
             policy: is_patient,
-            held_to: Bounds::of(73.0, 10),
+            held_to: Bounds::of(40.0, 10).held_back(5.0),
+            ..PLAIN
+        },
+        Row {
+            name: "the same outage, another upstream stands by",
+            tables: outage,
+            falls_back: true,
+            policy: recovers_soon,
+            held_to: Bounds::of(60.0, 10).held_back(5.0),
             ..PLAIN
         },
         Row {
             name: "flapping: 503, four times a fortieth",
             tables: flapping,
             policy: recovers_soon,
-            held_to: Bounds::of(76.0, 10).mended(0.0),
+            held_to: Bounds::of(20.0, 10).held_back(5.0).mended(0.0),
             ..PLAIN
         },
         Row {
             name: "the same flapping, waited out",
             tables: flapping,
             policy: is_patient,
-            held_to: Bounds::of(55.0, 10),
+            held_to: Bounds::of(40.0, 10).held_back(5.0),
             ..PLAIN
         },
         Row {
@@ -286,21 +301,29 @@ pub(crate) fn rows() -> Vec<Row> {
             ..PLAIN
         },
         Row {
-            name: "slow_down for 3 s",
+            name: "one stream in 20 begins with an error",
+            streams: true,
+            tables: "[[fault]]\nkind = 'mid_stream_error'\nafter = 0\nprobability = 0.05\n",
+            held_to: Bounds::of(79.0, 10).mended(80.0),
+            ..PLAIN
+        },
+        Row {
+            // A slow machine has not emptied the bucket by then, and goes on at half the rate that it had come to.
+            name: "slow_down for a fortieth",
             tables: "[[fault]]\nkind = 'slow_down'\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds::of(64.0, 60),
+            held_to: Bounds::of(8.0, 60).held_back(15.0),
             ..PLAIN
         },
         Row {
             name: "the same, as a 503",
             tables: "[[fault]]\nkind = 'slow_down'\nstatus = 503\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds::of(64.0, 60),
+            held_to: Bounds::of(8.0, 60).held_back(15.0),
             ..PLAIN
         },
         Row {
             name: "quota ends halfway",
             tables: "[[fault]]\nkind = 'insufficient_quota'\nfrom = '{0.5}'\n",
-            held_to: Bounds::of(64.0, u64::MAX),
+            held_to: Bounds::of(64.0, u64::MAX).held_back(10.0),
             ..PLAIN
         },
     ]

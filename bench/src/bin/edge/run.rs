@@ -1,5 +1,6 @@
 //! Runs one row: a simulator, a gateway with no limits configured, and callers.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use tokio::sync::broadcast;
 use crate::Failure;
 use crate::callers::{Client, Seen};
 use crate::report::Report;
-use crate::rows::Row;
+use crate::rows::{PLAIN, Row};
 
 /// Tokens a minute that the model takes; a call is about a hundred.
 const TPM: f64 = 60_000.0;
@@ -27,7 +28,11 @@ pub(crate) const CALLERS: usize = 150;
 pub(crate) async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
     let simulator = Simulator::start(scenario(&row, 1.0, seconds)?, Options::default(), listen).await?;
-    let gateway = gateway(&simulator, &row).await?;
+    let another = match row.falls_back {
+        true => Some(Simulator::start(scenario(&PLAIN, 1.0, seconds)?, Options::default(), listen).await?),
+        false => None,
+    };
+    let gateway = gateway(&simulator, another.as_ref(), &row).await?;
     let addr = gateway.api_addrs()[0];
     let (started, seen) = (Instant::now(), Arc::new(Seen::default()));
     let mut callers = tokio::task::JoinSet::new();
@@ -35,11 +40,11 @@ pub(crate) async fn run(row: Row, seconds: f64) -> Result<Report, Failure> {
     for number in 0..CALLERS {
         let idle = (row.idle.0 * seconds, row.idle.1 * seconds);
         let priority = if row.interactive > 0 { "low" } else { "normal" };
-        let client = Client::new(addr, priority, &format!("batch-{}", number % 20), number, row.sizes.clone());
+        let client = Client::new(addr, priority, &format!("batch-{}", number % 20), number, &row);
         callers.spawn(client.call_on(started, idle, seen.clone()));
     }
     for number in 0..row.interactive {
-        let client = Client::new(addr, "high", &format!("person-{number}"), number, row.sizes.clone());
+        let client = Client::new(addr, "high", &format!("person-{number}"), number, &row);
         callers.spawn(client.ask_now_and_then(row.interactive_after, seen.clone()));
     }
     let mut held_back = HeldBack::default();
@@ -122,13 +127,15 @@ fn scenario(row: &Row, factor: f64, seconds: f64) -> Result<Scenario, Failure> {
     Scenario::from_toml(&text).map_err(|error| format!("{error:?} in\n{text}").into())
 }
 
-async fn gateway(simulator: &Simulator, row: &Row) -> Result<Gateway, Failure> {
+async fn gateway(simulator: &Simulator, another: Option<&Simulator>, row: &Row) -> Result<Gateway, Failure> {
     let mut config = Config::default();
-    config.set_upstreams(vec![UpstreamConfig {
+    let upstream = |simulator: &Simulator| UpstreamConfig {
         base_url: simulator.base_url(),
         api_key: Some(SecretSource::Placeholder),
         ..UpstreamConfig::default()
-    }]);
+    };
+    let another = another.map(|another| UpstreamConfig { name: "another".into(), fallback: true, ..upstream(another) });
+    config.set_upstreams([upstream(simulator)].into_iter().chain(another).collect());
     config.server.listen = vec!["127.0.0.1:0".parse().map_err(|_| "no address")?];
     config.server.admin_listen = "127.0.0.1:0".parse().map_err(|_| "no address")?;
     (row.policy)(&mut config.policy);
@@ -143,13 +150,18 @@ async fn gateway(simulator: &Simulator, row: &Row) -> Result<Gateway, Failure> {
     Ok(Gateway::start(options).await?)
 }
 
-/// Counts the calls that are let through while the breaker is open, as the gateway tells it.
+/// Counts the calls that are let through to an upstream whose breaker is open, as the gateway tells it.
 async fn watch_breaker(mut events: broadcast::Receiver<Arc<Event>>, seen: Arc<Seen>) {
-    let mut is_open = false;
+    let mut open = HashSet::new();
     loop {
         match events.recv().await.as_deref() {
-            Ok(Event::StateChanged { to, .. }) => is_open = *to == BreakerState::Open,
-            Ok(Event::Granted { .. }) if is_open => {
+            Ok(Event::StateChanged { breaker, to: BreakerState::Open, .. }) => {
+                open.insert(breaker.clone());
+            }
+            Ok(Event::StateChanged { breaker, .. }) => {
+                open.remove(breaker);
+            }
+            Ok(Event::Granted { whose, .. }) if open.contains(&whose.target) => {
                 seen.sent_while_open.fetch_add(1, Ordering::Relaxed);
             }
             Ok(_) => {}

@@ -71,11 +71,13 @@ fn refusals_are_logged_and_of_a_flood_only_some_and_how_many_followed() {
 #[test]
 fn the_overhead_of_each_call_is_logged_at_debug() {
     let place = Place::new();
+    place.file("tidegate.toml", "[limit.team]\nrequests_per_minute = 2\n");
     let mut command = place.command(&SIM);
     command.env("RUST_LOG", "debug");
     let mut gateway = Running::start(command);
-    for id in ["one", "two"] {
-        assert_eq!(call(&gateway, id), 200);
+    for (id, status) in [("one", 200), ("two", 200), ("refused", 429)] {
+        let headers = ["authorization: Bearer any", "x-tidegate-max-wait: 0ms", &format!("x-tidegate-id: {id}")];
+        assert_eq!(chat(&gateway.announced("api"), &headers).0, status);
         gateway.logs(&format!("DEBUG time in tidegate call={id} overhead_us="));
     }
     assert!(!stop(gateway).stderr.contains("Hello"), "prompts are never logged");

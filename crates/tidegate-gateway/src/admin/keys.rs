@@ -143,12 +143,9 @@ fn check(shared: &Shared, keys: &MadeKeys) -> Result<(), Box<OwnReply>> {
         .map_err(|error| Box::new(OwnReply::conflict(error.to_string())))
 }
 
-/// Keeps these keys, then goes by them.
-fn take_over(mut keys: MadeKeys) -> operating::Act {
-    Box::new(move |shared| {
-        let kept = shared.state_dir.as_deref().map_or(Ok(()), |dir| keys.save(dir)).map_err(|fault| fault.to_string());
-        kept.and_then(|()| shared.take_over_keys(keys).map_err(|error| error.to_string()))
-    })
+/// Keeps these keys, and goes by them.
+fn take_over(keys: MadeKeys) -> operating::Act {
+    Box::new(move |shared| shared.take_over_keys(keys))
 }
 
 fn refused(fault: KeyFault, shared: &Shared) -> Box<OwnReply> {

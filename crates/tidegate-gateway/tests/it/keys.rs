@@ -4,6 +4,7 @@ use serde_json::Value;
 use tidegate_core::config::KeyConfig;
 
 use crate::admin::ask;
+use crate::auditing::records;
 use crate::operating::{done, start_in};
 use crate::support::*;
 
@@ -132,4 +133,26 @@ async fn no_key_is_made_where_it_would_be_forwarded_or_could_not_be_kept() {
     let (nowhere, _upstream) = scripted().await;
     let reply = ask(&nowhere, "operator", "POST /admin/v1/keys", r#"{"name":"a"}"#).await;
     assert!(reply.status() == 409 && reply.error("message").contains("no state directory"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_kept_is_none_and_the_trail_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let gateway = start_in(dir.path(), config(upstream.addr)).await;
+    // Where the file would be written before it takes its place.
+    std::fs::create_dir(dir.path().join("keys.json.new")).unwrap();
+    let reply = ask(&gateway, "operator", "POST /admin/v1/keys", r#"{"name":"billing"}"#).await;
+    assert_eq!(reply.status(), 503, "{}", reply.text());
+    assert!(reply.error("message").ends_with("nothing has changed"), "{}", reply.text());
+    let listed = done(&gateway, "GET /admin/v1/keys", "").await;
+    assert_eq!((&listed["needed"], &listed["keys"]), (&false.into(), &Value::Array(Vec::new())));
+    assert_eq!(call_with(&gateway, &upstream, "anything").await, 200);
+    let told = records(&gateway, "kind=key", 2).await;
+    let said = |at: usize| ["what", "who", "after"].map(|field| told[at][field].as_str().unwrap_or_default());
+    assert_eq!(
+        (said(0), said(1)),
+        (["created", "local", "billing"], ["created failed", "local", "billing"]),
+        "{told:?}"
+    );
 }
