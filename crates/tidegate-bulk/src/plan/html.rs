@@ -90,7 +90,7 @@ fn waits(plan: &Plan) -> String {
 
 fn used(plan: &Plan) -> String {
     if plan.used.is_empty() {
-        return "<p>No limits are configured.</p>".to_owned();
+        return "<p>No limit had anything to hold.</p>".to_owned();
     }
     let lines = plan.used.iter().map(|used| Line {
         name: format!("{} {}", used.limit, used.dimension),
