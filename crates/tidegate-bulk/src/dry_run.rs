@@ -82,7 +82,8 @@ impl fmt::Display for DryRun {
                 "\nhow long it takes depends on limits that are not known: give --rpm and --tpm, or --config"
             );
         };
-        write!(f, "\nwould take {}", Spoken(Duration::from_secs_f64(plan.makespan_seconds)))?;
+        let takes = Spoken(Duration::from_secs_f64(plan.makespan_seconds));
+        write!(f, "\nwould take {takes}, if all limits are unused at first")?;
         for used in &plan.used {
             let Used { dimension, units, percent, .. } = used;
             write!(f, "\n{percent:.1} % of {dimension} {units}{} would be used meanwhile", used.whose())?;

@@ -166,7 +166,7 @@ async fn show_live(sides: &[Arc<Side>; 2]) {
         ticks.tick().await;
         let [alone, gateway] = sides.each_ref().map(|side| {
             let (answered, failed) = (side.answered.load(Relaxed), side.failed.load(Relaxed));
-            format!("{answered:3} answered {failed:2} failed {:3} 429s", side.met_429.load(Relaxed))
+            format!("{answered:3} done {failed:3} failed {:3} 429s", side.met_429.load(Relaxed))
         });
         match &lines {
             Some(lines) => lines.show([format!("alone    {alone}"), format!("tidegate {gateway}")]),
@@ -176,7 +176,7 @@ async fn show_live(sides: &[Arc<Side>; 2]) {
     }
 }
 
-/// Lines of a terminal that are drawn over: cut to its width, since what wraps cannot be drawn over, and gone in the end.
+/// Lines of a terminal that are drawn over, and gone in the end; where it is narrow, with all their rows.
 struct Lines {
     all: MultiProgress,
     bars: [ProgressBar; 2],
@@ -185,7 +185,7 @@ struct Lines {
 impl Lines {
     fn new() -> Self {
         let all = MultiProgress::new();
-        let style = ProgressStyle::with_template("{wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bars = [(); 2].map(|()| all.add(ProgressBar::no_length().with_style(style.clone())));
         Self { all, bars }
     }

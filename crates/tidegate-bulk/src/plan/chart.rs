@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::html::escaped;
 
-const COLORS: [&str; 5] = ["#d55e00", "#0072b2", "#7b8792", "#009e73", "#b5651d"];
+const COLORS: [&str; 5] = ["#d55e00", "#0080c8", "#7b8792", "#009e73", "#b5651d"];
 /// Of another number, so that lines beyond the colours differ all the same.
 const DASHES: [&str; 4] = ["none", "8 4", "2 3", "10 3 2 3"];
 /// Marks along an axis, at most.

@@ -9,7 +9,7 @@ use super::{Answer, TierAnswer, TierCame};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:920px;padding:0 1rem;color:#1b2733}\
 table{border-collapse:collapse}td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #d8dee4}\
-td:first-child,th:first-child{text-align:left}pre{background:#f3f5f7;padding:1rem;overflow:auto}\
+td:first-child,th:first-child{text-align:left;white-space:nowrap}h1{overflow-wrap:anywhere}pre{background:#f3f5f7;padding:1rem;overflow:auto}\
 figure{margin:1rem 0 2.5rem}figcaption span{display:inline-block;margin-right:1.2rem}figcaption svg{margin-right:.4rem}\
 .plot{position:relative;height:11rem;margin:.6rem .8rem 0 5rem}.plot svg{width:100%;height:100%;overflow:visible}\
 .plot path,.plot polyline{vector-effect:non-scaling-stroke}.plot polyline{stroke-width:2;stroke-linejoin:round;stroke-linecap:round}\
@@ -90,14 +90,14 @@ fn waits(plan: &Plan) -> String {
 
 fn used(plan: &Plan) -> String {
     if plan.used.is_empty() {
-        return "<p>No limits are configured.</p>".to_owned();
+        return "<p>No limit had anything to hold.</p>".to_owned();
     }
     let lines = plan.used.iter().map(|used| Line {
         name: format!("{} {}", used.limit, used.dimension),
         values: used.interval_percent.iter().copied().map(Some).collect(),
     });
-    "<p>What went in the last minute (or day) as a share of the limit, of its fullest level. A bucket that is full at first \
-     lets more go in its first minute.</p>"
+    "<p>What went in the last minute (or day) as a share of the limit, of its fullest level. A bucket that has \
+     filled up lets up to twice the limit go within a minute.</p>"
         .to_owned()
         + &chart(&lines.collect::<Vec<_>>(), Unit::Percent, plan.interval_seconds)
 }

@@ -1,11 +1,13 @@
 //! Decides what traffic would meet under limits, in virtual time over the real core: a million requests in seconds.
 //!
 //! Only the upstream is imagined: it charges its input when it admits, as OpenAI does, never fails, and takes 300 ms and
-//! 12.5 ms for each token of output. Everything else is what the gateway and `tidegate run` would do.
+//! 12.5 ms for each token of output. All limits are unused at first. Everything else is what the gateway and `tidegate run` would
+//! do, the careful beginning of a run included, but not what it costs to find out what an upstream does not tell.
 
 mod chart;
 mod html;
 mod report;
+mod start;
 mod tiers;
 mod trace;
 mod used;

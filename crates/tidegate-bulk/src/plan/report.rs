@@ -247,7 +247,12 @@ fn waits(millis: &mut [u32], refused: u64) -> Waits {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let spoken = |seconds: f64| Spoken(Duration::from_secs_f64(seconds)).to_string();
-        writeln!(f, "{} calls, {} refused, done after {}", self.calls, self.refused, spoken(self.makespan_seconds))?;
+        let done = spoken(self.makespan_seconds);
+        writeln!(
+            f,
+            "{} calls, {} refused, done after {done}, if all limits are unused at first",
+            self.calls, self.refused
+        )?;
         for (reason, calls) in &self.refusals {
             writeln!(f, "  refused: {calls} for {reason}")?;
         }

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use tidegate_core::call::{Priority, RequestType};
 use tidegate_core::cost::Cost;
 
+use super::start::FIRST_CALLS;
 use crate::input::{Fate, Input, Survey};
 use crate::journal::Done;
 use crate::line::Shape;
@@ -47,8 +48,8 @@ pub struct Trace {
     pub(crate) models: Vec<Arc<str>>,
     /// The first stands for nobody.
     pub(crate) users: Vec<Arc<str>>,
-    /// All of it is there at once, and is sent as `tidegate run` does.
-    pub(crate) is_run: bool,
+    /// Of the input of a run, all of which is there at once: how many arrivals each feed has, one feed after the other.
+    pub(crate) feeds: Option<Vec<usize>>,
 }
 
 impl Trace {
@@ -77,7 +78,8 @@ impl Trace {
         if let Some(bad) = survey.bad.first() {
             return Err(TraceError::Line(input.name().to_owned(), bad.number, bad.reason.clone()));
         }
-        let mut trace = Self { is_run: true, users: vec!["".into()], ..Self::default() };
+        let mut trace = Self { users: vec!["".into()], ..Self::default() };
+        let mut feeds = Vec::new();
         // In the order in which a run reads them: large and small ones in the measure in which they stand in the whole.
         let mut queues = vec![std::collections::VecDeque::new(); 256];
         input
@@ -103,7 +105,8 @@ impl Trace {
         for plan in &survey.feeds {
             let (mut lines, mut tokens) = (0_u64, 0_u64);
             loop {
-                let wants_large = tokens <= plan.mean_tokens.saturating_mul(lines);
+                // Small ones find out the limits; one more is read by then.
+                let wants_large = lines > FIRST_CALLS && tokens <= plan.mean_tokens.saturating_mul(lines);
                 let (large, small) = (usize::from(plan.large), usize::from(plan.small));
                 let order = if wants_large { [large, small] } else { [small, large] };
                 let Some(next) = order.into_iter().find_map(|feed| queues[feed].pop_front()) else { break };
@@ -111,7 +114,9 @@ impl Trace {
                 tokens = tokens.saturating_add(next.cost.input_tokens);
                 trace.arrivals.push(next);
             }
+            feeds.push(usize::try_from(lines).unwrap_or(usize::MAX));
         }
+        trace.feeds = Some(feeds);
         Ok(trace)
     }
 

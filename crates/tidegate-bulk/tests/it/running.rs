@@ -28,7 +28,7 @@ async fn limits_given_wrongly_are_corrected_by_the_upstreams_own() {
     job.rates = Rates::default().with(Dimension::RequestsPerMinute, 60_000);
     let summary = job.run((0..300).map(|_| 40)).await;
     assert_eq!((summary.done, summary.failed), (300, 0));
-    assert!(refused(&job) <= 10, "{summary}");
+    assert!(refused(&job) <= 2, "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -36,7 +36,8 @@ async fn a_minute_that_is_enforced_by_the_second_fails_nothing() {
     let job = Job::new("rpm = 3000\nquantum = \"1s\"", "").await;
     let summary = job.run((0..250).map(|_| 40)).await;
     assert_eq!((summary.done, summary.failed), (250, 0), "{summary}");
-    assert!(refused(&job) <= 30, "{summary}");
+    // The one that finds it out.
+    assert!(refused(&job) <= 3, "{summary}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,6 +46,7 @@ async fn limits_that_are_given_as_they_are_do_not_slow_a_minute_that_is_enforced
     job.rates = Rates::default().with(Dimension::RequestsPerMinute, 3000);
     let summary = job.run((0..250).map(|_| 40)).await;
     assert_eq!((summary.done, summary.failed), (250, 0), "{summary}");
+    assert!(refused(&job) <= 3, "{summary}");
     let log = job.simulator.log();
     // 50 a second: by virtue of the simulator's clock, not of how fast the test runs.
     let last = log.iter().map(|entry| entry.received_s).fold(0.0, f64::max);
@@ -54,18 +56,19 @@ async fn limits_that_are_given_as_they_are_do_not_slow_a_minute_that_is_enforced
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_fails_nothing_and_is_met_with_a_few_probes() {
-    let outage = "[[fault]]\nkind = \"outage\"\nfrom = \"300ms\"\nuntil = \"3s\"\n";
+    let outage = "[[fault]]\nkind = \"outage\"\nfrom = \"300ms\"\nuntil = \"8s\"\n";
     let job = Job::new("rpm = 6000\ninitial_fill = 0.02", outage).await;
     let summary = job.run((0..400).map(|_| 40)).await;
     assert_eq!((summary.done, summary.failed), (400, 0), "{summary}");
     let log = job.simulator.log();
     // What was in flight when it began, those that opened the breaker, and the probes.
     let during = log.iter().filter(|entry| entry.fault.is_some()).count();
-    assert!((1..=20).contains(&during), "{during} sent into the outage");
+    assert!((1..=15).contains(&during), "{during} sent into the outage");
     let after =
-        log.iter().filter(|entry| entry.fault.is_none() && entry.received_s > 3.0).map(|entry| entry.received_s);
+        log.iter().filter(|entry| entry.fault.is_none() && entry.received_s > 8.0).map(|entry| entry.received_s);
     let noticed = after.fold(f64::INFINITY, f64::min);
-    assert!(noticed < 5.5, "noticed {noticed} s after the start");
+    // Within two seconds, at the breaker's longest rest.
+    assert!(noticed <= 10.0, "noticed {noticed} s after the start");
 }
 
 #[tokio::test(flavor = "multi_thread")]

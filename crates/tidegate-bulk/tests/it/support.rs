@@ -34,7 +34,12 @@ pub(crate) const QUICK: &str = "[latency]\nfirst_token = \"5ms\"\ntokens_per_sec
 impl Job {
     /// `model`: the table of the one model there is; `more`: faults and tenants.
     pub(crate) async fn new(model: &str, more: &str) -> Self {
-        let scenario = Scenario::from_toml(&format!("{QUICK}[model.m]\n{model}\n{more}")).unwrap();
+        Self::answering(QUICK, model, more).await
+    }
+
+    /// `how`: the tables of latency and output.
+    pub(crate) async fn answering(how: &str, model: &str, more: &str) -> Self {
+        let scenario = Scenario::from_toml(&format!("{how}[model.m]\n{model}\n{more}")).unwrap();
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let simulator = Simulator::start(scenario, tidegate_sim::Options::default(), listen).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
