@@ -16,9 +16,9 @@ use crate::call::{GIVEN, Shared};
 use crate::line::Line;
 
 /// Calls before the first reply; as many more each second, for upstreams that think for long.
-const FIRST_CALLS: u64 = 4;
+pub(crate) const FIRST_CALLS: u64 = 4;
 /// After so long the pace is any.
-const RAMP_FOR: Duration = Duration::from_secs(4);
+pub(crate) const RAMP_FOR: Duration = Duration::from_secs(4);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The beginning of one feed.

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use tidegate_core::start::worth_at_start;
+use tidegate_core::time::micros_up;
 
-/// Calls before the first reply, and as many more each second.
-pub(super) const FIRST_CALLS: u64 = 4;
-/// After so long the pace is any.
-const RAMP_MICROS: u64 = 4_000_000;
+use crate::ramp::{FIRST_CALLS, RAMP_FOR};
+
 const SECOND: u64 = 1_000_000;
 
 /// The beginning of one feed.
@@ -42,7 +41,7 @@ impl Start {
 
 /// After how long so much of a flow may have gone.
 fn micros_until(worth: Duration) -> u64 {
-    let (mut before, mut until) = (0, RAMP_MICROS);
+    let (mut before, mut until) = (0, micros_up(RAMP_FOR));
     if worth > worth_at_start(Duration::from_micros(until)) {
         return until;
     }

@@ -9,10 +9,10 @@ use std::time::SystemTime;
 use tidegate_core::call::{Priority, RequestType};
 use tidegate_core::cost::Cost;
 
-use super::start::FIRST_CALLS;
 use crate::input::{Fate, Input, Survey};
 use crate::journal::Done;
 use crate::line::Shape;
+use crate::ramp::FIRST_CALLS;
 
 /// What a call without a ceiling is expected to write.
 const OUTPUT_TOKENS: u64 = 256;
