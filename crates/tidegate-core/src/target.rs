@@ -84,6 +84,8 @@ pub(crate) struct Target {
     pub(crate) flows: [Flow; 2],
     pub(crate) paces: SmallVec<[Paced; 1]>,
     pub(crate) binding: Binding,
+    /// Refusals that the limits known explain, since a call last went well.
+    pub(crate) refused_in_row: u32,
     /// Dimensions whose headers are not believed, and until when.
     pub(crate) distrusted: SmallVec<[(Dimension, Time); 1]>,
     /// Counts changes of `learned` and `paces`, so that routes notice.

@@ -26,6 +26,13 @@ const FEW_CALLS: u64 = 8;
 /// `slow_down` without a wait.
 const SLOW_DOWN_MICROS: u64 = 5_000_000;
 
+/// After so many refusals without one call that went well, numbers that say otherwise are not believed …
+const REFUSED_IN_ROW: u32 = 32;
+/// … and calls are paused for so long, and twice as long after each few more, up to so often.
+const IN_ROW_MICROS: u64 = 50_000;
+const FEW_IN_ROW: u32 = 8;
+const IN_ROW_DOUBLES: u32 = 6;
+
 /// A told wait that is longer than the numbers say by less than this is rounded.
 const ROUNDING: Duration = Duration::from_secs(2);
 
@@ -56,7 +63,14 @@ impl Gate {
             self.pause_target(target, Some(wait));
         } else {
             let (flows_in_after, per_second) = flow_of(fault).unwrap_or_else(|| self.flow_as_known(&notes));
-            if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after + ROUNDING) {
+            let refused = &mut self.targets[target].refused_in_row;
+            *refused = refused.saturating_add(1);
+            if let Some(longer) = refused.checked_sub(REFUSED_IN_ROW) {
+                // Whatever it says, it takes nothing: less often, and a few at once.
+                let pause = Duration::from_micros(IN_ROW_MICROS << (longer / FEW_IN_ROW).min(IN_ROW_DOUBLES));
+                self.pause_target(target, Some(fault.wait.unwrap_or_default().max(pause)));
+                self.come_back_slowly(target, per_second);
+            } else if let Some(wait) = fault.wait.filter(|wait| *wait > flows_in_after + ROUNDING) {
                 // What is known says sooner: the server knows why.
                 self.pause_target(target, Some(wait));
                 self.come_back_slowly(target, per_second);

@@ -78,6 +78,7 @@ impl Gate {
             flows: Default::default(),
             paces: SmallVec::new(),
             binding: Binding::default(),
+            refused_in_row: 0,
             distrusted: SmallVec::new(),
             version: 0,
             charge_rule,

@@ -76,6 +76,7 @@ impl Gate {
         };
         self.tell_breaker(ticket, result, fault);
         if matches!(outcome.ending, Ending::Success) {
+            self.targets[target].refused_in_row = 0;
             if let Some(cold_start) = &mut self.targets[target].cold_start {
                 cold_start.good_reply(now);
                 let gauge = self.targets[target].gauge;

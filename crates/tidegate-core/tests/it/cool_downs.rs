@@ -193,3 +193,43 @@ fn what_slow_down_left_is_given_up_when_nothing_waits_for_it() {
     }
     assert!(bench.gate.status(bench.now).learned[0].paced.is_empty());
 }
+
+#[test]
+fn an_upstream_that_refuses_one_call_after_another_is_asked_ever_less_often_whatever_wait_it_tells() {
+    let mut bench = Bench::new(learning());
+    let first = bench.admit(call("ada", 1));
+    tell(&mut bench, first, 60_000, 59_000);
+    bench.run_for(Duration::from_secs(20));
+    let untrue = LimitNumbers { dimension: Some(RPM), limit: 60_000, used: Some(60_000), requested: Some(1) };
+    let refuse_all_that_go = |bench: &mut Bench, seconds: u64| {
+        let mut refused = 0;
+        for _ in 0..seconds * 20 {
+            let sent = std::mem::take(&mut bench.granted);
+            bench.run_for(Duration::from_millis(50));
+            for (_, ticket) in sent {
+                let mut fault = Fault::new(FaultKind::RateLimited, "429").with_status(429);
+                (fault.wait, fault.numbers) = (Some(Duration::from_millis(1)), Some(untrue));
+                bench.settle(ticket, &Outcome::of(Ending::Failed(fault)));
+                refused += 1;
+            }
+        }
+        refused
+    };
+    for _ in 0..500 {
+        bench.admit(call("ada", 1));
+    }
+    let at_first = refuse_all_that_go(&mut bench, 6);
+    assert!(at_first < 560, "those that were sent, and a few each time that it was tried: {at_first}");
+    let later = refuse_all_that_go(&mut bench, 6);
+    assert!(later < 40, "some every three seconds: {later}");
+    // Well again: all of them go within a few seconds.
+    let mut done = 0;
+    for _ in 0..20 * 20 {
+        for (_, ticket) in std::mem::take(&mut bench.granted) {
+            bench.succeed(ticket, 1);
+            done += 1;
+        }
+        bench.run_for(Duration::from_millis(50));
+    }
+    assert!(done >= 500, "{done}");
+}
