@@ -121,7 +121,7 @@ impl Audit {
         self.told.noted(event, record);
     }
 
-    /// Returns once the record is on disk; else what could not be done, where that is no reason to refuse. Only then are readers told.
+    /// Returns once the record is on disk; else why it is not yet, where that is no reason to refuse. Only then are readers told.
     ///
     /// # Errors
     /// It is not there, and `on_failure` wants nothing done without it.
@@ -133,14 +133,14 @@ impl Audit {
         let unrecorded = match &self.kept {
             None => Some("it is not recorded: there is no audit trail".to_owned()),
             Some(kept) => {
-                let why = write(kept.trail.clone(), record.clone()).await.err();
+                let why = write(kept.trail.clone(), record.clone(), on_failure).await.err();
                 if let Some(why) = &why {
                     if on_failure == OnAuditFailure::Refuse {
                         return Err(Box::new(OwnReply::unchanged(why)));
                     }
-                    tracing::warn!("an override takes effect that is not recorded: {why}");
+                    tracing::warn!("an override takes effect before it is recorded: {why}");
                 }
-                why
+                why.map(|why| format!("{why}; it is recorded once that is over"))
             }
         };
         self.tell(&record);
@@ -225,9 +225,13 @@ impl Audit {
     }
 }
 
-/// Returns once the record is on disk.
-async fn write(trail: Trail, record: Record) -> Result<(), String> {
-    let written = tokio::task::spawn_blocking(move || trail.append_durable(record)).await;
+/// Returns once the record is on disk; where it is not, it gets there later if what it tells of happens nevertheless.
+async fn write(trail: Trail, record: Record, on_failure: OnAuditFailure) -> Result<(), String> {
+    let written = tokio::task::spawn_blocking(move || match on_failure {
+        OnAuditFailure::Continue => trail.append_durable_or_later(record),
+        OnAuditFailure::Refuse => trail.append_durable(record),
+    });
+    let written = written.await;
     written
         .map_err(|_| "the audit trail cannot be written: this process is about to end".to_owned())?
         .map_err(|error| error.to_string())

@@ -297,6 +297,38 @@ async fn without_a_trail_an_override_takes_effect_with_a_warning_or_not_at_all()
 }
 
 #[tokio::test]
+async fn what_takes_effect_while_the_trail_is_locked_is_recorded_once_it_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = Script::listen().await;
+    let mut config = config(upstream.addr);
+    config.policy.limits.push(one_each());
+    let gateway = start_in(dir.path(), config).await;
+    records(&gateway, "kind=config", 1).await;
+    let lock = rusqlite::Connection::open(dir.path().join("audit.db")).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for (path, body) in [
+        ("keys", r#"{"name":"ghost","reason":"a test"}"#),
+        ("limits/each/boost", r#"{"factor":2,"for":"1h","reason":"a test"}"#),
+        ("pause", r#"{"reason":"a test"}"#),
+        ("resume", r#"{"reason":"a test"}"#),
+    ] {
+        let reply = ask(&gateway, "operator", &format!("POST /admin/v1/{path}"), body).await;
+        let told: Value = serde_json::from_slice(&reply.body).unwrap();
+        let warning = told["warnings"][0].as_str().unwrap_or_default();
+        assert!(warning.contains("recorded once that is over"), "{path}: {told}");
+    }
+    lock.execute_batch("ROLLBACK").unwrap();
+    records(&gateway, "kind=override", 3).await;
+    within(gateway.drain()).await;
+    let reader = Reader::open(&dir.path().join("audit.db")).unwrap();
+    let all = reader.after(&Filter::default(), 0).unwrap();
+    let said: Vec<&Record> = all.iter().map(|entry| &entry.record).filter(|record| record.who.is_some()).collect();
+    let what: Vec<&str> = said.iter().map(|record| &*record.what).collect();
+    assert_eq!(what, ["created", "boost", "pause", "resume"]);
+    assert!(said.iter().all(|record| record.why.as_deref() == Some("a test")), "{said:?}");
+}
+
+#[tokio::test]
 async fn a_reload_takes_over_what_is_written_now_or_says_what_is_wrong_with_it() {
     let upstream = Script::listen().await;
     let is_broken = Arc::new(AtomicBool::new(false));

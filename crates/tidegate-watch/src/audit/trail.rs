@@ -10,7 +10,7 @@ use std::{io, thread};
 
 use super::record::Record;
 use super::time::now_micros;
-use super::writer::{Message, Writer};
+use super::writer::{Message, Unwritten, Writer};
 
 /// How the trail is kept.
 #[derive(Clone, Debug)]
@@ -101,9 +101,18 @@ impl Trail {
     /// Waits for the disk: not for a thread that serves calls.
     ///
     /// # Errors
-    /// If it did not get there.
+    /// If it did not get there; it never will.
     pub fn append_durable(&self, record: Record) -> Result<(), TrailDown> {
-        self.0.ask(Some(Box::new(record.bounded())))
+        self.0.ask(Some(Box::new(record.bounded())), Unwritten::Forgotten)
+    }
+
+    /// As [`Trail::append_durable`], for what happens in any case: a record that is not on disk then gets there as soon as it can, or is
+    /// counted as lost.
+    ///
+    /// # Errors
+    /// If it is not there yet.
+    pub fn append_durable_or_later(&self, record: Record) -> Result<(), TrailDown> {
+        self.0.ask(Some(Box::new(record.bounded())), Unwritten::Kept)
     }
 
     /// Returns once everything that was handed over before is on disk.
@@ -111,7 +120,7 @@ impl Trail {
     /// # Errors
     /// If it is not; it may be later.
     pub fn flush(&self) -> Result<(), TrailDown> {
-        self.0.ask(None)
+        self.0.ask(None, Unwritten::Kept)
     }
 
     /// Things happened that nobody could hand over: the trail will tell how many.
@@ -139,12 +148,12 @@ impl Trail {
 }
 
 impl Handle {
-    fn ask(&self, record: Option<Box<Record>>) -> Result<(), TrailDown> {
+    fn ask(&self, record: Option<Box<Record>>, unwritten: Unwritten) -> Result<(), TrailDown> {
         let (answer, answered) = mpsc::sync_channel(1);
         let ended = || TrailDown("its writer has ended".to_owned());
         let sender = self.sender.as_ref().ok_or_else(ended)?;
         // There will be room: the writer takes everything, and counts what it cannot keep.
-        sender.send(Message::Durable { record, answer }).map_err(|_| ended())?;
+        sender.send(Message::Durable { record, unwritten, answer }).map_err(|_| ended())?;
         answered.recv().unwrap_or_else(|_| Err(ended()))
     }
 }

@@ -30,7 +30,16 @@ pub(super) enum Message {
     /// To be written with others.
     Record(Box<Record>),
     /// To be written at once; without a record: what came before it.
-    Durable { record: Option<Box<Record>>, answer: Answer },
+    Durable { record: Option<Box<Record>>, unwritten: Unwritten, answer: Answer },
+}
+
+/// What becomes of a record of which its sender was told that it is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unwritten {
+    /// It never is: what it tells of does not happen.
+    Forgotten,
+    /// It is as soon as it can be: what it tells of has happened.
+    Kept,
 }
 
 type Answer = SyncSender<Result<(), TrailDown>>;
@@ -55,7 +64,7 @@ pub(super) struct Writer {
     /// `None`: not open, at the start or after a failure.
     store: Option<Store>,
     pending: Vec<Record>,
-    /// Places in `pending` that somebody waits for, the first first; `None`: for all that was there.
+    /// Places in `pending` that somebody waits for and that go if he is told no, the first first; `None`: for all that was there.
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
     next_sweep: Instant,
@@ -121,11 +130,18 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message, is_down: bool) {
+        let is_full = is_down && self.pending.len() >= self.options.waiting_max;
         match message {
-            Message::Record(_) if is_down && self.pending.len() >= self.options.waiting_max => self.state.lose(1),
+            Message::Record(_) if is_full => self.state.lose(1),
             Message::Record(record) => self.pending.push(*record),
-            Message::Durable { record, answer } => {
-                let place = record.is_some().then_some(self.pending.len());
+            Message::Durable { record: Some(_), unwritten: Unwritten::Kept, answer } if is_full => {
+                self.state.lose(1);
+                let error = self.state.error().unwrap_or_default();
+                drop(answer.send(Err(TrailDown(error))));
+            }
+            Message::Durable { record, unwritten, answer } => {
+                let goes = record.is_some() && unwritten == Unwritten::Forgotten;
+                let place = goes.then_some(self.pending.len());
                 self.pending.extend(record.map(|record| *record));
                 self.awaited.push((place, answer));
             }
@@ -199,7 +215,7 @@ impl Writer {
             tracing::error!("the audit trail cannot be written: {error}; trying on, and counting what is lost");
         }
         self.state.set_error(error.clone());
-        // Who waited is told no, and acts on it: these must not turn up later.
+        // Who waited is told no, and where nothing happens then, nothing of it must turn up later.
         for (place, answer) in self.awaited.drain(..).rev() {
             if let Some(place) = place {
                 self.pending.remove(place);

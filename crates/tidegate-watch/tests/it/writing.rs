@@ -106,6 +106,25 @@ fn a_locked_file_is_waited_for_and_what_found_no_room_is_counted_in_the_trail() 
 }
 
 #[test]
+fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.flush().unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let told: Vec<bool> = (0..5).map(|n| trail.append_durable_or_later(refusal(n)).is_ok()).collect();
+    assert_eq!(told, [false; 5]);
+    assert_eq!(trail.status().lost, 2, "what finds no room is counted");
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    trail.append_durable_or_later(refusal(5)).unwrap();
+    let entries = place.entries();
+    assert_eq!(entries.iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 5]);
+    let told: u64 = entries.iter().filter_map(|entry| entry.record.numbers.get("lost")).sum();
+    assert_eq!((told, place.reader().verify().unwrap().faults), (2, Vec::new()));
+}
+
+#[test]
 fn a_trail_that_cannot_be_opened_is_down_until_it_can() {
     let place = Place::new();
     let missing = place.path().with_file_name("missing").join("audit.db");
