@@ -116,8 +116,8 @@ fn a_wait_that_comes_without_numbers_is_everybody_s_however_little_was_left() {
     }
 }
 
-#[test]
-fn slow_down_halves_what_went_however_short_the_time_was() {
+/// Two calls a second went for five seconds, and the last is told to slow down, and to wait two seconds.
+fn slowed_down() -> Bench {
     let mut bench = Bench::new(learning());
     for number in 0..10 {
         let ticket = bench.admit(call("ada", 100));
@@ -126,6 +126,12 @@ fn slow_down_halves_what_went_however_short_the_time_was() {
     }
     let ticket = bench.admit(call("ada", 100));
     refuse(&mut bench, ticket, FaultKind::SlowDown, Duration::from_secs(2));
+    bench
+}
+
+#[test]
+fn slow_down_halves_what_went_however_short_the_time_was() {
+    let mut bench = slowed_down();
     for _ in 0..400 {
         bench.admit(call("ada", 100));
     }
@@ -146,14 +152,7 @@ fn slow_down_halves_what_went_however_short_the_time_was() {
 
 #[test]
 fn slow_down_makes_a_large_call_wait_no_longer_than_a_small_one() {
-    let mut bench = Bench::new(learning());
-    for number in 0..10 {
-        let ticket = bench.admit(call("ada", 100));
-        tell(&mut bench, ticket, 600, 599 - number);
-        bench.run_for(Duration::from_millis(500));
-    }
-    let ticket = bench.admit(call("ada", 100));
-    refuse(&mut bench, ticket, FaultKind::SlowDown, Duration::from_secs(2));
+    let mut bench = slowed_down();
     let large = bench.admit(call("bob", 4000));
     bench.run_for(Duration::from_secs(6));
     assert!(bench.is_granted(large));
@@ -175,14 +174,7 @@ fn slow_down_to_the_first_call_of_all_is_a_pause_and_nothing_else() {
 
 #[test]
 fn what_slow_down_left_is_given_up_when_nothing_waits_for_it() {
-    let mut bench = Bench::new(learning());
-    for number in 0..10 {
-        let ticket = bench.admit(call("ada", 100));
-        tell(&mut bench, ticket, 600, 599 - number);
-        bench.run_for(Duration::from_millis(500));
-    }
-    let ticket = bench.admit(call("ada", 100));
-    refuse(&mut bench, ticket, FaultKind::SlowDown, Duration::from_secs(2));
+    let mut bench = slowed_down();
     assert_eq!(bench.gate.status(bench.now).learned[0].paced.len(), 1);
     for number in 0..160 {
         bench.run_for(Duration::from_secs(1));
