@@ -1,26 +1,28 @@
 //! What is most worth seeing of how everything stands: as much as fits a page, however many tenants there are.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::Gate;
-use super::status::{LevelStatus, Status};
+use super::status::{BreakerStatus, LevelStatus, Status};
 use crate::ledger::Level;
 use crate::time::Time;
 
 /// A [`Status`] that is bounded, and what was left out of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Overview {
-    /// Of levels those that hold calls up, then the fullest; of breakers first those that are not closed.
+    /// Of levels those that hold calls up, then the fullest; of breakers first those that are not closed, accounts whose breakers of
+    /// one name stand alike as one.
     #[serde(flatten)]
     pub status: Status,
     /// Levels in all.
     pub levels: usize,
     /// Those of them that hold calls up.
     pub levels_binding: usize,
-    /// Breakers in all.
+    /// Breakers in all, those that stand alike as one.
     pub breakers_in_all: usize,
     /// Accounts and model groups in all.
     pub learned_in_all: usize,
@@ -55,6 +57,7 @@ impl Gate {
             ranked.sort_by_key(|(rank, level)| (Reverse(*rank), level.name.clone(), level.label.clone()));
             ranked.iter().take(most).map(|(_, level)| gate.level_status(level)).collect::<Vec<LevelStatus>>()
         });
+        status.breakers = alike(status.breakers);
         let (breakers_in_all, learned_in_all) = (status.breakers.len(), status.learned.len());
         status.breakers.sort_by_key(|breaker| breaker.state == "closed");
         status.breakers.truncate(most);
@@ -107,4 +110,28 @@ impl Gate {
         });
         (shown.collect(), in_all)
     }
+}
+
+/// One for each name and state, with the next of their probes. Sorted by name.
+fn alike(breakers: Vec<BreakerStatus>) -> Vec<BreakerStatus> {
+    let mut groups: BTreeMap<(String, &'static str), BreakerStatus> = BTreeMap::new();
+    for breaker in breakers {
+        match groups.entry((breaker.name.clone(), breaker.state)) {
+            Entry::Vacant(entry) => drop(entry.insert(breaker)),
+            Entry::Occupied(mut entry) => {
+                let group = entry.get_mut();
+                let accounts = group.accounts + breaker.accounts;
+                if sooner(&breaker, group) {
+                    *group = breaker;
+                }
+                group.accounts = accounts;
+            }
+        }
+    }
+    groups.into_values().collect()
+}
+
+fn sooner(one: &BreakerStatus, other: &BreakerStatus) -> bool {
+    let probe = |breaker: &BreakerStatus| breaker.next_probe_in_seconds.unwrap_or(f64::INFINITY);
+    probe(one) < probe(other)
 }

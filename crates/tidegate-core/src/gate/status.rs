@@ -104,6 +104,8 @@ pub struct BreakerStatus {
     pub cause: String,
     /// Seconds until the next probe, while open.
     pub next_probe_in_seconds: Option<f64>,
+    /// Accounts whose breaker stands so: 1 but in an [`Overview`](super::Overview); 0 where nothing has been sent yet.
+    pub accounts: usize,
 }
 
 /// What is known of one account and model group.
@@ -187,6 +189,7 @@ impl Gate {
                         state: report.state,
                         cause: report.cause.to_string(),
                         next_probe_in_seconds: report.next_probe_at.map(|at| at.since(clock).as_secs_f64()),
+                        accounts: 1,
                     }
                 })
                 .chain(self.held_without_target())
@@ -206,6 +209,7 @@ impl Gate {
             state: state.name(),
             cause: FORCED.to_owned(),
             next_probe_in_seconds: None,
+            accounts: 0,
         })
     }
 
