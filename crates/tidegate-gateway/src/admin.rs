@@ -37,6 +37,9 @@ use crate::told;
 pub(crate) use self::attempts::Attempts;
 pub(crate) use self::open::health;
 
+/// What who shows a token may do, on every answer that it got him: a page offers nobody what it would be refused for.
+const ROLE: HeaderName = HeaderName::from_static("x-tidegate-role");
+
 /// Between whom a request goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends {
@@ -67,10 +70,14 @@ pub(crate) async fn serve(
 ) -> Result<Response<ReplyBody>, Infallible> {
     let stamp = Stamp::for_call(request.headers());
     let file = dashboard::file(request.method(), request.uri().path(), request.headers());
+    let mut role = None;
     let answer = match file {
         Some(file) => Ok(file),
         None => match let_past(shared, ends, request) {
-            Ok((endpoint, ask)) => answer(endpoint, ask).await,
+            Ok((endpoint, ask)) => {
+                role = (!ask.by.is_empty()).then_some(ask.role);
+                answer(endpoint, ask).await
+            }
             Err(own) => Err(own),
         },
     };
@@ -78,6 +85,9 @@ pub(crate) async fn serve(
     if response.status() == StatusCode::UNAUTHORIZED {
         let scheme = HeaderValue::from_static("Bearer realm=\"tidegate admin\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+    }
+    if let Some(role) = role {
+        response.headers_mut().insert(ROLE, HeaderValue::from_static(role.name()));
     }
     secure(response.headers_mut());
     Ok(response)

@@ -36,6 +36,7 @@ async fn viewers_and_operators_may_look_and_nobody_else() {
     for (token, status) in [("viewer", 200), ("operator", 200), ("other", 401), ("", 401)] {
         let reply = ask(&gateway, token, "GET /admin/v1/status", "").await;
         assert_eq!(reply.status(), status, "{token}");
+        assert_eq!(reply.header("x-tidegate-role"), (status == 200).then_some(token), "a role is told to who has it");
         assert_eq!(reply.header("www-authenticate").is_some(), status == 401, "{token}");
     }
 }
