@@ -2,7 +2,8 @@
 
 import { $, count, h, plural, say, toast, words } from "/dashboard/dom.js";
 import { Charts, sums } from "/dashboard/charts.js";
-import { Line, ask, series, token } from "/dashboard/link.js";
+import { Line, ask, role, series, token } from "/dashboard/link.js";
+import { Refused } from "/dashboard/refused.js";
 import * as views from "/dashboard/views.js";
 
 const ROWS = 10;
@@ -12,6 +13,7 @@ const AUDIT_ROWS = 50;
 const KINDS = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap", "retention", "alert", "anomaly", "call"];
 
 const state = { link: "off", why: "", status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
+const refused = new Refused();
 const charts = new Charts({ attempts: $("chart-attempts"), queue: $("chart-queue"), latency: $("chart-latency") });
 
 // ---- the theme
@@ -45,7 +47,7 @@ function redraw() {
     isDue = false;
     drawEvents();
     if (!state.status) return;
-    views.verdict(state.status, state.minute);
+    views.verdict(state.status, state.minute, refused.limits());
     views.tiles(state.status, state.minute);
     views.learned(state.status);
     views.breakers(state.status, state.history, act);
@@ -79,7 +81,8 @@ function drawLimits() {
   const pages = Math.max(1, Math.ceil(inAll / ROWS));
   state.page = Math.min(state.page, pages - 1);
   const from = state.page * ROWS;
-  views.limits(found.slice(from, from + ROWS), act);
+  const refusing = refused.levels();
+  views.limits(found.slice(from, from + ROWS), refusing, act);
   $("limits-pager").hidden = pages < 2;
   say($("limits-page"), `${count(from + 1)} to ${count(Math.min(from + ROWS, inAll))} of ${count(inAll)}`);
   $("limits-before").disabled = state.page === 0;
@@ -89,8 +92,10 @@ function drawLimits() {
     $("limits-empty"),
     search ? `No limit or key has “${search}” in its name.` : "No limit of yours has been used yet. [limit.NAME] in the configuration adds some; those of upstreams are learned, below.",
   );
-  const binding = status.levels_binding;
-  say($("limits-count"), status.levels ? [plural(status.levels, "level", "levels"), binding ? `${count(binding)} ${binding === 1 ? "holds" : "hold"} calls up` : "none holds calls up", search ? `${count(found.length)} found` : ""].filter(Boolean).join(", ") : "");
+  const holding = count(status.levels_binding) + (status.levels_binding === 1 ? " holds calls up" : " hold calls up");
+  const stopping = refusing.size ? `${count(refusing.size)} refused calls lately` : status.levels_binding ? "" : "none holds calls up";
+  const parts = [plural(status.levels, "level", "levels"), status.levels_binding ? holding : "", stopping, search ? `${count(found.length)} found` : ""];
+  say($("limits-count"), status.levels ? parts.filter(Boolean).join(", ") : "");
 }
 
 const fullness = (level) => Math.max(0, ...level.meters.map((one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit))));
@@ -159,6 +164,16 @@ $("events-rows").addEventListener("pointerleave", () => {
   redraw();
 });
 
+/** Of several accounts' breakers that change together one change is told, with how many they were. */
+const TOGETHER_MS = 1000;
+function remember({ target, at, before, after }) {
+  const changes = state.history.get(target) ?? [];
+  const same = changes.find((change) => change.from === before && change.to === after && Math.abs(Date.parse(at) - Date.parse(change.at)) < TOGETHER_MS);
+  if (same) same.accounts += 1;
+  else changes.unshift({ at, from: before, to: after, accounts: 1 });
+  state.history.set(target, changes.slice(0, 8));
+}
+
 function take(event, data) {
   if (event === "status") {
     state.status = data;
@@ -169,11 +184,8 @@ function take(event, data) {
     const text = [data.call, data.tenant, data.user, data.limit, data.target, data.who, views.told(event, data)].filter(Boolean).join(" ").toLowerCase();
     state.events.push({ key: state.sequence++, event, data, text });
     if (state.events.length > EVENTS_KEPT) state.events.splice(0, state.events.length - EVENTS_KEPT);
-    if (event === "state_changed") {
-      const changes = state.history.get(data.target) ?? [];
-      changes.unshift({ at: data.at, from: data.before, to: data.after });
-      state.history.set(data.target, changes.slice(0, 8));
-    }
+    if (event === "state_changed") remember(data);
+    if (event === "refused") refused.take(data);
   }
   redraw();
 }
@@ -352,6 +364,15 @@ const line = new Line(take, drawLink, (error) => {
   token.forget();
   enter(error.status === 401 ? "This token is not known here. Copy the whole of it, without the line break." : `${error.message}.`);
 });
+
+/** A viewer is shown no button that would be refused him. */
+function allow(name) {
+  const isViewer = name === "viewer";
+  for (const id of ["pause", "limits-reset"]) $(id).hidden = isViewer;
+  $("role").hidden = !isViewer;
+  document.documentElement.dataset.role = name;
+}
+role.told = allow;
 
 function enter(why = "") {
   drawLink("off", "");

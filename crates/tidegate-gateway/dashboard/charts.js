@@ -10,30 +10,25 @@ const WINDOW = 8;
 
 /** How the counters stand: sums over all labels but those that matter here. */
 export function sums(text, at) {
-  const sample = { at, calls: 0, refusedCalls: 0, attempts: 0, retries: 0, tooMany: 0, limited: 0, tokens: 0, firstByte: new Map(), overhead: new Map() };
+  const sample = { at, calls: 0, refused: new Map(), attempts: 0, retries: 0, tooMany: 0, firstByte: new Map(), overhead: new Map() };
   for (const line of text.split("\n")) {
     if (!line.startsWith("tidegate_")) continue;
     const value = Number(line.slice(line.lastIndexOf(" ") + 1));
     const name = line.slice(9, line.search(/[{ ]/));
-    if (name === "calls_total") {
-      sample.calls += value;
-      if (line.includes('outcome="refused"')) sample.refusedCalls += value;
-    } else if (name === "attempts_total") sample.attempts += value;
+    if (name === "calls_total") sample.calls += value;
+    else if (name === "refusals_total") add(sample.refused, label(line, "reason"), value);
+    else if (name === "attempts_total") sample.attempts += value;
     else if (name === "retries_total" && line.includes('result="retried"')) sample.retries += value;
     else if (name === "upstream_429_total") sample.tooMany += value;
-    else if (name === "rate_limited_total") sample.limited += value;
-    else if (name === "tokens_total") sample.tokens += value;
-    else if (name === "time_to_first_byte_seconds_bucket") add(sample.firstByte, line, value);
-    else if (name === "overhead_seconds_bucket") add(sample.overhead, line, value);
+    else if (name === "time_to_first_byte_seconds_bucket") add(sample.firstByte, upper(line), value);
+    else if (name === "overhead_seconds_bucket") add(sample.overhead, upper(line), value);
   }
   return sample;
 }
 
-function add(buckets, line, value) {
-  const bound = line.match(/le="([^"]+)"/)?.[1];
-  const upper = bound === "+Inf" ? Infinity : Number(bound);
-  buckets.set(upper, (buckets.get(upper) ?? 0) + value);
-}
+const label = (line, name) => line.match(`[{,]${name}="([^"]*)"`)?.[1] ?? "";
+const upper = (line) => (label(line, "le") === "+Inf" ? Infinity : Number(label(line, "le")));
+const add = (counts, name, value) => counts.set(name, (counts.get(name) ?? 0) + value);
 
 /** As Prometheus' `histogram_quantile` has it, of what came between two samples. `null`: nothing came. */
 export function quantile(share, before, after) {
@@ -154,13 +149,15 @@ export class Charts {
     this.latency.push(sample.at, [of(0.95, "firstByte"), of(0.99, "overhead")]);
     const minute = this.samples.find((one) => one.at >= sample.at - 61) ?? last;
     const since = (name) => Math.max(0, sample[name] - minute[name]);
+    const reasons = [...sample.refused].map(([reason, calls]) => [reason, calls - (minute.refused.get(reason) ?? 0)]).filter(([, calls]) => calls > 0);
     return {
       seconds: sample.at - minute.at,
       calls: since("calls"),
-      refused: since("refusedCalls"),
+      refused: reasons.reduce((sum, [, calls]) => sum + calls, 0),
+      // Those that most were refused for come first.
+      reasons: reasons.sort((one, other) => other[1] - one[1]),
       retries: since("retries"),
       tooMany: since("tooMany"),
-      tokens: since("tokens"),
       firstByte: quantile(0.95, minute.firstByte, sample.firstByte),
       overhead: quantile(0.99, minute.overhead, sample.overhead),
     };

@@ -94,12 +94,21 @@ const DIMENSIONS = {
 export const dimension = (name) => DIMENSIONS[name] ?? name.replaceAll("_", " ");
 export const words = (name) => name.replaceAll("_", " ");
 
+/** `team/acme/tokens_per_minute` taken apart. A key may have slashes of its own, and be empty. */
+export function limitParts(path) {
+  const parts = path.split("/");
+  const last = DIMENSIONS[parts.at(-1)] ? parts.pop() : "";
+  const [name, ...keys] = parts;
+  return { name, key: keys.join("/"), dimension: last };
+}
+
+/** A limit's name as people say it: what upstreams told has none of its own. */
+export const limitName = (name) => (name === "learned" ? "the upstream's limit" : name);
+
 /** `team/acme/tokens_per_minute` as words. */
 export function limitPath(path) {
-  const parts = path.split("/");
-  const last = DIMENSIONS[parts.at(-1)] ? dimension(parts.pop()) : null;
-  const [name, ...keys] = parts;
-  return [name, keys.length ? `of ${keys.join("/")}` : null, last ? `(${last})` : null].filter(Boolean).join(" ");
+  const { name, key, dimension: last } = limitParts(path);
+  return [limitName(name), key ? `of ${key}` : null, last ? `(${dimension(last)})` : null].filter(Boolean).join(" ");
 }
 
 const TONES = { closed: "good", open: "bad", half_open: "warn", forced_open: "bad", forced_closed: "info" };

@@ -18,8 +18,11 @@ export const token = {
   forget: () => sessionStorage.removeItem(KEPT),
 };
 
-function request(method, path, { body, headers, signal } = {}) {
-  return fetch(path, {
+/** What the token allows: `operator` or `viewer`; empty until something has been answered. `told` hears of each change. */
+export const role = { now: "", told: () => {} };
+
+async function request(method, path, { body, headers, signal } = {}) {
+  const response = await fetch(path, {
     method,
     signal,
     cache: "no-store",
@@ -31,6 +34,9 @@ function request(method, path, { body, headers, signal } = {}) {
     },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
+  const now = response.headers.get("x-tidegate-role");
+  if (now && now !== role.now) role.told((role.now = now));
+  return response;
 }
 
 async function refusal(response) {

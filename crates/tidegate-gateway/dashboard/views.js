@@ -1,41 +1,63 @@
 // How what the gateway tells is shown: each function draws one part of the page.
 
-import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
+import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitName, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
 
-/** The first thing that an operator wants to know. */
-export function verdict(status, minute) {
-  const open = status.breakers.filter((breaker) => breaker.state !== "closed" && breaker.state !== "forced_closed");
+const lets = (breaker) => breaker.state === "closed" || breaker.state === "forced_closed";
+const each = (names) => [...new Set(names)];
+const REASONS = {
+  limit: "a limit",
+  too_large: "a limit that is smaller than the call",
+  breaker: "a circuit breaker",
+  queue_full: "the queue, which is full",
+  paused: "a pause",
+  draining: "the end of the process",
+  audit: "the audit trail, which cannot be written",
+};
+
+/** What a limit did within the last minute: whose calls it refused. */
+function refusing({ name, dimension: what, why, whose }) {
+  const limit = `${limitName(name)}${what ? ` (${dimension(what)})` : ""}`;
+  const [[most]] = whose;
+  const those = whose.length > 1 ? `mostly those of ${most}` : `those of ${most}`;
+  return why === "too_large" ? `Calls are larger than ${limit} takes: ${those}.` : `Calls were refused by ${limit}: ${those}.`;
+}
+
+/** The first thing that an operator wants to know: whether anything is held back or refused, whose, and by what. */
+export function verdict(status, minute, refused) {
+  const open = status.breakers.filter((breaker) => !lets(breaker));
   const depth = status.queue.depth;
-  const first = status.waiting[0];
-  const refused = minute?.refused ?? 0;
-  let level = "good";
-  let title = "Nothing is being held back.";
+  const isPaused = status.paused !== null && status.paused !== undefined;
+  const title = [];
   const said = [];
-  if (status.paused !== null && status.paused !== undefined) {
-    level = "bad";
-    title = "Calls are paused by an operator.";
+  if (isPaused) {
+    title.push("Calls are paused by an operator.");
     if (status.paused) said.push(`Reason: ${status.paused}.`);
-  } else if (depth > 0) {
-    level = "warn";
-    const by = first?.limit ? ` by ${limitPath(first.limit)}` : "";
-    title = first ? `Calls are being held back: ${status.waiting_in_all > 1 ? "mostly " : ""}those of ${first.tenant}${by}.` : "Calls are being held back.";
-  } else if (open.length > 0) {
-    level = "bad";
-    title = `Calls are refused: ${open[0].name} is ${words(open[0].state)}.`;
-  } else if (refused > 0) {
-    level = "warn";
-    title = "Nobody waits, but calls were refused within the last minute.";
   }
-  if (depth > 0) said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
-  if (open.length > 0) said.push(`${plural(open.length, "breaker is", "breakers are")} not closed: ${open.slice(0, 3).map((breaker) => breaker.name).join(", ")}.`);
-  if (refused > 0) said.push(`${plural(refused, "call was", "calls were")} refused within the last minute.`);
+  if (depth > 0) {
+    const [first] = status.waiting;
+    const by = first?.limit ? ` by ${limitPath(first.limit)}` : "";
+    title.push(first ? `Calls are being held back: ${status.waiting_in_all > 1 ? "mostly " : ""}those of ${first.tenant}${by}.` : "Calls are being held back.");
+    said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
+  }
+  if (open.length > 0) {
+    title.push(`Calls are refused: ${open[0].name} is ${words(open[0].state)}.`);
+    const names = each(open.map((breaker) => breaker.name));
+    if (names.length > 1) said.push(`${count(names.length)} breakers are not closed: ${names.slice(0, 3).join(", ")}${names.length > 3 ? ", …" : ""}.`);
+  }
+  const [limit, ...others] = refused;
+  if (limit) title.push(refusing(limit));
+  if (others.length) said.push(`Also refused by ${each(others.map(({ name }) => limitName(name))).slice(0, 3).join(", ")}.`);
+  const reasons = minute?.reasons ?? [];
+  if (title.length === 0 && reasons.length) title.push(`Nobody waits, but calls were refused by ${REASONS[reasons[0][0]] ?? words(reasons[0][0])}.`);
+  if (reasons.length) said.push(`Refused within the last minute: ${reasons.map(([reason, calls]) => `${count(calls)} by ${REASONS[reason] ?? words(reason)}`).join(", ")}.`);
+  if (title.length === 0) title.push("Nothing is being held back.");
   if (said.length === 0) {
     const fullest = status.limits.map((one) => [Math.max(0, ...one.meters.map(used)), one]).sort((a, b) => b[0] - a[0])[0];
     if (fullest) said.push(`The fullest limit is ${fullest[1].limit}${fullest[1].key ? ` of ${fullest[1].key}` : ""}, used to ${Math.round(fullest[0] * 100)} %.`);
     else said.push("No limit of yours is configured, or none has been used yet; upstreams' limits are learned.");
   }
-  $("verdict").dataset.level = level;
-  say($("verdict-title"), title);
+  $("verdict").dataset.level = isPaused || open.length ? "bad" : depth || limit || reasons.length ? "warn" : "good";
+  say($("verdict-title"), title.join(" "));
   say($("verdict-text"), said.join(" "));
 }
 
@@ -90,7 +112,7 @@ function lefts(cell, meters) {
   );
 }
 
-export function limits(levels, act) {
+export function limits(levels, refused, act) {
   keyed(
     $("limits-rows"),
     levels,
@@ -113,6 +135,7 @@ export function limits(levels, act) {
     (row, level) => {
       const tags = [];
       if (level.meters.some((one) => one.binds)) tags.push(["holds calls up", "warn"]);
+      if (refused.has(`${level.limit}\n${level.key}`)) tags.push(["refused calls", "warn"]);
       if (level.mode === "shadow") tags.push(["shadow", "info"]);
       if (level.boost) tags.push([`× ${level.boost.factor}, ${about(level.boost.ends_in_seconds)} left`, "info"]);
       const note = row.cells[0].querySelector("small");
@@ -180,9 +203,8 @@ export function breakers(status, history, act) {
   // Those that are not closed come first: of several accounts' the first is the one to see.
   const groups = new Map();
   for (const breaker of status.breakers) {
-    const group = groups.get(breaker.name) ?? { ...breaker, accounts: 0, alike: 0 };
-    group.accounts += 1;
-    if (breaker.state === group.state) group.alike += 1;
+    const group = groups.get(breaker.name) ?? { ...breaker, alike: breaker.accounts, accounts: 0 };
+    group.accounts += breaker.accounts;
     groups.set(breaker.name, group);
   }
   const rows = [...groups.values()];
@@ -216,13 +238,13 @@ export function breakers(status, history, act) {
         row.querySelector(".history"),
         (history.get(breaker.name) ?? []).slice(0, 4),
         (change) => change.at + change.to,
-        (change) => h("li", {}, `${clock(change.at)} ${words(change.from)} → ${words(change.to)}`),
-        () => {},
+        () => h("li"),
+        (line, change) => say(line, `${clock(change.at)} ${words(change.from)} → ${words(change.to)}${change.accounts > 1 ? ` × ${change.accounts}` : ""}`),
       );
     },
   );
   $("breakers-empty").hidden = rows.length > 0;
-  const open = status.breakers.filter((breaker) => breaker.state !== "closed").length;
+  const open = rows.filter((breaker) => breaker.state !== "closed").length;
   const shown = status.breakers_in_all > status.breakers.length ? `${status.breakers.length} of ${count(status.breakers_in_all)}` : "";
   say($("breakers-count"), rows.length ? [open ? `${open} not closed` : "all closed", shown].filter(Boolean).join(", ") : "");
 }
@@ -282,7 +304,7 @@ export function alerts(list) {
 const KIND_TONES = { throttle: "warn", retry: "info", breaker: "bad", override: "info", degradation: "bad", gap: "bad", alert: "bad", anomaly: "bad", learned: "good" };
 export const kindBadge = (kind) => badge(kind, KIND_TONES[kind]);
 
-const REASONS = { breaker: "its circuit breaker is open", queue_full: "too many wait already", paused: "paused by an operator", draining: "the process is about to end" };
+const CAUSES = { breaker: "its circuit breaker is open", queue_full: "too many wait already", paused: "paused by an operator", draining: "the process is about to end" };
 const wait = (micros) => span(micros / 1e6);
 
 /** What an event or a record says, in a line. */
@@ -292,7 +314,7 @@ export function told(event, data) {
   switch (event || data.what) {
     case "refused": {
       const numbers = n.allowed !== undefined ? ` Limit ${count(n.allowed)}, used ${count(n.used)}, asked ${count(n.requested)}.` : "";
-      return `refused: ${by ?? REASONS[data.why] ?? words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
+      return `refused: ${by ?? CAUSES[data.why] ?? words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
     }
     case "granted":
     case "waited":

@@ -23,7 +23,7 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 10] = [
+const FILES: [File; 11] = [
     file!("/", "text/html; charset=utf-8", "index.html"),
     file!("/dashboard/style.css", "text/css; charset=utf-8", "style.css"),
     file!("/dashboard/icon.svg", "image/svg+xml", "icon.svg"),
@@ -31,6 +31,7 @@ const FILES: [File; 10] = [
     file!("/dashboard/charts.js", "text/javascript; charset=utf-8", "charts.js"),
     file!("/dashboard/dom.js", "text/javascript; charset=utf-8", "dom.js"),
     file!("/dashboard/link.js", "text/javascript; charset=utf-8", "link.js"),
+    file!("/dashboard/refused.js", "text/javascript; charset=utf-8", "refused.js"),
     file!("/dashboard/views.js", "text/javascript; charset=utf-8", "views.js"),
     file!("/dashboard/uPlot.js", "text/javascript; charset=utf-8", "uplot/uPlot.iife.min.js"),
     file!("/dashboard/uPlot.css", "text/css; charset=utf-8", "uplot/uPlot.min.css"),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +27,6 @@ CONFIG = """
 [[upstream]]
 name = "openai"
 base_url = "http://127.0.0.1:{port}/v1"
-api_key = "env:UPSTREAM_KEY"
 learn_limits = false
 [limit.team]
 per = ["organization"]
@@ -46,16 +46,15 @@ role = "viewer"
 name = "breaker open"
 when = "breaker_open"
 """
-REPLY = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "gpt-4o",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}],
-        "usage": {"prompt_tokens": 8, "completion_tokens": 12, "total_tokens": 20},
-    }
-).encode()
+
+
+def reply(asked):
+    """What answers a call that uses up all that it asked for."""
+    tokens = asked["max_tokens"]
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}
+    usage = {"prompt_tokens": 8, "completion_tokens": tokens, "total_tokens": 8 + tokens}
+    told = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-4o", "choices": [choice], "usage": usage}
+    return json.dumps(told).encode()
 
 
 class Upstream(http.server.BaseHTTPRequestHandler):
@@ -64,12 +63,12 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        body = reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         self.send_response(200)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(REPLY)))
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(REPLY)
+        self.wfile.write(body)
 
     def log_message(self, *_):
         pass
@@ -86,7 +85,7 @@ class Gateway:
         command = [binary, "serve", "--config", config, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         self.process = subprocess.Popen(
             [*command, "--state-dir", directory / "state"],
-            env={"UPSTREAM_KEY": "simulated", "NO_PROXY": "127.0.0.1"},
+            env={"NO_PROXY": "127.0.0.1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -96,7 +95,7 @@ class Gateway:
         self.admin = re.search(r"admin=(\S+)", ready).group(1)
 
     def call(self, connection=None, tokens=16, user=None, **headers):
-        """One call; its status, and the error's code."""
+        """One call; its status, and the error's code. `authorization` is a caller's own, and makes an account of its own."""
         connection = connection or http.client.HTTPConnection(self.api, timeout=30)
         body = {"model": "gpt-4o", "max_tokens": tokens, "messages": [{"role": "user", "content": "Hello"}]}
         if user:
@@ -187,6 +186,61 @@ def what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway):
     assert page.evaluate("document.activeElement.textContent") == "too-much"
 
 
+def the_first_line_says_whose_calls_a_limit_refuses(tab, gateway):
+    title, row = tab.page.locator("#verdict-title"), tab.page.locator("#limits-rows tr", has_text="ada")
+    expect(title).to_have_text("Calls are larger than each_user (tokens / min) takes: those of ada.")
+    assert gateway.call(tokens=1500, x_tidegate_user="bob") == (200, None)
+    for _ in range(5):
+        assert gateway.call(tokens=1500, x_tidegate_user="bob", x_tidegate_max_wait="0ms") == (429, "rate_limit_exceeded")
+    expect(title).to_have_text("Calls were refused by each_user (tokens / min): those of bob.")
+    expect(tab.page.locator("#verdict-text")).to_contain_text(re.compile(r"\d by a limit, \d by a limit that is smaller than the call"))
+    expect(tab.page.locator("#verdict")).to_have_attribute("data-level", "warn")
+    expect(tab.page.locator("#limits-count")).to_contain_text("2 refused calls lately")
+    expect(row).to_contain_text("refused calls")
+
+
+def a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, gateway):
+    page, title = tab.page, tab.page.locator("#verdict-title")
+    with ThreadPoolExecutor() as callers:
+        waiting = callers.submit(gateway.call, tokens=1500, x_tidegate_user="bob", x_tidegate_id="patient")
+        expect(title).to_contain_text("Calls are being held back: those of anonymous by each_user of bob (tokens / min).")
+        expect(title).to_contain_text("Calls were refused by each_user (tokens / min): those of bob.")
+        expect(page.locator("#queue-rows")).to_contain_text("each_user of bob (tokens / min)")
+        expect(page.locator("#queue-classes")).to_contain_text("normal1")
+        row = page.locator("#limits-rows tr", has_text="bob")
+        expect(row).to_contain_text("holds calls up")
+        page.get_by_label("Call id").fill("patient")
+        page.get_by_role("button", name="Explain").click()
+        expect(page.locator("#why-answer")).to_contain_text("waits")
+        row.get_by_role("button", name="Reset").click()
+        dialog = page.get_by_role("dialog", name="Reset limit each_user")
+        dialog.get_by_label("Reason").fill("bob's deadline")
+        dialog.get_by_role("button", name="Reset").click()
+        assert waiting.result(timeout=30) == (200, None)
+    expect(title).not_to_contain_text("held back")
+    expect(page.locator("#queue-empty")).to_be_visible()
+
+
+def the_charts_draw_what_was_sent(tab, gateway):
+    for name, shown in [("attempts", r"attempts [1-9.]"), ("latency", r"first byte p95 [0-9.]+ (µs|ms|s).*overhead p99 [0-9.]+ (µs|ms|s)")]:
+        plot = tab.page.locator(f"#chart-{name} .plot")
+        with ThreadPoolExecutor() as callers:
+            # Until the chart has it: what was sent between two looks is in one of them.
+            drawn = callers.submit(lambda: [gateway.call(x_tidegate_user=f"guest-{n % 20}") for n in range(400)])
+            expect(plot).to_have_attribute("aria-label", re.compile(shown), timeout=15_000)
+            drawn.result()
+        painted = plot.locator("canvas").evaluate(
+            """(canvas) => {
+              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              const [red, green, blue] = getComputedStyle(document.documentElement).getPropertyValue("--line-1").match(/\\w\\w/g).map((part) => parseInt(part, 16));
+              let pixels = 0;
+              for (let at = 0; at < data.length; at += 4) if (Math.abs(data[at] - red) + Math.abs(data[at + 1] - green) + Math.abs(data[at + 2] - blue) < 24 && data[at + 3] > 200) pixels++;
+              return pixels;
+            }"""
+        )
+        assert painted > 20, f"{name}: {painted} pixels of its first line"
+
+
 def a_name_cannot_reorder_the_text_around_it(tab, gateway):
     assert gateway.call(tokens=5000, user="eve\u202egpj")[0] == 429
     first = tab.page.locator("#events-rows li").first
@@ -204,7 +258,8 @@ def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
     page.keyboard.press("Enter")
     expect(row.locator(".badge")).to_have_text("forced open")
     assert gateway.call() == (503, "circuit_open")
-    expect(page.locator("#verdict-title")).to_contain_text("openai/gpt-4o is forced open")
+    expect(page.locator("#verdict-title")).to_contain_text("Calls are refused: openai/gpt-4o is forced open.")
+    expect(page.locator("#verdict-title")).to_contain_text("Calls were refused by each_user (tokens / min)")
     expect(page.locator("#alerts-rows")).to_contain_text("firing", timeout=15_000)
     row.get_by_role("button", name="Reset").click()
     page.get_by_role("dialog").get_by_role("button", name="Reset").click()
@@ -215,18 +270,50 @@ def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
     expect(page.locator("#audit-rows")).to_contain_text("olga: an upstream's incident")
 
 
+def a_breaker_of_several_accounts_is_one(tab, gateway):
+    page, row = tab.page, tab.page.locator("[data-breaker='openai/gpt-4o']")
+    for caller in range(4):
+        assert gateway.call(authorization=f"Bearer sk-{caller}") == (200, None)
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("5 accounts")
+    expect(page.locator("#breakers-count")).to_have_text("all closed")
+    row.get_by_role("button", name="Hold open").click()
+    page.get_by_role("dialog").get_by_role("button", name="Hold open").click()
+    expect(row.locator(".history li").first).to_contain_text("closed → forced open × 5")
+    expect(page.locator("#breakers-count")).to_have_text("1 not closed")
+    expect(page.locator("#verdict-title")).to_contain_text("Calls are refused: openai/gpt-4o is forced open.")
+    expect(page.locator("#verdict-text")).not_to_contain_text("breakers are not closed")
+    row.get_by_role("button", name="Reset").click()
+    page.get_by_role("dialog").get_by_role("button", name="Reset").click()
+    expect(row.locator(".history li").first).to_contain_text("forced open → closed × 5")
+
+
 def a_viewer_may_look_and_not_touch(browser, gateway):
     tab = Tab(browser, gateway)
     tab.enter(VIEWER)
     tab.is_live()
-    row = tab.page.locator("[data-breaker='openai/gpt-4o']")
-    row.get_by_role("button", name="Hold open").click()
-    tab.page.get_by_role("dialog").get_by_role("button", name="Hold open").click()
-    expect(tab.page.locator("#act-error")).to_contain_text("use an operator's token")
-    assert gateway.call() == (200, None)
-    tab.page.get_by_role("button", name="Cancel").click()
+    page = tab.page
+    expect(page.get_by_text("View only")).to_be_visible()
+    expect(page.locator("[data-breaker='openai/gpt-4o']")).to_be_visible()
+    expect(page.locator("#limits-rows")).to_contain_text("bob")
+    for offered in ["Hold open", "Boost", "Reset", "Pause calls"]:
+        expect(page.get_by_role("button", name=offered)).to_have_count(0)
+    page.get_by_role("button", name="Sign out").click()
+    tab.enter(OPERATOR)
+    expect(page.get_by_role("button", name="Pause calls")).to_be_visible()
+    expect(page.get_by_text("View only")).to_be_hidden()
     assert not tab.complaints, tab.complaints
     tab.context.close()
+
+
+def fits_a_telephone_and_a_wide_screen(tab):
+    page = tab.page
+    for width, height in [(360, 800), (800, 1200), (1920, 1080), (1440, 900)]:
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        wide = page.evaluate("[...document.querySelectorAll('body *')].filter((one) => !one.closest('.scroll, .skip') && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.id || one.className)")
+        assert beyond <= 0 and not wide, f"{width} px: {beyond} px beyond the edge: {wide[:5]}"
 
 
 def says_why_it_is_not_live(browser, gateway):
@@ -252,8 +339,8 @@ def a_thousand_tenants_stay_readable(tab, gateway):
     [one.start() for one in crowd]
     [one.join() for one in crowd]
     page = tab.page
-    expect(page.locator("#limits-count")).to_contain_text(re.compile(r"1,00\d levels"))
-    expect(page.locator("#limits-page")).to_contain_text("1 to 10 of 1,00")
+    expect(page.locator("#limits-count")).to_contain_text(re.compile(r"1,0\d\d levels"))
+    expect(page.locator("#limits-page")).to_contain_text("1 to 10 of 1,0")
     rows = page.locator("#limits-rows tr")
     assert rows.count() == 10
     nodes = page.evaluate("document.querySelectorAll('*').length")
@@ -264,7 +351,7 @@ def a_thousand_tenants_stay_readable(tab, gateway):
     page.get_by_label("Search limits and keys").fill("")
     for _ in range(5):
         page.locator("#limits-after").click()
-    expect(page.locator("#limits-page")).to_contain_text("51 to 60 of 1,00")
+    expect(page.locator("#limits-page")).to_contain_text("51 to 60 of 1,0")
     expect(rows).to_have_count(10)
     for _ in range(5):
         page.locator("#limits-before").click()
@@ -338,14 +425,19 @@ def main(binary, axe):
                 lambda: loads_and_lets_nobody_in_without_the_token(tab),
                 lambda: shows_a_call_that_is_refused_and_says_why(tab, gateway),
                 lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
+                lambda: the_first_line_says_whose_calls_a_limit_refuses(tab, gateway),
+                lambda: a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, gateway),
+                lambda: the_charts_draw_what_was_sent(tab, gateway),
                 lambda: a_name_cannot_reorder_the_text_around_it(tab, gateway),
                 lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
+                lambda: a_breaker_of_several_accounts_is_one(tab, gateway),
                 lambda: a_viewer_may_look_and_not_touch(browser, gateway),
                 lambda: says_why_it_is_not_live(browser, gateway),
                 lambda: a_thousand_tenants_stay_readable(tab, gateway),
                 lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
                 lambda: a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway),
                 lambda: everything_is_reached_by_keyboard(tab),
+                lambda: fits_a_telephone_and_a_wide_screen(tab),
                 lambda: tab.accessible(axe, "light"),
                 lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),
             ]:
