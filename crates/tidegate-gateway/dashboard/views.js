@@ -14,11 +14,16 @@ const REASONS = {
   audit: "the audit trail, which cannot be written",
 };
 
+/** Of `calls` those of `most`, who has `share` of them, beside so many others. */
+function whoseCalls(most, share, calls, others) {
+  if (others === 0) return `those of ${most}`;
+  return share * 2 > calls ? `mostly those of ${most}` : `those of ${most} and ${plural(others, "other", "others")}`;
+}
+
 /** What a limit did within the last minute: whose calls it refused. */
-function refusing({ name, dimension: what, why, whose }) {
+function refusing({ name, dimension: what, why, calls, whose }) {
   const limit = `${limitName(name)}${what ? ` (${dimension(what)})` : ""}`;
-  const [[most]] = whose;
-  const those = whose.length > 1 ? `mostly those of ${most}` : `those of ${most}`;
+  const those = whoseCalls(whose[0][0], whose[0][1], calls, whose.length - 1);
   return why === "too_large" ? `Calls are larger than ${limit} takes: ${those}.` : `Calls were refused by ${limit}: ${those}.`;
 }
 
@@ -36,7 +41,7 @@ export function verdict(status, minute, refused) {
   if (depth > 0) {
     const [first] = status.waiting;
     const by = first?.limit ? ` by ${limitPath(first.limit)}` : "";
-    title.push(first ? `Calls are being held back: ${status.waiting_in_all > 1 ? "mostly " : ""}those of ${first.tenant}${by}.` : "Calls are being held back.");
+    title.push(first ? `Calls are being held back: ${whoseCalls(first.tenant, first.calls, depth, each(status.waiting.map(({ tenant }) => tenant)).length - 1)}${by}.` : "Calls are being held back.");
     said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
   }
   if (open.length > 0) {
