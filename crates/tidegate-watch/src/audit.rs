@@ -6,8 +6,10 @@
 
 mod chain;
 mod export;
+mod fault;
 mod feed;
 mod head;
+mod layout;
 mod pseudonyms;
 mod read;
 mod record;
@@ -19,6 +21,7 @@ mod writer;
 
 pub use chain::{Hash, Head};
 pub use export::CSV_HEADER;
+pub use fault::Fault;
 pub use feed::Feed;
 pub use pseudonyms::Pseudonyms;
 pub use read::{Entry, Filter, PAGE, Place, Reader};
@@ -26,4 +29,4 @@ pub use record::{Kind, Record, UnknownKind};
 pub use store::StoreError;
 pub use time::{NotATime, since};
 pub use trail::{Trail, TrailDown, TrailOptions, TrailStatus};
-pub use verify::{Fault, Verified};
+pub use verify::Verified;

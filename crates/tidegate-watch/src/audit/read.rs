@@ -8,8 +8,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::chain::{Hash, Head};
+use super::layout::{APPLICATION_ID, LAYOUT, marks};
 use super::record::{Kind, Record};
-use super::store::{APPLICATION_ID, LAYOUT, StoreError, last, marks, number, stored};
+use super::store::{StoreError, last, number, stored};
 
 /// How many records a page has at most.
 pub const PAGE: usize = 1000;
