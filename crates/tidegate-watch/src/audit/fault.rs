@@ -4,8 +4,37 @@ use std::fmt;
 
 /// Something that is not as it was written.
 #[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// A table or an index is not there.
+    LayoutMissing {
+        /// Which.
+        what: String,
+    },
+    /// A table or an index is another one than is made here, and may hide records.
+    LayoutChanged {
+        /// Which.
+        what: String,
+    },
+    /// There is something in the database that is not made here: a trigger or a view, say.
+    LayoutAdded {
+        /// What.
+        what: String,
+    },
+    /// An index does not agree with the records, or a page with another: records may be hidden.
+    Disagreement {
+        /// What SQLite says of it.
+        found: String,
+    },
+    /// Records cannot be read, as pages are damaged or cut off.
+    Unreadable {
+        /// From this one on …
+        first: u64,
+        /// … to this one, which the head beside the database tells of. `None`: nobody can tell.
+        last: Option<u64>,
+        /// What SQLite says of it.
+        why: String,
+    },
     /// Records are not there.
     Missing {
         /// From this one on …
@@ -51,6 +80,18 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::LayoutMissing { what } => write!(f, "{what} is missing from the database"),
+            Self::LayoutChanged { what } => {
+                write!(f, "{what} is not the one that tidegate makes: it may hide records from who looks for them")
+            }
+            Self::LayoutAdded { what } => write!(f, "{what} was put into the database"),
+            Self::Disagreement { found } => {
+                write!(f, "the database contradicts itself, and may hide records from who looks for them: {found}")
+            }
+            Self::Unreadable { first, last: Some(last), why } => {
+                write!(f, "records {first} to {last} cannot be read: {why}")
+            }
+            Self::Unreadable { first, last: None, why } => write!(f, "no record from {first} on can be read: {why}"),
             Self::Missing { first, last } if first == last => write!(f, "record {first} is missing"),
             Self::Missing { first, last } => write!(f, "records {first} to {last} are missing"),
             Self::Altered { sequence } => {

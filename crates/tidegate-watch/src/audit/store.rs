@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 
 use super::chain::{Hash, Head};
 use super::head::{self, Vouched};
-use super::layout::is_ready;
+use super::layout::{is_ready, text};
 use super::record::{Kind, Record};
 
 /// How long a commit waits for somebody else's lock. Readers lock nothing.
@@ -268,11 +268,10 @@ pub(super) fn hash_at(connection: &Connection, sequence: u64) -> rusqlite::Resul
 
 /// The last record that was removed as it had had its time, as the trail itself tells.
 pub(super) fn anchor(connection: &Connection) -> rusqlite::Result<Option<Head>> {
-    let text = connection
-        .query_row("SELECT record FROM records WHERE kind = 'retention' ORDER BY sequence DESC LIMIT 1", [], |row| {
-            row.get::<_, String>(0)
-        })
-        .optional()?;
+    // The last condition word for word as the index has it: else every record would be looked at where none has been removed yet.
+    let newest = "SELECT record FROM records WHERE kind = 'retention' AND kind NOT IN ('throttle', 'retry', 'call')
+        ORDER BY sequence DESC LIMIT 1";
+    let text = connection.query_row(newest, [], |row| text(row, 0)).optional()?;
     let record = text.and_then(|text| Record::from_text(&text).ok());
     Ok(record.and_then(|record| {
         Some(Head { sequence: *record.numbers.get("through")?, hash: record.anchor?.parse().ok()? })

@@ -1,4 +1,5 @@
-//! Decides whether the trail is what was written: which records were edited, removed, put elsewhere or cut off.
+//! Decides whether the trail is what was written: which records were edited, removed, put elsewhere, cut off, or hidden from who looks
+//! for them.
 //!
 //! Who can write both the database and the head beside it can write another chain that holds together. An end of the chain that was
 //! noted elsewhere ([`Verified::end`]) tells the one from the other.
@@ -6,10 +7,12 @@
 use std::io;
 
 use rusqlite::Row;
+use rusqlite::types::ValueRef;
 
 use super::chain::{Hash, Head};
 use super::fault::Fault;
 use super::head::{self, Vouched};
+use super::layout;
 use super::read::{PAGE, Reader};
 use super::record::{Kind, Record};
 use super::store::{StoreError, anchor, hash_at, number, stored};
@@ -32,7 +35,7 @@ pub struct Verified {
     pub uncovered: u64,
     /// How many could not be kept when they came, as the trail itself tells.
     pub lost: u64,
-    /// What is wrong, in the order of the records; what concerns the end last. The first thousand.
+    /// What is wrong: with the database as a whole, then in the order of the records; what concerns the end last. The first thousand.
     pub faults: Vec<Fault>,
     /// How many faults there are.
     pub fault_count: u64,
@@ -48,32 +51,44 @@ impl Reader {
         let told = self.told_head()?;
         let failed = |source| self.failed(source);
         let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
-        let anchor = anchor(&snapshot).map_err(failed)?.unwrap_or(Head::ORIGIN);
+        let told_anchor = match told {
+            Told::Head(Vouched { anchor, .. }) => anchor,
+            _ => None,
+        };
+        let anchor = readable(anchor(&snapshot)).map_err(failed)?.unwrap_or(told_anchor).unwrap_or(Head::ORIGIN);
         let mut walk = Walk::new(anchor);
-        let strays = self.rows_up_to(anchor.sequence).map_err(failed)?;
-        strays.into_iter().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
+        layout::changes(&snapshot).map_err(failed)?.into_iter().for_each(|fault| walk.fault(fault));
+        layout::disagreements(&snapshot).map_err(failed)?.into_iter().for_each(|fault| walk.fault(fault));
+        let strays = readable(self.rows_up_to(anchor.sequence)).map_err(failed)?;
+        strays.into_iter().flatten().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
         if let Told::Head(told) = told
             && !told.allows(anchor)
         {
             let before = told.anchor.map_or(0, |own| own.sequence);
             walk.fault(Fault::Missing { first: before + 1, last: anchor.sequence });
         }
-        loop {
-            let rows = self.rows_after(walk.sequence).map_err(failed)?;
-            let is_last = rows.len() < PAGE;
-            rows.into_iter().for_each(|row| walk.step(row));
-            if is_last {
-                break;
+        let unread = loop {
+            let mut rows = 0;
+            let read = self.rows_after(walk.sequence, |row| {
+                rows += 1;
+                walk.step(row);
+            });
+            match read {
+                Err(error) if layout::is_damage(&error) => break Some(error.to_string()),
+                read => read.map_err(failed)?,
             }
-        }
+            if rows < PAGE {
+                break None;
+            }
+        };
         walk.judge();
         let vouched = match told {
             Told::Head(Vouched { head, .. }) if head.sequence <= walk.sequence => {
-                hash_at(&snapshot, head.sequence).map_err(failed)?.filter(|hash| *hash != head.hash)
+                readable(hash_at(&snapshot, head.sequence)).map_err(failed)?.flatten().filter(|hash| *hash != head.hash)
             }
             _ => None,
         };
-        Ok(walk.end(told, vouched.is_some()))
+        Ok(walk.end(told, vouched.is_some(), unread))
     }
 
     fn told_head(&self) -> Result<Told, StoreError> {
@@ -93,11 +108,20 @@ impl Reader {
         statement.query_map([stored(sequence)], |row| row.get(0))?.collect()
     }
 
-    fn rows_after(&self, sequence: u64) -> rusqlite::Result<Vec<Stored>> {
+    /// A page of records, one after the other, as far as they can be read.
+    fn rows_after(&self, sequence: u64, mut step: impl FnMut(Stored)) -> rusqlite::Result<()> {
         let mut statement = self.connection.prepare_cached(&format!(
-            "SELECT sequence, record, hash, at, kind, user, call FROM records WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
+            "SELECT sequence, record, hash, at, kind, user, call FROM records NOT INDEXED WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
         ))?;
-        statement.query_map([stored(sequence)], Stored::read)?.collect()
+        statement.query_map([stored(sequence)], Stored::read)?.try_for_each(|row| row.map(&mut step))
+    }
+}
+
+/// `None` where the database is damaged, which its own check tells of.
+fn readable<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match read {
+        Err(error) if layout::is_damage(&error) => Ok(None),
+        read => read.map(Some),
     }
 }
 
@@ -120,11 +144,17 @@ struct Stored {
 
 impl Stored {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let text: String = row.get(1)?;
-        let (at, kind) = (row.get::<_, i64>(3)?, row.get::<_, String>(4)?);
-        let (user, call) = (row.get::<_, Option<String>>(5)?, row.get::<_, Option<String>>(6)?);
+        let text = layout::text(row, 1)?;
+        let (at, kind) = (row.get_ref(3)?.as_i64().ok(), layout::text(row, 4)?);
+        let label = |column| {
+            Ok::<_, rusqlite::Error>(match row.get_ref(column)? {
+                ValueRef::Null => None,
+                _ => Some(layout::text(row, column)?),
+            })
+        };
+        let (user, call) = (label(5)?, label(6)?);
         let is_filed_so = |record: &Record| {
-            (stored(record.at), record.kind.name()) == (at, kind.as_str())
+            (Some(stored(record.at)), record.kind.name()) == (at, kind.as_str())
                 && (record.user.as_deref(), record.call.as_deref()) == (user.as_deref(), call.as_deref())
         };
         let record = Record::from_text(&text).ok().filter(is_filed_so);
@@ -218,8 +248,18 @@ impl Walk {
         }
     }
 
-    fn end(mut self, told: Told, is_elsewhere: bool) -> Verified {
+    /// `unread`: why there is no reading on from here.
+    fn end(mut self, told: Told, is_elsewhere: bool, unread: Option<String>) -> Verified {
+        let is_readable = unread.is_none();
+        if let Some(why) = unread {
+            let last = match told {
+                Told::Head(Vouched { head, .. }) => Some(head.sequence).filter(|last| *last > self.sequence),
+                _ => None,
+            };
+            self.fault(Fault::Unreadable { first: self.sequence + 1, last, why });
+        }
         match told {
+            Told::Head(Vouched { head, .. }) if !is_readable && head.sequence > self.sequence => {}
             Told::Head(Vouched { head, .. }) if head.sequence > self.sequence => {
                 self.fault(Fault::Missing { first: self.sequence + 1, last: head.sequence });
             }

@@ -72,7 +72,7 @@ fn what_was_put_among_the_records_that_had_their_time_is_found_and_stays() {
     let put = "INSERT INTO records SELECT 7, 0, kind, user, call, record, hash FROM records WHERE sequence = 12";
     connection.execute_batch(put).unwrap();
     let stray = Fault::Stray { sequence: 7, after: 10 };
-    assert_eq!(place.reader().verify().unwrap().faults, [stray]);
+    assert_eq!(place.reader().verify().unwrap().faults, std::slice::from_ref(&stray));
     drop(start(&place));
     assert_eq!(place.reader().verify().unwrap().faults, [stray]);
 }
@@ -134,7 +134,7 @@ fn a_removal_that_only_the_database_tells_of_is_found_and_stays_so() {
         )
         .unwrap();
     let missing = Fault::Missing { first: 1, last: 7 };
-    assert_eq!(place.reader().verify().unwrap().faults, [missing]);
+    assert_eq!(place.reader().verify().unwrap().faults, std::slice::from_ref(&missing));
     let trail = place.trail();
     trail.append(refusal(20));
     trail.flush().unwrap();
