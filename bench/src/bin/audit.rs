@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidegate_watch::audit::{Kind, Reader, Record, Trail, TrailOptions};
+use tidegate_watch::audit::{self, Kind, Record, Trail, TrailOptions};
 
 /// How often records come: as many at once as have become due.
 const TICK: Duration = Duration::from_millis(1);
@@ -60,7 +60,7 @@ fn run(path: &Path, lasting: Duration, rate: Option<u64>) -> Result<(), Box<dyn 
         per_record(bytes as f64),
     );
     let verifying = Instant::now();
-    let verified = Reader::open(path)?.verify()?;
+    let verified = audit::verify(path)?;
     println!(
         "  verified: {} records, {} faults, {:.0} records/s",
         verified.records,

@@ -2,7 +2,7 @@
 //!
 //! [`Trail`] writes: off the request path, many records to one commit. [`Reader`] reads while it does. Each record's hash covers the
 //! one before it, and the chain's end is kept in a file beside the database: what was edited, removed, reordered or cut off is found
-//! by [`Reader::verify`]. Prompts, completions and credentials never get here.
+//! by [`verify`]. Prompts, completions and credentials never get here.
 
 mod chain;
 mod export;
@@ -29,4 +29,4 @@ pub use record::{Kind, Record, UnknownKind};
 pub use store::StoreError;
 pub use time::{NotATime, since};
 pub use trail::{Trail, TrailDown, TrailOptions, TrailStatus};
-pub use verify::Verified;
+pub use verify::{Verified, verify};

@@ -6,6 +6,13 @@ use std::fmt;
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// The database is not there any more, or is another one.
+    DatabaseGone {
+        /// What is in its place.
+        found: &'static str,
+        /// How many records the head beside it tells of. `None`: that cannot be read.
+        told: Option<u64>,
+    },
     /// A table or an index is not there.
     LayoutMissing {
         /// Which.
@@ -80,6 +87,10 @@ pub enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::DatabaseGone { found, told: Some(told) } => {
+                write!(f, "{found}; the head beside it tells of {told} records")
+            }
+            Self::DatabaseGone { found, told: None } => f.write_str(found),
             Self::LayoutMissing { what } => write!(f, "{what} is missing from the database"),
             Self::LayoutChanged { what } => {
                 write!(f, "{what} is not the one that tidegate makes: it may hide records from who looks for them")

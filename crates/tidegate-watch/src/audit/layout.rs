@@ -39,7 +39,7 @@ const FORMER: [(&str, &str); 2] = [
     ("by_user", "CREATE INDEX by_user ON records (user, at) WHERE user IS NOT NULL"),
 ];
 /// No more is told of what does not agree within the database.
-const DISAGREEMENTS_MAX: u32 = 100;
+const DISAGREEMENTS_MAX: u32 = 20;
 
 /// Makes the layout in an empty database. False: this is no database of ours.
 pub(super) fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
@@ -90,9 +90,13 @@ pub(super) fn disagreements(connection: &Connection) -> rusqlite::Result<Vec<Fau
         told => told?,
     };
     let lines = told.iter().flat_map(|text| text.lines()).filter(|line| *line != "ok" && !line.starts_with("*** "));
+    Ok(lines.map(disagreement).collect())
+}
+
+/// What SQLite says of it.
+pub(super) fn disagreement(said: &str) -> Fault {
     // There may be names in it that somebody else chose.
-    let shown = |line: &str| line.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?");
-    Ok(lines.map(|line| Fault::Disagreement { found: shown(line) }).collect())
+    Fault::Disagreement { found: said.replace(|c: char| !c.is_ascii_graphic() && c != ' ', "?") }
 }
 
 /// Whether it says that the file is not what SQLite has written.

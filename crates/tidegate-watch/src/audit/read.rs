@@ -53,8 +53,8 @@ pub struct Place {
 /// Reads the trail.
 #[derive(Debug)]
 pub struct Reader {
-    pub(super) connection: Connection,
-    pub(super) path: PathBuf,
+    connection: Connection,
+    path: PathBuf,
 }
 
 impl Reader {
@@ -147,7 +147,7 @@ impl Reader {
         rows.into_iter().map(entry).collect()
     }
 
-    pub(super) fn failed(&self, source: rusqlite::Error) -> StoreError {
+    fn failed(&self, source: rusqlite::Error) -> StoreError {
         StoreError::Database { path: self.path.clone(), source }
     }
 }
@@ -194,7 +194,7 @@ fn terms(filter: &Filter) -> Vec<Term> {
     terms
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(LOCK_PATIENCE)?;

@@ -4,16 +4,17 @@
 //! Who can write both the database and the head beside it can write another chain that holds together. An end of the chain that was
 //! noted elsewhere ([`Verified::end`]) tells the one from the other.
 
-use std::io;
+use std::path::Path;
+use std::{fs, io};
 
-use rusqlite::Row;
 use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, Row, ffi};
 
 use super::chain::{Hash, Head};
 use super::fault::Fault;
 use super::head::{self, Vouched};
-use super::layout;
-use super::read::{PAGE, Reader};
+use super::layout::{self, APPLICATION_ID, LAYOUT, marks};
+use super::read::{PAGE, connect};
 use super::record::{Kind, Record};
 use super::store::{StoreError, anchor, hash_at, number, stored};
 
@@ -41,26 +42,124 @@ pub struct Verified {
     pub fault_count: u64,
 }
 
-impl Reader {
-    /// Follows the chain from its first record to its end, as they stand at one instant.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn verify(&self) -> Result<Verified, StoreError> {
-        // Before the database: of a trail that is written meanwhile the head is then the older one.
-        let told = self.told_head()?;
-        let failed = |source| self.failed(source);
-        let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
-        let told_anchor = match told {
-            Told::Head(Vouched { anchor, .. }) => anchor,
-            _ => None,
+/// What is said where there is no database to look into.
+const NOT_THERE: &str = "the database is not there";
+const EMPTIED: &str = "the database is empty: it was cut off";
+const REPLACED: &str = "the database is no audit trail: it was replaced, or its beginning was overwritten";
+
+/// Follows the chain of the trail at `path` from its first record to its end, as they stand at one instant.
+///
+/// Where only the head is left of a trail, that is a fault like others. Reads the whole database.
+///
+/// # Errors
+/// If there is no trail, or it cannot be read.
+pub fn verify(path: &Path) -> Result<Verified, StoreError> {
+    // Before the database: of a trail that is written meanwhile the head is then the older one.
+    let told = told_head(path)?;
+    match open(path)? {
+        Opened::Trail(trail) => trail.verify(told).map_err(|source| database_error(path, source)),
+        Opened::None(found) if matches!(told, Told::Absent) => Err(match found {
+            NOT_THERE => StoreError::Absent { path: path.to_owned() },
+            _ => StoreError::Foreign { path: path.to_owned() },
+        }),
+        Opened::None(found) => {
+            let anchor = told.anchor().unwrap_or(Head::ORIGIN);
+            let mut walk = Walk::new(anchor);
+            let records = match told {
+                Told::Head(Vouched { head, .. }) => Some(head.sequence.saturating_sub(anchor.sequence)),
+                _ => None,
+            };
+            walk.fault(Fault::DatabaseGone { found, told: records });
+            Ok(walk.end(told, false, None))
+        }
+    }
+}
+
+enum Opened {
+    Trail(Examined),
+    /// There is something else in its place.
+    None(&'static str),
+}
+
+/// A database that is a trail, or was one.
+struct Examined {
+    connection: Connection,
+    faults: Vec<Fault>,
+}
+
+fn open(path: &Path) -> Result<Opened, StoreError> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Opened::None(NOT_THERE)),
+        Err(source) => return Err(StoreError::File { path: path.to_owned(), source }),
+        // SQLite would remove the log beside it.
+        Ok(file) if file.len() == 0 => return Ok(Opened::None(EMPTIED)),
+        Ok(_) => {}
+    }
+    let connection = connect(path).map_err(|source| database_error(path, source))?;
+    let mut faults = Vec::new();
+    let probe = || {
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        marks(&connection)
+    };
+    let found = match probe() {
+        Err(error) if layout::is_damage(&error) => {
+            faults.push(layout::disagreement(&error.to_string()));
+            // What can be read of it nevertheless.
+            connection
+                .pragma_update(None, "writable_schema", true)
+                .and_then(|()| readable(marks(&connection)))
+                .map_err(|source| database_error(path, source))?
+        }
+        found => Some(found.map_err(|source| database_error(path, source))?),
+    };
+    match found {
+        Some((APPLICATION_ID, LAYOUT)) => Ok(Opened::Trail(Examined { connection, faults })),
+        Some((APPLICATION_ID, _)) => Err(StoreError::Foreign { path: path.to_owned() }),
+        _ => Ok(Opened::None(REPLACED)),
+    }
+}
+
+fn database_error(path: &Path, source: rusqlite::Error) -> StoreError {
+    StoreError::Database { path: path.to_owned(), source }
+}
+
+fn told_head(path: &Path) -> Result<Told, StoreError> {
+    let path = head::path_for(path);
+    match head::read(&path) {
+        Ok(Some(vouched)) => Ok(Told::Head(vouched)),
+        Ok(None) => Ok(Told::Absent),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
+        Err(source) => Err(StoreError::File { path, source }),
+    }
+}
+
+impl Examined {
+    fn verify(self, told: Told) -> rusqlite::Result<Verified> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let changes = match layout::changes(&snapshot) {
+            // Not even what there is can be read; why is told already, or by what follows.
+            Err(error) if layout::is_damage(&error) => Vec::new(),
+            changes => changes?,
         };
-        let anchor = readable(anchor(&snapshot)).map_err(failed)?.unwrap_or(told_anchor).unwrap_or(Head::ORIGIN);
+        let disagreements = layout::disagreements(&snapshot)?;
+        // Where it is damaged or another database than is written here, whatever cannot be read is for that reason.
+        let is_other = !self.faults.is_empty() || !changes.is_empty();
+        let is_unreadable = |error: &rusqlite::Error| {
+            let is_of_layout = matches!(error.sqlite_error_code(), None | Some(ErrorCode::Unknown));
+            layout::is_damage(error) || (is_other && is_of_layout)
+        };
+        let anchor = match anchor(&snapshot) {
+            Err(error) if is_unreadable(&error) => told.anchor(),
+            anchor => anchor?,
+        };
+        let anchor = anchor.unwrap_or(Head::ORIGIN);
         let mut walk = Walk::new(anchor);
-        layout::changes(&snapshot).map_err(failed)?.into_iter().for_each(|fault| walk.fault(fault));
-        layout::disagreements(&snapshot).map_err(failed)?.into_iter().for_each(|fault| walk.fault(fault));
-        let strays = readable(self.rows_up_to(anchor.sequence)).map_err(failed)?;
-        strays.into_iter().flatten().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
+        self.faults.iter().cloned().chain(changes).chain(disagreements).for_each(|fault| walk.fault(fault));
+        let strays = match self.rows_up_to(anchor.sequence) {
+            Err(error) if is_unreadable(&error) => Vec::new(),
+            strays => strays?,
+        };
+        strays.into_iter().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
         if let Told::Head(told) = told
             && !told.allows(anchor)
         {
@@ -74,31 +173,24 @@ impl Reader {
                 walk.step(row);
             });
             match read {
-                Err(error) if layout::is_damage(&error) => break Some(error.to_string()),
-                read => read.map_err(failed)?,
+                Err(error) if is_unreadable(&error) => break Some(error.to_string()),
+                read => read?,
             }
             if rows < PAGE {
                 break None;
             }
         };
         walk.judge();
-        let vouched = match told {
+        let is_elsewhere = match told {
             Told::Head(Vouched { head, .. }) if head.sequence <= walk.sequence => {
-                readable(hash_at(&snapshot, head.sequence)).map_err(failed)?.flatten().filter(|hash| *hash != head.hash)
+                match hash_at(&snapshot, head.sequence) {
+                    Err(error) if is_unreadable(&error) => false,
+                    hash => hash?.is_some_and(|hash| hash != head.hash),
+                }
             }
-            _ => None,
+            _ => false,
         };
-        Ok(walk.end(told, vouched.is_some(), unread))
-    }
-
-    fn told_head(&self) -> Result<Told, StoreError> {
-        let path = head::path_for(&self.path);
-        match head::read(&path) {
-            Ok(Some(vouched)) => Ok(Told::Head(vouched)),
-            Ok(None) => Ok(Told::Absent),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
-            Err(source) => Err(StoreError::File { path, source }),
-        }
+        Ok(walk.end(told, is_elsewhere, unread))
     }
 
     /// What no walk along the chain comes to.
@@ -113,7 +205,19 @@ impl Reader {
         let mut statement = self.connection.prepare_cached(&format!(
             "SELECT sequence, record, hash, at, kind, user, call FROM records NOT INDEXED WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
         ))?;
-        statement.query_map([stored(sequence)], Stored::read)?.try_for_each(|row| row.map(&mut step))
+        let mut last = sequence;
+        for row in statement.query_map([stored(sequence)], Stored::read)? {
+            let row = row?;
+            if row.sequence <= last {
+                // No walk through such a tree would come to an end.
+                let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
+                let why = "records stand in another order than their numbers";
+                return Err(rusqlite::Error::SqliteFailure(error, Some(why.to_owned())));
+            }
+            last = row.sequence;
+            step(row);
+        }
+        Ok(())
     }
 }
 
@@ -131,6 +235,15 @@ enum Told {
     Head(Vouched),
     Absent,
     Unreadable,
+}
+
+impl Told {
+    const fn anchor(&self) -> Option<Head> {
+        match self {
+            Self::Head(Vouched { anchor, .. }) => *anchor,
+            _ => None,
+        }
+    }
 }
 
 /// A record as it lies in the database.
@@ -266,7 +379,7 @@ impl Walk {
             Told::Head(Vouched { head, .. }) if is_elsewhere => {
                 self.fault(Fault::HeadElsewhere { sequence: head.sequence })
             }
-            Told::Head(Vouched { head, .. }) => self.found.uncovered = self.sequence - head.sequence,
+            Told::Head(Vouched { head, .. }) => self.found.uncovered = self.sequence.saturating_sub(head.sequence),
             Told::Absent if self.sequence == 0 => {}
             Told::Absent => self.fault(Fault::HeadAbsent),
             Told::Unreadable => self.fault(Fault::HeadUnreadable),

@@ -29,7 +29,7 @@ fn rewrite(place: &Place, change: &str, then: &str) {
 }
 
 fn faults(place: &Place) -> Vec<Fault> {
-    place.reader().verify().unwrap().faults
+    place.verify().faults
 }
 
 /// How many of these records are found by their call.
@@ -142,6 +142,16 @@ fn an_index_that_is_read_from_elsewhere_is_found() {
     rewrite(&place, &change, "");
     assert_eq!(found(&place, 0..10), 0);
     assert!(faults(&place).iter().any(|fault| matches!(fault, Fault::Disagreement { .. })), "{:?}", faults(&place));
+
+    // From where another one is: SQLite reads nothing of it any more.
+    let place = eleven();
+    let root = "(SELECT rootpage FROM sqlite_schema WHERE name = 'by_time')";
+    tamper(
+        &place,
+        &format!("PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = {root} WHERE name = 'by_call'"),
+    );
+    let told = faults(&place)[0].to_string();
+    assert!(told.contains("malformed database schema (by_call)"), "{told}");
 }
 
 #[test]
@@ -170,7 +180,7 @@ fn records_that_cannot_be_read_are_told_with_those_that_can() {
     let mut file = OpenOptions::new().write(true).open(place.path()).unwrap();
     file.seek(SeekFrom::Start((page - 1) * 4096)).unwrap();
     file.write_all(&[0xff; 4096]).unwrap();
-    let verified = place.reader().verify().unwrap();
+    let verified = place.verify();
     let Some(Fault::Unreadable { first, last: Some(5000), .. }) = verified.faults.last() else {
         panic!("{:?}", verified.faults);
     };

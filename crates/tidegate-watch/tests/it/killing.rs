@@ -87,7 +87,7 @@ fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
         }
         drop(writer);
 
-        let verified = place.reader().verify().unwrap();
+        let verified = place.verify();
         assert_eq!(verified.faults, []);
         assert!(verified.uncovered <= 4000, "more than one commit: {}", verified.uncovered);
         let of_this_run: Vec<u64> = place.entries()[records..].iter().filter_map(number).collect();
@@ -113,7 +113,7 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     // Enough that records find no room.
     (0..30).for_each(|_| said.push(writer.next()));
     assert!(said[said.len() - 30..].iter().all(|(is_done, _)| !is_done));
-    assert_eq!(place.reader().verify().unwrap().faults, [], "also while it is full");
+    assert_eq!(place.verify().faults, [], "also while it is full");
 
     let pid = writer.child.id().to_string();
     assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status().unwrap().success());
@@ -123,7 +123,7 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     said.push(writer.next());
     drop(writer);
 
-    let verified = place.reader().verify().unwrap();
+    let verified = place.verify();
     assert_eq!(verified.faults, []);
     assert!(verified.lost > 0);
     let entries = place.entries();
