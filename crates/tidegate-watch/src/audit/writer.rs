@@ -1,4 +1,4 @@
-//! Decides when what was handed over goes to disk: many records in one commit, none later than a few hundredths of a second.
+//! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
 //! commit that succeeds has a record of how many.
@@ -17,8 +17,9 @@ use super::trail::{State, TrailDown, TrailOptions};
 const BATCH: usize = 1000;
 /// One commit has no more: it must not take long either.
 const BATCH_MAX: usize = 4000;
-/// The first of a commit waits no longer for others.
-const GATHER_FOR: Duration = Duration::from_millis(50);
+/// Commits begin no sooner one after the other. What `kill -9` loses is what came meanwhile, and during a commit: longer would lose more,
+/// shorter would sync more often.
+const PACE: Duration = Duration::from_millis(5);
 /// How often a file that could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How often records are looked for that have had their time.
@@ -68,6 +69,8 @@ pub(super) struct Writer {
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
     next_sweep: Instant,
+    /// When one may begin that nobody waits for.
+    next_commit: Instant,
 }
 
 impl Writer {
@@ -81,6 +84,7 @@ impl Writer {
             awaited: Vec::new(),
             unsure: None,
             next_sweep: Instant::now(),
+            next_commit: Instant::now(),
         }
     }
 
@@ -101,14 +105,13 @@ impl Writer {
     /// Takes what there is for one commit. True: there will be nothing more.
     fn gather(&mut self) -> bool {
         let is_down = self.store.is_none();
-        let patience = if is_down {
-            RETRY_EVERY
+        let mut until = if is_down {
+            Instant::now() + RETRY_EVERY
         } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
-            self.next_sweep.saturating_duration_since(Instant::now())
+            self.next_sweep
         } else {
-            GATHER_FOR
+            self.next_commit
         };
-        let mut until = Instant::now() + patience;
         loop {
             // Enough for a commit: what is there already comes along, nothing is waited for.
             let is_enough = !self.awaited.is_empty() || (!is_down && self.pending.len() >= BATCH);
@@ -124,7 +127,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
             if self.pending.len() == 1 && !is_down {
-                until = Instant::now() + GATHER_FOR;
+                until = self.next_commit;
             }
         }
     }
@@ -174,6 +177,9 @@ impl Writer {
         }
         let untold = self.state.untold.load(Relaxed);
         self.pending.extend(gap(&self.state, untold));
+        if !self.pending.is_empty() {
+            self.next_commit = Instant::now() + PACE;
+        }
         let length = store.head().sequence;
         let written = if self.pending.is_empty() { Ok(()) } else { store.add(&self.pending) };
         match written {
