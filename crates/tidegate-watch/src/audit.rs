@@ -9,6 +9,7 @@ mod export;
 mod fault;
 mod feed;
 mod head;
+mod late;
 mod layout;
 mod pseudonyms;
 mod read;

@@ -135,6 +135,15 @@ impl Store {
         self.head
     }
 
+    /// Whether this very record is there.
+    pub(super) fn has(&self, record: &Record) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let text = record.text().map_err(|error| failed(rusqlite::Error::ToSqlConversionFailure(error.into())))?;
+        let mut statement =
+            self.connection.prepare_cached("SELECT 1 FROM records WHERE at = ?1 AND record = ?2").map_err(failed)?;
+        statement.exists(params![stored(record.at), text]).map_err(failed)
+    }
+
     /// Adds records in one commit. On an error that comes after the commit, [`Store::open`] finds them there.
     pub(super) fn add(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let failed = |source| StoreError::Database { path: self.path.clone(), source };

@@ -1,13 +1,14 @@
 //! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
-//! commit that succeeds has a record of how many.
+//! commit that succeeds has a record of how many. What is still at hand at the end is left beside the file for the next start.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::late;
 use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
 use super::time::{now_micros, shown_time};
@@ -166,11 +167,16 @@ impl Writer {
     }
 
     fn try_commit(&mut self) -> Result<(), StoreError> {
-        let mut store = match self.store.take() {
-            Some(store) => store,
-            None => self.open()?,
+        let (mut store, late) = match self.store.take() {
+            Some(store) => (store, None),
+            None => {
+                let store = self.open()?;
+                let late = self.late(&store)?;
+                (store, late)
+            }
         };
         let pending = self.pending.len();
+        self.pending.extend(late.iter().flatten().cloned());
         if let Some(what) = store.broken {
             tracing::error!("{}: {what}; `tidegate audit verify` tells more", self.options.path.display());
             self.pending.push(Record { why: Some(what.into()), ..Record::new(Kind::Gap, "broken") });
@@ -188,6 +194,13 @@ impl Writer {
                 self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
+                if let Some(late) = late {
+                    tracing::info!("{} records of the audit trail that were late are written", late.len());
+                    // Where it stays, what is in it is found in the trail.
+                    if let Err(error) = late::remove(&self.options.path) {
+                        tracing::warn!("the file of late records cannot be removed: {error}");
+                    }
+                }
             }
             Err(_) => {
                 self.unsure = Some(Unsure { length, pending, untold });
@@ -212,6 +225,23 @@ impl Writer {
             self.state.tell(unsure.pending as u64, unsure.untold);
         }
         Ok(store)
+    }
+
+    /// What the process before could not write and is not there. `None`: it has left nothing.
+    fn late(&self, store: &Store) -> Result<Option<Vec<Record>>, StoreError> {
+        let left = late::read(&self.options.path).unwrap_or_else(|error| {
+            tracing::error!("records that were left beside the audit trail cannot be read and stay there: {error}");
+            None
+        });
+        let Some(left) = left else { return Ok(None) };
+        let mut late = Vec::new();
+        for record in left {
+            // A removal is this writer's alone to tell of.
+            if record.kind != Kind::Retention && !store.has(&record)? {
+                late.push(record);
+            }
+        }
+        Ok(Some(late))
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -253,10 +283,25 @@ impl Writer {
     }
 
     fn end(self) {
-        let lost = self.pending.len() as u64 + self.state.untold.load(Relaxed);
-        if lost > 0 {
-            let error = self.state.error().unwrap_or_default();
-            tracing::error!("{lost} records of the audit trail are lost: {error}");
+        let untold = self.state.untold.load(Relaxed);
+        let mut left = self.pending;
+        let pending = left.len() as u64;
+        left.extend(gap(&self.state, untold));
+        if left.is_empty() {
+            return;
+        }
+        let error = self.state.error().unwrap_or_default();
+        match late::leave(&self.options.path, &left) {
+            Ok(path) => tracing::error!(
+                "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and whoever \
+                 writes it next adds them: {}",
+                path.display(),
+                left.len()
+            ),
+            Err(unkept) => tracing::error!(
+                "{} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}",
+                pending + untold
+            ),
         }
     }
 }

@@ -140,6 +140,39 @@ fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
 }
 
 #[test]
+fn what_could_not_be_written_until_the_end_is_written_by_the_next_start_and_once() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.flush().unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for n in 0..5 {
+        trail.append_durable_or_later(refusal(n)).unwrap_err();
+    }
+    trail.append_durable(refusal(9)).unwrap_err();
+    drop(trail);
+    // A second one that cannot either.
+    let trail = place.trail();
+    trail.append_durable_or_later(refusal(5)).unwrap_err();
+    drop(trail);
+    lock.execute_batch("ROLLBACK").unwrap();
+    let late = place.path().with_extension("db.late");
+    let left = std::fs::read(&late).unwrap();
+    for _ in 0..2 {
+        place.trail().flush().unwrap();
+        let entries = place.entries();
+        assert_eq!(entries.iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 5]);
+        let told: u64 = entries.iter().filter_map(|entry| entry.record.numbers.get("lost")).sum();
+        assert_eq!((told, late.exists(), place.verify().faults), (2, false, Vec::new()));
+        // As if its process had died before it could remove the file.
+        std::fs::write(&late, &left).unwrap();
+    }
+    std::fs::write(&late, "nonsense").unwrap();
+    place.trail().flush().unwrap();
+    assert!(late.exists() && place.entries().len() == 5);
+}
+
+#[test]
 fn a_trail_that_cannot_be_opened_is_down_until_it_can() {
     let place = Place::new();
     let missing = place.path().with_file_name("missing").join("audit.db");
