@@ -1,14 +1,16 @@
-//! How many records a second the audit trail keeps up with, at a given rate and as fast as it can.
+//! How many records a second the audit trail keeps up with, at a given rate and as fast as it can; how long a record is not on disk yet,
+//! which is what `kill -9` loses; how long `verify` takes.
 //!
 //! `cargo run --release -p tidegate-bench --bin audit -- 30 20000`: seconds, and records a second that come.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidegate_watch::audit::{Kind, Reader, Record, Trail, TrailOptions};
+use tidegate_watch::audit::{self, Kind, Record, Trail, TrailOptions};
 
 /// How often records come: as many at once as have become due.
 const TICK: Duration = Duration::from_millis(1);
@@ -34,16 +36,30 @@ fn run(path: &Path, lasting: Duration, rate: Option<u64>) -> Result<(), Box<dyn 
     trail.flush()?;
     let (started, cpu_before) = (Instant::now(), cpu_seconds());
     let mut handed_over: u64 = 0;
+    // What was handed over at which instant and is not on disk; how long it took of what is.
+    let mut under_way: VecDeque<(u64, Instant)> = VecDeque::new();
+    let mut ages: Vec<Duration> = Vec::new();
+    let (mut seen, mut commits) = (trail.status().written, 0_u64);
     while started.elapsed() < lasting {
         let due = match rate {
             Some(rate) => (started.elapsed().as_secs_f64() * rate as f64) as u64,
             None => trail.status().written + WAITING,
         };
+        if handed_over < due {
+            under_way.push_back((due, Instant::now()));
+        }
         while handed_over < due {
             trail.append(record(handed_over));
             handed_over += 1;
         }
         thread::sleep(TICK);
+        let status = trail.status();
+        commits += u64::from(status.written > seen);
+        seen = status.written;
+        // Lost ones and what tells of them aside: where there are any, that is told.
+        while under_way.front().is_some_and(|(sequence, _)| *sequence <= seen + status.lost) {
+            ages.extend(under_way.pop_front().map(|(_, since)| since.elapsed()));
+        }
     }
     trail.flush()?;
     let took = started.elapsed().as_secs_f64();
@@ -59,13 +75,23 @@ fn run(path: &Path, lasting: Duration, rate: Option<u64>) -> Result<(), Box<dyn 
         per_record(cpu * 1e6),
         per_record(bytes as f64),
     );
-    let verifying = Instant::now();
-    let verified = Reader::open(path)?.verify()?;
+    ages.sort_unstable();
+    let age = |share: f64| ages.get((ages.len() as f64 * share) as usize).or(ages.last()).copied().unwrap_or_default();
     println!(
-        "  verified: {} records, {} faults, {:.0} records/s",
+        "  on disk after {:.1} ms (median), {:.1} ms (99 %), {:.1} ms (all); {:.0} commits/s; {:.1} % of a core",
+        age(0.5).as_secs_f64() * 1e3,
+        age(0.99).as_secs_f64() * 1e3,
+        age(1.0).as_secs_f64() * 1e3,
+        commits as f64 / took,
+        cpu / took * 100.0
+    );
+    let verifying = Instant::now();
+    let verified = audit::verify(path)?;
+    println!(
+        "  verified: {} records, {} faults, {:.0} ms for 100,000",
         verified.records,
         verified.fault_count,
-        verified.records as f64 / verifying.elapsed().as_secs_f64()
+        verifying.elapsed().as_secs_f64() * 1e3 / (verified.records as f64 / 1e5)
     );
     Ok(())
 }

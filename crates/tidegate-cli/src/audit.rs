@@ -243,7 +243,7 @@ fn tail(args: TailArgs) -> Result<(), Failure> {
 }
 
 fn verify(trail: &Trail) -> Result<(), Failure> {
-    let verified = trail.open()?.verify().map_err(failed)?;
+    let verified = audit::verify(&trail.path()?).map_err(failed)?;
     let Verified { records, first, end, uncovered, lost, faults, fault_count } = &verified;
     for fault in faults {
         print(&format!("fault: {fault}"))?;

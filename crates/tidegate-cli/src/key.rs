@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tidegate_core::config::OnAuditFailure;
 use tidegate_gateway::{MadeKeys, NewKey};
-use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
+use tidegate_watch::audit::{Kind, Record, Trail, TrailDown, TrailOptions};
 
 use crate::admin::client::{Reach, in_path};
 use crate::admin::told;
@@ -18,6 +20,10 @@ use crate::state_dir::StateDir;
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
+/// How long an audit trail is waited for that somebody has locked.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
 
 /// `tidegate key`.
 #[derive(Args, Debug)]
@@ -217,18 +223,36 @@ impl Offline<'_> {
         let audit = ConfigFiles::new(self.config.clone()).read()?.audit;
         let record = Record { who: Some(LOCAL.into()), why: self.reason.as_deref().map(Into::into), ..record };
         let options = TrailOptions { retention: audit.retention, ..TrailOptions::new(self.dir.join(&audit.path)) };
-        let written = Trail::start(options)
-            .map_err(|error| error.to_string())
-            .and_then(|trail| trail.append_durable(record).map_err(|error| error.to_string()));
+        let written = Trail::start(options).map_err(|error| error.to_string()).and_then(|trail| {
+            let written = match audit.on_failure {
+                OnAuditFailure::Refuse => patiently(|| trail.append_durable(record.clone())),
+                OnAuditFailure::Continue => {
+                    trail.append_durable_or_later(record).or_else(|_| patiently(|| trail.flush()))
+                }
+            };
+            written.map_err(|error| error.to_string())
+            // Its end leaves what is not written beside it, and says so: before the key is kept.
+        });
         match written {
             Ok(()) => Ok(()),
             Err(why) if audit.on_failure == OnAuditFailure::Refuse => {
                 Err(Failure::Failed(format!("{why}; nothing has changed")))
             }
             Err(why) => {
-                tracing::warn!("it takes effect without a record: {why}");
+                tracing::warn!("the change of the key takes effect before it is in the audit trail: {why}");
                 Ok(())
             }
+        }
+    }
+}
+
+/// Tries until it can be done, or for a while.
+fn patiently(attempt: impl Fn() -> Result<(), TrailDown>) -> Result<(), TrailDown> {
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < end => thread::sleep(RETRY_EVERY),
+            done => return done,
         }
     }
 }

@@ -99,7 +99,7 @@ impl Audit {
         let Some(kept) = &self.kept else { return };
         let trail = kept.trail.clone();
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || trail.flush()).await {
-            tracing::error!("the last records are lost: {error}");
+            tracing::error!("the last records are not in the audit trail: {error}");
         }
     }
 

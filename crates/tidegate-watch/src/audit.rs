@@ -2,12 +2,15 @@
 //!
 //! [`Trail`] writes: off the request path, many records to one commit. [`Reader`] reads while it does. Each record's hash covers the
 //! one before it, and the chain's end is kept in a file beside the database: what was edited, removed, reordered or cut off is found
-//! by [`Reader::verify`]. Prompts, completions and credentials never get here.
+//! by [`verify`]. Prompts, completions and credentials never get here.
 
 mod chain;
 mod export;
+mod fault;
 mod feed;
 mod head;
+mod late;
+mod layout;
 mod pseudonyms;
 mod read;
 mod record;
@@ -19,6 +22,7 @@ mod writer;
 
 pub use chain::{Hash, Head};
 pub use export::CSV_HEADER;
+pub use fault::Fault;
 pub use feed::Feed;
 pub use pseudonyms::Pseudonyms;
 pub use read::{Entry, Filter, PAGE, Place, Reader};
@@ -26,4 +30,4 @@ pub use record::{Kind, Record, UnknownKind};
 pub use store::StoreError;
 pub use time::{NotATime, since};
 pub use trail::{Trail, TrailDown, TrailOptions, TrailStatus};
-pub use verify::{Fault, Verified};
+pub use verify::{Verified, verify};

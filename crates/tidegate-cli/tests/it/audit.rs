@@ -78,6 +78,18 @@ fn verify_prints_the_head_or_what_is_wrong_and_exits_with_1() {
 }
 
 #[test]
+fn verify_says_how_many_records_are_gone_where_only_the_head_is_left() {
+    let place = Place::new();
+    trail(&place);
+    std::fs::remove_file(place.path().join("state/audit.db")).unwrap();
+    let ended = place.run(&audit(&["verify"]));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let said = "fault: the database is not there; the head beside it tells of 3 records\n\
+                fault: records 1 to 3 are missing\nnot as written: no records; 2 faults\n";
+    assert_eq!((&*ended.stdout, &*ended.stderr), (said, ""));
+}
+
+#[test]
 fn a_trail_that_is_not_there_is_told_with_its_place() {
     let place = Place::new();
     for mode in ["tail", "query", "verify", "export"] {

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod gateway;
 mod held_stream;
+mod key_trail;
 mod logs;
 mod plan;
 mod process;

@@ -13,6 +13,7 @@ mod learning;
 mod operating;
 mod passing;
 mod refusing;
+mod reloading;
 mod retrying;
 mod series;
 mod simulated;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::chain::{Hash, Head};
+use super::layout::{APPLICATION_ID, LAYOUT, marks};
 use super::record::{Kind, Record};
-use super::store::{APPLICATION_ID, LAYOUT, StoreError, last, marks, number, stored};
+use super::store::{StoreError, last, number, stored};
 
 /// How many records a page has at most.
 pub const PAGE: usize = 1000;
@@ -52,8 +53,8 @@ pub struct Place {
 /// Reads the trail.
 #[derive(Debug)]
 pub struct Reader {
-    pub(super) connection: Connection,
-    pub(super) path: PathBuf,
+    connection: Connection,
+    path: PathBuf,
 }
 
 impl Reader {
@@ -146,7 +147,7 @@ impl Reader {
         rows.into_iter().map(entry).collect()
     }
 
-    pub(super) fn failed(&self, source: rusqlite::Error) -> StoreError {
+    fn failed(&self, source: rusqlite::Error) -> StoreError {
         StoreError::Database { path: self.path.clone(), source }
     }
 }
@@ -193,7 +194,7 @@ fn terms(filter: &Filter) -> Vec<Term> {
     terms
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(LOCK_PATIENCE)?;

@@ -12,12 +12,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 
 use super::chain::{Hash, Head};
 use super::head::{self, Vouched};
+use super::layout::{is_ready, text};
 use super::record::{Kind, Record};
 
-/// "tide": marks the file as ours.
-pub(super) const APPLICATION_ID: i32 = 0x7469_6465;
-/// The layout below.
-pub(super) const LAYOUT: i32 = 1;
 /// How long a commit waits for somebody else's lock. Readers lock nothing.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Negative: in KiB. Room for the stretch of each index that is written now.
@@ -26,26 +23,6 @@ const CACHE_KIB: i64 = -16_384;
 const CHECKPOINT_PAGES: i64 = 4000;
 /// Records removed in one commit, so that no commit takes long.
 const SLICE: usize = 2000;
-
-/// `record` is the text that is hashed; the other columns repeat of it what is looked for.
-/// Frequent kinds are found by time alone: an index that leaves them out costs next to nothing. Calls and users are random, and an index
-/// of them that grows beyond memory would be read for each record that is written: it begins with a stretch of 65,536 records, in which
-/// all that is written now has its place.
-const SCHEMA: &str = "
-    CREATE TABLE records (
-        sequence INTEGER PRIMARY KEY,
-        at INTEGER NOT NULL,
-        kind TEXT NOT NULL,
-        user TEXT,
-        call TEXT,
-        record TEXT NOT NULL,
-        hash BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX by_time ON records (at);
-    CREATE INDEX by_call ON records (sequence >> 16, call) WHERE call IS NOT NULL;
-    CREATE INDEX by_user ON records (sequence >> 16, user, at) WHERE user IS NOT NULL;
-    CREATE INDEX by_rare_kind ON records (kind, at) WHERE kind NOT IN ('throttle', 'retry', 'call');
-";
 
 /// Why the trail cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +135,15 @@ impl Store {
         self.head
     }
 
+    /// Whether this very record is there.
+    pub(super) fn has(&self, record: &Record) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let text = record.text().map_err(|error| failed(rusqlite::Error::ToSqlConversionFailure(error.into())))?;
+        let mut statement =
+            self.connection.prepare_cached("SELECT 1 FROM records WHERE at = ?1 AND record = ?2").map_err(failed)?;
+        statement.exists(params![stored(record.at), text]).map_err(failed)
+    }
+
     /// Adds records in one commit. On an error that comes after the commit, [`Store::open`] finds them there.
     pub(super) fn add(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let failed = |source| StoreError::Database { path: self.path.clone(), source };
@@ -265,28 +251,6 @@ fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)
 }
 
-/// Makes the layout in an empty database. False: this is no database of ours.
-fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
-    let marks = marks(connection)?;
-    if marks == (APPLICATION_ID, LAYOUT) {
-        return Ok(true);
-    }
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if marks != (0, 0) || tables > 0 {
-        return Ok(false);
-    }
-    let marked =
-        format!("BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {LAYOUT}; COMMIT;");
-    connection.execute_batch(&marked)?;
-    Ok(true)
-}
-
-/// The marks that tell a trail from other databases.
-pub(super) fn marks(connection: &Connection) -> rusqlite::Result<(i32, i32)> {
-    let mark = |name| connection.pragma_query_value(None, name, |row| row.get(0));
-    Ok((mark("application_id")?, mark("user_version")?))
-}
-
 /// The last record's number and hash.
 pub(super) fn last(connection: &Connection) -> rusqlite::Result<Head> {
     let last = connection
@@ -313,11 +277,10 @@ pub(super) fn hash_at(connection: &Connection, sequence: u64) -> rusqlite::Resul
 
 /// The last record that was removed as it had had its time, as the trail itself tells.
 pub(super) fn anchor(connection: &Connection) -> rusqlite::Result<Option<Head>> {
-    let text = connection
-        .query_row("SELECT record FROM records WHERE kind = 'retention' ORDER BY sequence DESC LIMIT 1", [], |row| {
-            row.get::<_, String>(0)
-        })
-        .optional()?;
+    // The last condition word for word as the index has it: else every record would be looked at where none has been removed yet.
+    let newest = "SELECT record FROM records WHERE kind = 'retention' AND kind NOT IN ('throttle', 'retry', 'call')
+        ORDER BY sequence DESC LIMIT 1";
+    let text = connection.query_row(newest, [], |row| text(row, 0)).optional()?;
     let record = text.and_then(|text| Record::from_text(&text).ok());
     Ok(record.and_then(|record| {
         Some(Head { sequence: *record.numbers.get("through")?, hash: record.anchor?.parse().ok()? })

@@ -1,16 +1,20 @@
-//! Decides whether the trail is what was written: which records were edited, removed, put elsewhere or cut off.
+//! Decides whether the trail is what was written: which records were edited, removed, put elsewhere, cut off, or hidden from who looks
+//! for them.
 //!
 //! Who can write both the database and the head beside it can write another chain that holds together. An end of the chain that was
 //! noted elsewhere ([`Verified::end`]) tells the one from the other.
 
-use std::fmt;
-use std::io;
+use std::path::Path;
+use std::{fs, io};
 
-use rusqlite::Row;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, Row, ffi};
 
 use super::chain::{Hash, Head};
+use super::fault::Fault;
 use super::head::{self, Vouched};
-use super::read::{PAGE, Reader};
+use super::layout::{self, APPLICATION_ID, LAYOUT, marks};
+use super::read::{PAGE, connect};
 use super::record::{Kind, Record};
 use super::store::{StoreError, anchor, hash_at, number, stored};
 
@@ -32,107 +36,129 @@ pub struct Verified {
     pub uncovered: u64,
     /// How many could not be kept when they came, as the trail itself tells.
     pub lost: u64,
-    /// What is wrong, in the order of the records; what concerns the end last. The first thousand.
+    /// What is wrong: with the database as a whole, then in the order of the records; what concerns the end last. The first thousand.
     pub faults: Vec<Fault>,
     /// How many faults there are.
     pub fault_count: u64,
 }
 
-/// Something that is not as it was written.
-#[non_exhaustive]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Records are not there.
-    Missing {
-        /// From this one on …
-        first: u64,
-        /// … to this one.
-        last: u64,
-    },
-    /// A record does not follow from the one before it.
-    Altered {
-        /// Which.
-        sequence: u64,
-    },
-    /// A record stands where another one belongs.
-    Misplaced {
-        /// Where it stands.
-        sequence: u64,
-        /// It was written right after what stands there now.
-        after: u64,
-    },
-    /// What is looked for in a record's place is not what its text says.
-    Relabelled {
-        /// Which.
-        sequence: u64,
-    },
-    /// A record stands where none can: before the chain's beginning.
-    Stray {
-        /// Which.
-        sequence: i64,
-        /// The chain begins after this one; 0: with the first.
-        after: u64,
-    },
-    /// There is no head beside the database.
-    HeadAbsent,
-    /// The head beside the database cannot be read.
-    HeadUnreadable,
-    /// The head beside the database is that of another chain.
-    HeadElsewhere {
-        /// The record that it names.
-        sequence: u64,
-    },
-}
+/// What is said where there is no database to look into.
+const NOT_THERE: &str = "the database is not there";
+const EMPTIED: &str = "the database is empty: it was cut off";
+const REPLACED: &str = "the database is no audit trail: it was replaced, or its beginning was overwritten";
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing { first, last } if first == last => write!(f, "record {first} is missing"),
-            Self::Missing { first, last } => write!(f, "records {first} to {last} are missing"),
-            Self::Altered { sequence } => {
-                let before = sequence.saturating_sub(1);
-                write!(
-                    f,
-                    "record {sequence} is not what was written after record {before}: it was edited, or record {before} was \
-                     and got a new hash"
-                )
-            }
-            Self::Misplaced { sequence, after } => {
-                write!(f, "record {sequence} is out of order: it was written right after what is now record {after}")
-            }
-            Self::Relabelled { sequence } => {
-                write!(f, "record {sequence} is filed under another time, kind, user or call than its text says")
-            }
-            Self::Stray { sequence, after } => {
-                write!(f, "record {sequence} was put there: the chain begins after record {after}")
-            }
-            Self::HeadAbsent => f.write_str("the head beside the database is missing: records at the end may be too"),
-            Self::HeadUnreadable => {
-                f.write_str("the head beside the database cannot be read: records at the end may be missing")
-            }
-            Self::HeadElsewhere { sequence } => {
-                write!(
-                    f,
-                    "the head beside the database vouches for another record {sequence}: one of them was replaced"
-                )
-            }
+/// Follows the chain of the trail at `path` from its first record to its end, as they stand at one instant.
+///
+/// Where only the head is left of a trail, that is a fault like others. Reads the whole database.
+///
+/// # Errors
+/// If there is no trail, or it cannot be read.
+pub fn verify(path: &Path) -> Result<Verified, StoreError> {
+    // Before the database: of a trail that is written meanwhile the head is then the older one.
+    let told = told_head(path)?;
+    match open(path)? {
+        Opened::Trail(trail) => trail.verify(told).map_err(|source| database_error(path, source)),
+        Opened::None(found) if matches!(told, Told::Absent) => Err(match found {
+            NOT_THERE => StoreError::Absent { path: path.to_owned() },
+            _ => StoreError::Foreign { path: path.to_owned() },
+        }),
+        Opened::None(found) => {
+            let anchor = told.anchor().unwrap_or(Head::ORIGIN);
+            let mut walk = Walk::new(anchor);
+            let records = match told {
+                Told::Head(Vouched { head, .. }) => Some(head.sequence.saturating_sub(anchor.sequence)),
+                _ => None,
+            };
+            walk.fault(Fault::DatabaseGone { found, told: records });
+            Ok(walk.end(told, false, None))
         }
     }
 }
 
-impl Reader {
-    /// Follows the chain from its first record to its end, as they stand at one instant.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn verify(&self) -> Result<Verified, StoreError> {
-        // Before the database: of a trail that is written meanwhile the head is then the older one.
-        let told = self.told_head()?;
-        let failed = |source| self.failed(source);
-        let snapshot = self.connection.unchecked_transaction().map_err(failed)?;
-        let anchor = anchor(&snapshot).map_err(failed)?.unwrap_or(Head::ORIGIN);
+enum Opened {
+    Trail(Examined),
+    /// There is something else in its place.
+    None(&'static str),
+}
+
+/// A database that is a trail, or was one.
+struct Examined {
+    connection: Connection,
+    faults: Vec<Fault>,
+}
+
+fn open(path: &Path) -> Result<Opened, StoreError> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Opened::None(NOT_THERE)),
+        Err(source) => return Err(StoreError::File { path: path.to_owned(), source }),
+        // SQLite would remove the log beside it.
+        Ok(file) if file.len() == 0 => return Ok(Opened::None(EMPTIED)),
+        Ok(_) => {}
+    }
+    let connection = connect(path).map_err(|source| database_error(path, source))?;
+    let mut faults = Vec::new();
+    let probe = || {
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        marks(&connection)
+    };
+    let found = match probe() {
+        Err(error) if layout::is_damage(&error) => {
+            faults.push(layout::disagreement(&error.to_string()));
+            // What can be read of it nevertheless.
+            connection
+                .pragma_update(None, "writable_schema", true)
+                .and_then(|()| readable(marks(&connection)))
+                .map_err(|source| database_error(path, source))?
+        }
+        found => Some(found.map_err(|source| database_error(path, source))?),
+    };
+    match found {
+        Some((APPLICATION_ID, LAYOUT)) => Ok(Opened::Trail(Examined { connection, faults })),
+        Some((APPLICATION_ID, _)) => Err(StoreError::Foreign { path: path.to_owned() }),
+        _ => Ok(Opened::None(REPLACED)),
+    }
+}
+
+fn database_error(path: &Path, source: rusqlite::Error) -> StoreError {
+    StoreError::Database { path: path.to_owned(), source }
+}
+
+fn told_head(path: &Path) -> Result<Told, StoreError> {
+    let path = head::path_for(path);
+    match head::read(&path) {
+        Ok(Some(vouched)) => Ok(Told::Head(vouched)),
+        Ok(None) => Ok(Told::Absent),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
+        Err(source) => Err(StoreError::File { path, source }),
+    }
+}
+
+impl Examined {
+    fn verify(self, told: Told) -> rusqlite::Result<Verified> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let changes = match layout::changes(&snapshot) {
+            // Not even what there is can be read; why is told already, or by what follows.
+            Err(error) if layout::is_damage(&error) => Vec::new(),
+            changes => changes?,
+        };
+        let disagreements = layout::disagreements(&snapshot)?;
+        // Where it is damaged or another database than is written here, whatever cannot be read is for that reason.
+        let is_other = !self.faults.is_empty() || !changes.is_empty();
+        let is_unreadable = |error: &rusqlite::Error| {
+            let is_of_layout = matches!(error.sqlite_error_code(), None | Some(ErrorCode::Unknown));
+            layout::is_damage(error) || (is_other && is_of_layout)
+        };
+        let anchor = match anchor(&snapshot) {
+            Err(error) if is_unreadable(&error) => told.anchor(),
+            anchor => anchor?,
+        };
+        let anchor = anchor.unwrap_or(Head::ORIGIN);
         let mut walk = Walk::new(anchor);
-        let strays = self.rows_up_to(anchor.sequence).map_err(failed)?;
+        self.faults.iter().cloned().chain(changes).chain(disagreements).for_each(|fault| walk.fault(fault));
+        let strays = match self.rows_up_to(anchor.sequence) {
+            Err(error) if is_unreadable(&error) => Vec::new(),
+            strays => strays?,
+        };
         strays.into_iter().for_each(|sequence| walk.fault(Fault::Stray { sequence, after: anchor.sequence }));
         if let Told::Head(told) = told
             && !told.allows(anchor)
@@ -140,32 +166,31 @@ impl Reader {
             let before = told.anchor.map_or(0, |own| own.sequence);
             walk.fault(Fault::Missing { first: before + 1, last: anchor.sequence });
         }
-        loop {
-            let rows = self.rows_after(walk.sequence).map_err(failed)?;
-            let is_last = rows.len() < PAGE;
-            rows.into_iter().for_each(|row| walk.step(row));
-            if is_last {
-                break;
+        let unread = loop {
+            let mut rows = 0;
+            let read = self.rows_after(walk.sequence, |row| {
+                rows += 1;
+                walk.step(row);
+            });
+            match read {
+                Err(error) if is_unreadable(&error) => break Some(error.to_string()),
+                read => read?,
             }
-        }
-        walk.judge();
-        let vouched = match told {
-            Told::Head(Vouched { head, .. }) if head.sequence <= walk.sequence => {
-                hash_at(&snapshot, head.sequence).map_err(failed)?.filter(|hash| *hash != head.hash)
+            if rows < PAGE {
+                break None;
             }
-            _ => None,
         };
-        Ok(walk.end(told, vouched.is_some()))
-    }
-
-    fn told_head(&self) -> Result<Told, StoreError> {
-        let path = head::path_for(&self.path);
-        match head::read(&path) {
-            Ok(Some(vouched)) => Ok(Told::Head(vouched)),
-            Ok(None) => Ok(Told::Absent),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Told::Unreadable),
-            Err(source) => Err(StoreError::File { path, source }),
-        }
+        walk.judge();
+        let is_elsewhere = match told {
+            Told::Head(Vouched { head, .. }) if head.sequence <= walk.sequence => {
+                match hash_at(&snapshot, head.sequence) {
+                    Err(error) if is_unreadable(&error) => false,
+                    hash => hash?.is_some_and(|hash| hash != head.hash),
+                }
+            }
+            _ => false,
+        };
+        Ok(walk.end(told, is_elsewhere, unread))
     }
 
     /// What no walk along the chain comes to.
@@ -175,11 +200,32 @@ impl Reader {
         statement.query_map([stored(sequence)], |row| row.get(0))?.collect()
     }
 
-    fn rows_after(&self, sequence: u64) -> rusqlite::Result<Vec<Stored>> {
+    /// A page of records, one after the other, as far as they can be read.
+    fn rows_after(&self, sequence: u64, mut step: impl FnMut(Stored)) -> rusqlite::Result<()> {
         let mut statement = self.connection.prepare_cached(&format!(
-            "SELECT sequence, record, hash, at, kind, user, call FROM records WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
+            "SELECT sequence, record, hash, at, kind, user, call FROM records NOT INDEXED WHERE sequence > ?1 ORDER BY sequence LIMIT {PAGE}"
         ))?;
-        statement.query_map([stored(sequence)], Stored::read)?.collect()
+        let mut last = sequence;
+        for row in statement.query_map([stored(sequence)], Stored::read)? {
+            let row = row?;
+            if row.sequence <= last {
+                // No walk through such a tree would come to an end.
+                let error = ffi::Error::new(ffi::SQLITE_CORRUPT);
+                let why = "records stand in another order than their numbers";
+                return Err(rusqlite::Error::SqliteFailure(error, Some(why.to_owned())));
+            }
+            last = row.sequence;
+            step(row);
+        }
+        Ok(())
+    }
+}
+
+/// `None` where the database is damaged, which its own check tells of.
+fn readable<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match read {
+        Err(error) if layout::is_damage(&error) => Ok(None),
+        read => read.map(Some),
     }
 }
 
@@ -189,6 +235,15 @@ enum Told {
     Head(Vouched),
     Absent,
     Unreadable,
+}
+
+impl Told {
+    const fn anchor(&self) -> Option<Head> {
+        match self {
+            Self::Head(Vouched { anchor, .. }) => *anchor,
+            _ => None,
+        }
+    }
 }
 
 /// A record as it lies in the database.
@@ -202,11 +257,17 @@ struct Stored {
 
 impl Stored {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let text: String = row.get(1)?;
-        let (at, kind) = (row.get::<_, i64>(3)?, row.get::<_, String>(4)?);
-        let (user, call) = (row.get::<_, Option<String>>(5)?, row.get::<_, Option<String>>(6)?);
+        let text = layout::text(row, 1)?;
+        let (at, kind) = (row.get_ref(3)?.as_i64().ok(), layout::text(row, 4)?);
+        let label = |column| {
+            Ok::<_, rusqlite::Error>(match row.get_ref(column)? {
+                ValueRef::Null => None,
+                _ => Some(layout::text(row, column)?),
+            })
+        };
+        let (user, call) = (label(5)?, label(6)?);
         let is_filed_so = |record: &Record| {
-            (stored(record.at), record.kind.name()) == (at, kind.as_str())
+            (Some(stored(record.at)), record.kind.name()) == (at, kind.as_str())
                 && (record.user.as_deref(), record.call.as_deref()) == (user.as_deref(), call.as_deref())
         };
         let record = Record::from_text(&text).ok().filter(is_filed_so);
@@ -300,15 +361,25 @@ impl Walk {
         }
     }
 
-    fn end(mut self, told: Told, is_elsewhere: bool) -> Verified {
+    /// `unread`: why there is no reading on from here.
+    fn end(mut self, told: Told, is_elsewhere: bool, unread: Option<String>) -> Verified {
+        let is_readable = unread.is_none();
+        if let Some(why) = unread {
+            let last = match told {
+                Told::Head(Vouched { head, .. }) => Some(head.sequence).filter(|last| *last > self.sequence),
+                _ => None,
+            };
+            self.fault(Fault::Unreadable { first: self.sequence + 1, last, why });
+        }
         match told {
+            Told::Head(Vouched { head, .. }) if !is_readable && head.sequence > self.sequence => {}
             Told::Head(Vouched { head, .. }) if head.sequence > self.sequence => {
                 self.fault(Fault::Missing { first: self.sequence + 1, last: head.sequence });
             }
             Told::Head(Vouched { head, .. }) if is_elsewhere => {
                 self.fault(Fault::HeadElsewhere { sequence: head.sequence })
             }
-            Told::Head(Vouched { head, .. }) => self.found.uncovered = self.sequence - head.sequence,
+            Told::Head(Vouched { head, .. }) => self.found.uncovered = self.sequence.saturating_sub(head.sequence),
             Told::Absent if self.sequence == 0 => {}
             Told::Absent => self.fault(Fault::HeadAbsent),
             Told::Unreadable => self.fault(Fault::HeadUnreadable),

@@ -1,13 +1,14 @@
-//! Decides when what was handed over goes to disk: many records in one commit, none later than a few hundredths of a second.
+//! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
-//! commit that succeeds has a record of how many.
+//! commit that succeeds has a record of how many. What is still at hand at the end is left beside the file for the next start.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::late;
 use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
 use super::time::{now_micros, shown_time};
@@ -17,8 +18,9 @@ use super::trail::{State, TrailDown, TrailOptions};
 const BATCH: usize = 1000;
 /// One commit has no more: it must not take long either.
 const BATCH_MAX: usize = 4000;
-/// The first of a commit waits no longer for others.
-const GATHER_FOR: Duration = Duration::from_millis(50);
+/// Commits begin no sooner one after the other. What `kill -9` loses is what came meanwhile, and during a commit: longer would lose more,
+/// shorter would sync more often.
+const PACE: Duration = Duration::from_millis(5);
 /// How often a file that could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How often records are looked for that have had their time.
@@ -68,6 +70,8 @@ pub(super) struct Writer {
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
     next_sweep: Instant,
+    /// When one may begin that nobody waits for.
+    next_commit: Instant,
 }
 
 impl Writer {
@@ -81,6 +85,7 @@ impl Writer {
             awaited: Vec::new(),
             unsure: None,
             next_sweep: Instant::now(),
+            next_commit: Instant::now(),
         }
     }
 
@@ -101,14 +106,13 @@ impl Writer {
     /// Takes what there is for one commit. True: there will be nothing more.
     fn gather(&mut self) -> bool {
         let is_down = self.store.is_none();
-        let patience = if is_down {
-            RETRY_EVERY
+        let mut until = if is_down {
+            Instant::now() + RETRY_EVERY
         } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
-            self.next_sweep.saturating_duration_since(Instant::now())
+            self.next_sweep
         } else {
-            GATHER_FOR
+            self.next_commit
         };
-        let mut until = Instant::now() + patience;
         loop {
             // Enough for a commit: what is there already comes along, nothing is waited for.
             let is_enough = !self.awaited.is_empty() || (!is_down && self.pending.len() >= BATCH);
@@ -124,7 +128,7 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
             if self.pending.len() == 1 && !is_down {
-                until = Instant::now() + GATHER_FOR;
+                until = self.next_commit;
             }
         }
     }
@@ -163,17 +167,25 @@ impl Writer {
     }
 
     fn try_commit(&mut self) -> Result<(), StoreError> {
-        let mut store = match self.store.take() {
-            Some(store) => store,
-            None => self.open()?,
+        let (mut store, late) = match self.store.take() {
+            Some(store) => (store, None),
+            None => {
+                let store = self.open()?;
+                let late = self.late(&store)?;
+                (store, late)
+            }
         };
         let pending = self.pending.len();
+        self.pending.extend(late.iter().flatten().cloned());
         if let Some(what) = store.broken {
             tracing::error!("{}: {what}; `tidegate audit verify` tells more", self.options.path.display());
             self.pending.push(Record { why: Some(what.into()), ..Record::new(Kind::Gap, "broken") });
         }
         let untold = self.state.untold.load(Relaxed);
         self.pending.extend(gap(&self.state, untold));
+        if !self.pending.is_empty() {
+            self.next_commit = Instant::now() + PACE;
+        }
         let length = store.head().sequence;
         let written = if self.pending.is_empty() { Ok(()) } else { store.add(&self.pending) };
         match written {
@@ -182,6 +194,13 @@ impl Writer {
                 self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
+                if let Some(late) = late {
+                    tracing::info!("{} records of the audit trail that were late are written", late.len());
+                    // Where it stays, what is in it is found in the trail.
+                    if let Err(error) = late::remove(&self.options.path) {
+                        tracing::warn!("the file of late records cannot be removed: {error}");
+                    }
+                }
             }
             Err(_) => {
                 self.unsure = Some(Unsure { length, pending, untold });
@@ -206,6 +225,23 @@ impl Writer {
             self.state.tell(unsure.pending as u64, unsure.untold);
         }
         Ok(store)
+    }
+
+    /// What the process before could not write and is not there. `None`: it has left nothing.
+    fn late(&self, store: &Store) -> Result<Option<Vec<Record>>, StoreError> {
+        let left = late::read(&self.options.path).unwrap_or_else(|error| {
+            tracing::error!("records that were left beside the audit trail cannot be read and stay there: {error}");
+            None
+        });
+        let Some(left) = left else { return Ok(None) };
+        let mut late = Vec::new();
+        for record in left {
+            // A removal is this writer's alone to tell of.
+            if record.kind != Kind::Retention && !store.has(&record)? {
+                late.push(record);
+            }
+        }
+        Ok(Some(late))
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -247,10 +283,25 @@ impl Writer {
     }
 
     fn end(self) {
-        let lost = self.pending.len() as u64 + self.state.untold.load(Relaxed);
-        if lost > 0 {
-            let error = self.state.error().unwrap_or_default();
-            tracing::error!("{lost} records of the audit trail are lost: {error}");
+        let untold = self.state.untold.load(Relaxed);
+        let mut left = self.pending;
+        let pending = left.len() as u64;
+        left.extend(gap(&self.state, untold));
+        if left.is_empty() {
+            return;
+        }
+        let error = self.state.error().unwrap_or_default();
+        match late::leave(&self.options.path, &left) {
+            Ok(path) => tracing::error!(
+                "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and whoever \
+                 writes it next adds them: {}",
+                path.display(),
+                left.len()
+            ),
+            Err(unkept) => tracing::error!(
+                "{} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}",
+                pending + untold
+            ),
         }
     }
 }

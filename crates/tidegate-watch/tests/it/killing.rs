@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tidegate_watch::audit::{Kind, Record, Trail, TrailOptions};
 
@@ -28,14 +30,58 @@ fn the_child() {
     }
 }
 
+/// Where the other child writes.
+const FLOWS_TO: &str = "TIDEGATE_TEST_FLOW";
+/// How long it rests after each.
+const FLOW: Duration = Duration::from_micros(50);
+/// It does not run further ahead of the disk: half of what one commit takes at most.
+const AHEAD_MAX: u64 = 2000;
+
+/// Not a rule: the process that hands over one ordinary record after the other, and says how many it had when it saw a commit done, and
+/// at what time in microseconds. First it says how long a record takes that is waited for.
+#[test]
+fn the_flowing_child() {
+    let Ok(path) = std::env::var(FLOWS_TO) else { return };
+    let trail = Trail::start(TrailOptions::new(path)).unwrap();
+    let mut waits: Vec<u128> = (0..21)
+        .map(|n| {
+            let started = Instant::now();
+            trail.append_durable(refusal(n)).unwrap();
+            started.elapsed().as_micros()
+        })
+        .collect();
+    waits.sort_unstable();
+    println!("child {} 0", waits[10]);
+    let started = Instant::now();
+    let mut handed_over = 21;
+    let mut seen = trail.status().written;
+    loop {
+        // Leaves the core to the one that writes.
+        thread::sleep(FLOW);
+        if handed_over < trail.status().written + AHEAD_MAX {
+            trail.append(refusal(handed_over));
+            handed_over += 1;
+        }
+        let written = trail.status().written;
+        if written > seen {
+            println!("child {} {handed_over}", started.elapsed().as_micros());
+            seen = written;
+        }
+    }
+}
+
 struct Writer {
     child: Child,
     said: Lines<BufReader<ChildStdout>>,
 }
 
 impl Writer {
-    fn start(mut command: Command, path: &Path) -> Self {
-        command.env(WRITES_TO, path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    fn start(command: Command, path: &Path) -> Self {
+        Self::start_with(command, WRITES_TO, path)
+    }
+
+    fn start_with(mut command: Command, variable: &str, path: &Path) -> Self {
+        command.env(variable, path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
         Self { child, said: BufReader::new(stdout).lines() }
@@ -43,11 +89,17 @@ impl Writer {
 
     /// The next record that it waited for: its number, and whether it was told that it is on disk.
     fn next(&mut self) -> (bool, u64) {
+        let (done, n) = self.said().unwrap();
+        (done == "wrote", n)
+    }
+
+    /// The next thing that it said. `None`: it has ended.
+    fn said(&mut self) -> Option<(String, u64)> {
         loop {
-            let line = self.said.next().unwrap().unwrap();
+            let line = self.said.next()?.unwrap();
             if let Some((_, said)) = line.split_once("child ") {
-                let (done, n) = said.rsplit_once(' ').unwrap();
-                return (done == "wrote", n.parse().unwrap());
+                let (what, n) = said.rsplit_once(' ').unwrap();
+                return Some((what.to_owned(), n.parse().unwrap()));
             }
         }
     }
@@ -61,9 +113,47 @@ impl Drop for Writer {
 }
 
 fn this_test() -> Command {
+    child("killing::the_child")
+}
+
+fn child(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "killing::the_child", "--nocapture"]);
+    command.args(["--exact", name, "--nocapture"]);
     command
+}
+
+/// What is not on disk came after the last but one commit was done: a commit begins with all that came before it. And commits follow one
+/// another at a pace of 5 ms, or as fast as this disk allows. Together: what is lost is younger than that, and than two commits.
+#[test]
+fn of_ordinary_records_a_kill_loses_what_came_during_the_last_two_commits_which_are_close_together() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..5 {
+        let place = Place::new();
+        let mut writer = Writer::start_with(child("killing::the_flowing_child"), FLOWS_TO, &place.path());
+        let wait: u64 = writer.said().unwrap().0.parse().unwrap();
+        let mut commits: Vec<(u64, u64)> = Vec::new();
+        let enough = random.usize(20..60);
+        while commits.len() < enough {
+            commits.extend(writer.said().map(|(at, n)| (at.parse::<u64>().unwrap(), n)));
+        }
+        for _ in 0..random.u32(0..200_000) {
+            std::hint::spin_loop();
+        }
+        writer.child.kill().unwrap();
+        // What it had said is still in the pipe.
+        commits.extend(std::iter::from_fn(|| writer.said()).map(|(at, n)| (at.parse::<u64>().unwrap(), n)));
+
+        let (_, had) = commits[commits.len() - 3];
+        let there = place.entries().len() as u64;
+        assert!(there >= had, "{had} had been handed over when the last but two was done, {there} are there");
+        let mut apart: Vec<u64> = commits.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        apart.sort_unstable();
+        let (usual, bound) = (apart[apart.len() / 2], 2 * 5000 + 4 * wait);
+        println!("{usual} {wait}");
+        assert!(usual <= bound, "commits are {usual} µs apart, and a record that is waited for takes {wait} µs");
+    }
 }
 
 #[test]
@@ -87,7 +177,7 @@ fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
         }
         drop(writer);
 
-        let verified = place.reader().verify().unwrap();
+        let verified = place.verify();
         assert_eq!(verified.faults, []);
         assert!(verified.uncovered <= 4000, "more than one commit: {}", verified.uncovered);
         let of_this_run: Vec<u64> = place.entries()[records..].iter().filter_map(number).collect();
@@ -113,7 +203,7 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     // Enough that records find no room.
     (0..30).for_each(|_| said.push(writer.next()));
     assert!(said[said.len() - 30..].iter().all(|(is_done, _)| !is_done));
-    assert_eq!(place.reader().verify().unwrap().faults, [], "also while it is full");
+    assert_eq!(place.verify().faults, [], "also while it is full");
 
     let pid = writer.child.id().to_string();
     assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=unlimited"]).status().unwrap().success());
@@ -123,7 +213,7 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     said.push(writer.next());
     drop(writer);
 
-    let verified = place.reader().verify().unwrap();
+    let verified = place.verify();
     assert_eq!(verified.faults, []);
     assert!(verified.lost > 0);
     let entries = place.entries();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tidegate_watch::audit::{Entry, Filter, Kind, Reader, Record, Trail, TrailOptions};
+use tidegate_watch::audit::{self, Entry, Filter, Kind, Reader, Record, Trail, TrailOptions, Verified};
 
 /// Longer than anything takes here; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,6 +34,10 @@ impl Place {
 
     pub(crate) fn reader(&self) -> Reader {
         Reader::open(&self.path()).unwrap()
+    }
+
+    pub(crate) fn verify(&self) -> Verified {
+        audit::verify(&self.path()).unwrap()
     }
 
     /// Everything in the trail, in the order of its numbers.

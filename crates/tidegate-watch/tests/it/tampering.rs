@@ -25,7 +25,7 @@ fn tamper(place: &Place, statement: &str) {
 }
 
 fn verify(place: &Place) -> Verified {
-    place.reader().verify().unwrap()
+    place.verify()
 }
 
 fn faults(place: &Place) -> Vec<Fault> {
@@ -188,13 +188,67 @@ fn a_chain_that_was_cut_short_is_found_also_once_it_has_gone_on() {
 }
 
 #[test]
-fn a_database_that_was_taken_away_is_found() {
+fn a_database_that_was_taken_away_emptied_or_replaced_is_found_by_the_head_that_is_left() {
+    let missing = Fault::Missing { first: 1, last: 10 };
+    let gone = |found: &str| format!("{found}; the head beside it tells of 10 records");
+    let said = |place: &Place| {
+        let found = faults(place);
+        assert_eq!((found.len(), found.last()), (2, Some(&missing)), "{found:?}");
+        found[0].to_string()
+    };
     let place = ten();
-    for end in ["", "-wal", "-shm"] {
-        let _ = std::fs::remove_file(format!("{}{end}", place.path().display()));
-    }
+    std::fs::remove_file(place.path()).unwrap();
+    assert_eq!(said(&place), gone("the database is not there"));
+    std::fs::write(place.path(), "").unwrap();
+    assert_eq!(said(&place), gone("the database is empty: it was cut off"));
+    let replaced = gone("the database is no audit trail: it was replaced, or its beginning was overwritten");
+    std::fs::write(place.path(), [0x5a; 8192]).unwrap();
+    assert_eq!(said(&place), replaced);
+    std::fs::remove_file(place.path()).unwrap();
+    tamper(&place, "CREATE TABLE accounts (id INTEGER)");
+    assert_eq!(said(&place), replaced);
+    std::fs::remove_file(place.path()).unwrap();
     add(&place, 0..3);
-    assert_eq!(faults(&place), [Fault::Missing { first: 1, last: 10 }]);
+    assert_eq!(faults(&place), [missing], "what is written later covers nothing up");
+
+    let place = ten();
+    std::fs::remove_file(place.path()).unwrap();
+    std::fs::write(place.head_path(), "{}").unwrap();
+    let found = faults(&place);
+    let gone = Fault::DatabaseGone { found: "the database is not there", told: None };
+    assert_eq!(found, [gone, Fault::HeadUnreadable]);
+    let place = empty();
+    std::fs::remove_file(place.path()).unwrap();
+    assert_eq!(faults(&place), [Fault::DatabaseGone { found: "the database is not there", told: Some(0) }]);
+}
+
+#[test]
+fn a_table_that_was_dropped_or_renamed_is_found_with_its_records() {
+    for statement in ["DROP TABLE records", "ALTER TABLE records RENAME TO others"] {
+        let place = ten();
+        tamper(&place, statement);
+        let found = faults(&place);
+        assert!(found.contains(&Fault::LayoutMissing { what: "table \"records\"".to_owned() }), "{found:?}");
+        assert!(matches!(found.last(), Some(Fault::Unreadable { first: 1, last: Some(10), .. })), "{found:?}");
+    }
+}
+
+/// A database of which only the beginning is left; the log beside it is not there any more.
+#[test]
+fn a_database_that_was_cut_off_is_found_with_the_records_that_cannot_be_read() {
+    let place = Place::new();
+    add(&place, 0..5000);
+    let length = std::fs::metadata(place.path()).unwrap().len();
+    for left in [length * 9 / 10, length / 2, 4096, 100] {
+        std::fs::OpenOptions::new().write(true).open(place.path()).unwrap().set_len(left).unwrap();
+        let found = faults(&place);
+        let (first, last) = match found.last() {
+            Some(Fault::Unreadable { first, last: Some(last), .. } | Fault::Missing { first, last }) => (*first, *last),
+            _ => panic!("{left}: {found:?}"),
+        };
+        assert!(last == 5000 && first <= 5000, "{left}: {found:?}");
+        assert!(left < length / 2 || first > 1000, "{left}: what can be read is: {found:?}");
+    }
 }
 
 #[test]
