@@ -389,8 +389,12 @@ export function explanation(answer) {
   if (answer.after) said.push(`It waited after the upstream answered: ${words(answer.after)}.`);
   if (answer.breaker !== "closed") said.push(`The breaker was ${words(answer.breaker)}.`);
   if (answer.retry_after_ms !== null) said.push(`It made sense to come back after ${span(answer.retry_after_ms / 1000)}.`);
-  const ahead = Object.values(answer.ahead).reduce((sum, calls) => sum + calls, 0);
-  if (ahead) said.push(`Ahead of it: ${["high", "normal", "low"].map((name) => `${answer.ahead[name] ?? 0} ${name}`).join(", ")}${answer.ahead_tenants.length ? `; most of ${answer.ahead_tenants.map(([tenant, calls]) => `${tenant} (${calls})`).join(", ")}` : ""}.`);
+  const classes = ["high", "normal", "low"];
+  const before = classes.slice(0, classes.indexOf(answer.priority) + 1).filter((name) => answer.ahead[name]);
+  if (before.length) {
+    const tenants = answer.ahead_tenants.map(([tenant, calls]) => `${tenant} (${count(calls)})`);
+    said.push(`Ahead of it: ${before.map((name) => `${count(answer.ahead[name])} ${name}`).join(", ")}${tenants.length ? `; of its own priority most of ${tenants.join(", ")}` : ""}.`);
+  }
   return h(
     "div",
     { class: "answer" },
