@@ -72,13 +72,13 @@ pub(super) async fn reset(mut ask: Ask) -> Answer {
 pub(super) async fn boost(mut ask: Ask) -> Answer {
     let BoostBody { factor, lasting, matching, reason } = body::read(ask.request.body_mut(), BOOST).await?;
     let wrong = |message: String| Err(Box::new(OwnReply::invalid_body(format!("{message}; send {BOOST}"))));
-    if !(1.0..=FACTOR_MAX).contains(&factor) {
-        return wrong(format!("factor must be from 1 to {FACTOR_MAX}"));
+    if let Err(allowed) = boost_factor(factor) {
+        return wrong(format!("factor must be {allowed}"));
     }
-    let lasting = match lasting.as_deref().map(humantime::parse_duration) {
-        Some(Ok(lasting)) if (Duration::from_secs(1)..=LASTING_MAX).contains(&lasting) => lasting,
+    let lasting = match lasting.as_deref().map(boost_lasting) {
+        Some(Ok(lasting)) => lasting,
         None if factor == 1.0 => Duration::ZERO,
-        Some(_) => return wrong("for must be a duration from 1s to 30d".to_owned()),
+        Some(Err(allowed)) => return wrong(format!("for must be {allowed}")),
         None => return wrong("for is missing".to_owned()),
     };
     let reason = body::reason(reason)?;
@@ -107,6 +107,24 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
         Ok(Change { record, act: None })
     });
     json(&done.await?)
+}
+
+/// By what a limit may be raised for a while; 1 ends that.
+///
+/// # Errors
+/// What it must be.
+pub fn boost_factor(factor: f64) -> Result<f64, String> {
+    if (1.0..=FACTOR_MAX).contains(&factor) { Ok(factor) } else { Err(format!("from 1 to {FACTOR_MAX}")) }
+}
+
+/// For how long a limit may be raised, as people write it: `10m`.
+///
+/// # Errors
+/// What it must be.
+pub fn boost_lasting(written: &str) -> Result<Duration, String> {
+    let lasting = humantime::parse_duration(written).ok();
+    let is_allowed = |lasting: &Duration| (Duration::from_secs(1)..=LASTING_MAX).contains(lasting);
+    lasting.filter(is_allowed).ok_or_else(|| "a duration from 1s to 30d".to_owned())
 }
 
 /// Puts a boost in the place of one that selects the same levels; how these stood before, and how they will.
