@@ -130,20 +130,14 @@ pub fn boost_lasting(written: &str) -> Result<Duration, String> {
 /// Puts a boost in the place of one that selects the same levels; how these stood before, and how they will.
 fn replace(standing: &mut Standing, raised: Raised) -> (String, String) {
     let is_same = |other: &Raised| other.limit == raised.limit && other.matching == raised.matching;
-    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), shown);
+    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), Raised::shown);
     standing.boosts.retain(|other| !is_same(other));
     if raised.factor == 1.0 {
         return (before, "× 1".to_owned());
     }
-    let after = shown(&raised);
+    let after = raised.shown();
     standing.boosts.push(raised);
     (before, after)
-}
-
-fn shown(raised: &Raised) -> String {
-    let matching: Vec<String> = raised.matching.iter().map(|(scope, pattern)| format!("{scope} {pattern}")).collect();
-    let whose = if matching.is_empty() { String::new() } else { format!(" for {}", matching.join(", ")) };
-    format!("× {}{whose} until {}", raised.factor, raised.until)
 }
 
 fn find<'l>(limits: &'l [Limit], name: &str) -> Result<&'l Limit, Box<OwnReply>> {
