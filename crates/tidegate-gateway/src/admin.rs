@@ -146,6 +146,9 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
         Found::OtherMethods(allowed) => return Err(Box::new(OwnReply::wrong_method(request.method(), allowed))),
+        Found::Nothing if dashboard::has(path) => {
+            return Err(Box::new(OwnReply::wrong_method(request.method(), "HEAD, GET".to_owned())));
+        }
         Found::Nothing => return Err(Box::new(OwnReply::no_such_admin_path(path))),
     };
     let name = percent_decode_str(name).decode_utf8();
