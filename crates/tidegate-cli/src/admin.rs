@@ -6,6 +6,8 @@ mod table;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use tidegate_core::limit::Scope;
+use tidegate_gateway::{boost_factor, boost_lasting};
 
 use self::client::{Reach, in_path};
 use crate::outcome::{Failure, print};
@@ -71,10 +73,10 @@ enum LimitsMode {
         /// As in [limit.NAME]
         name: String,
         /// Of its allowances; 1 ends a boost
-        #[arg(long, value_name = "X")]
+        #[arg(long, value_name = "X", value_parser = factor)]
         factor: f64,
-        /// For how long, such as 10m
-        #[arg(long = "for", value_name = "D")]
+        /// For how long, such as 10m; --factor 1 needs none
+        #[arg(long = "for", value_name = "D", value_parser = lasting)]
         lasting: Option<String>,
         /// Which levels: user=ada, organization=acme, model=gpt-4*, … of what the limit is per; repeat it
         #[arg(long = "match", value_name = "K=V", value_parser = pair)]
@@ -84,9 +86,54 @@ enum LimitsMode {
 
 const TO_BREAKER: [&str; 4] = ["force-open", "force-half-open", "force-closed", "reset"];
 
+/// Longer names and patterns are taken by no gateway.
+const PATTERN_CHARS_MAX: usize = 256;
+
+fn factor(written: &str) -> Result<f64, String> {
+    let factor = written.parse().map_err(|_| "must be a number, such as 1.5".to_owned())?;
+    boost_factor(factor).map_err(|allowed| format!("must be {allowed}, such as 1.5; 1 ends a boost"))
+}
+
+/// As it was written: the gateway reads it in the same way.
+fn lasting(written: &str) -> Result<String, String> {
+    boost_lasting(written)
+        .map(|_| written.to_owned())
+        .map_err(|allowed| format!("must be {allowed}, such as 10m or 1h30m"))
+}
+
 fn pair(written: &str) -> Result<(String, String), String> {
-    let (key, value) = written.split_once('=').ok_or("write it as user=ada")?;
-    Ok((key.trim().to_owned(), value.trim().to_owned()))
+    const EXAMPLE: &str = "write it as user=ada or model=gpt-4*";
+    let (key, value) = written.split_once('=').ok_or(EXAMPLE)?;
+    let (key, value) = (key.trim(), value.trim());
+    if Scope::parse(key).is_none() {
+        let scopes = Scope::ALL.map(Scope::name).join(", ");
+        return Err(format!("\"{key}\" is none of {scopes}; {EXAMPLE}"));
+    }
+    if value.is_empty() || value.chars().count() > PATTERN_CHARS_MAX || value.chars().any(char::is_control) {
+        return Err(format!("the name must be one line of 1 to {PATTERN_CHARS_MAX} characters; {EXAMPLE}"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// What a boost is, as far as can be told before it is asked for.
+fn boost(factor: f64, lasting: Option<&str>, matching: &[(String, String)]) -> Result<Map<String, Value>, Failure> {
+    if lasting.is_none() && factor != 1.0 {
+        return Err(Failure::Usage(
+            "--for is missing: for how long, from 1s to 30d, such as --for 10m; only --factor 1, which ends a boost, needs none"
+                .to_owned(),
+        ));
+    }
+    let mut named = Map::new();
+    for (key, value) in matching {
+        if named.insert(key.clone(), value.as_str().into()).is_some() {
+            return Err(Failure::Usage(format!(
+                "--match names {key} twice; name it once, as a pattern such as {key}=a* where it is to be several"
+            )));
+        }
+    }
+    let mut body = Map::from_iter([("factor".to_owned(), json!(factor)), ("match".to_owned(), named.into())]);
+    body.extend(lasting.map(|lasting| ("for".to_owned(), lasting.into())));
+    Ok(body)
 }
 
 /// Asks, and prints what it came to.
@@ -107,11 +154,7 @@ pub(crate) fn run(args: AdminArgs) -> Result<(), Failure> {
             post(format!("limits/{}/reset", in_path(name)), Map::new())
         }
         AdminMode::Limits { mode: Some(LimitsMode::Boost { name, factor, lasting, matching }) } => {
-            let matching: Map<String, Value> =
-                matching.iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect();
-            let mut body =
-                Map::from_iter([("factor".to_owned(), json!(factor)), ("match".to_owned(), matching.into())]);
-            body.extend(lasting.as_ref().map(|lasting| ("for".to_owned(), lasting.as_str().into())));
+            let body = boost(*factor, lasting.as_deref(), matching)?;
             post(format!("limits/{}/boost", in_path(name)), body)
         }
         AdminMode::Pause => post("pause".to_owned(), Map::new()),

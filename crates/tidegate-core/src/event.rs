@@ -234,7 +234,7 @@ pub enum Event {
     BypassSuspected {
         /// Its key, or the tenant where it has none.
         caller: Arc<str>,
-        /// `new_users`: it brings unusually many that it never named before. `early_returns`: it comes back before the time it was told.
+        /// `new_users`: it brings unusually many that it never named before, or throws them away. `early_returns`: it comes back before the time it was told.
         pattern: &'static str,
         /// How many.
         count: u64,

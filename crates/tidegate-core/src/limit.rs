@@ -105,6 +105,10 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Account, Self::Key, Self::Organization, Self::Project, Self::User, Self::Model, Self::RequestType];
+
     /// The word in `per = […]`.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -122,9 +126,7 @@ impl Scope {
     /// The scope that `word` in `per = […]` names.
     #[must_use]
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Account, Self::Key, Self::Organization, Self::Project, Self::User, Self::Model, Self::RequestType]
-            .into_iter()
-            .find(|scope| scope.name() == word)
+        Self::ALL.into_iter().find(|scope| scope.name() == word)
     }
 
     /// What `subject` is in this scope; empty where it has none.

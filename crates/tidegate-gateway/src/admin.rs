@@ -35,6 +35,7 @@ use crate::shared::Shared;
 use crate::told;
 
 pub(crate) use self::attempts::Attempts;
+pub use self::limits::{boost_factor, boost_lasting};
 pub(crate) use self::open::health;
 
 /// What who shows a token may do, on every answer that it got him: a page offers nobody what it would be refused for.
@@ -155,6 +156,9 @@ fn let_past(shared: Arc<Shared>, ends: Ends, request: Request<Incoming>) -> Resu
     let (row, name) = match found {
         Found::Endpoint(row, name) => (row, name),
         Found::OtherMethods(allowed) => return Err(Box::new(OwnReply::wrong_method(request.method(), allowed))),
+        Found::Nothing if dashboard::has(path) => {
+            return Err(Box::new(OwnReply::wrong_method(request.method(), "HEAD, GET".to_owned())));
+        }
         Found::Nothing => return Err(Box::new(OwnReply::no_such_admin_path(path))),
     };
     let name = percent_decode_str(name).decode_utf8();

@@ -43,6 +43,11 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 const OPENER: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
+/// Whether there is a file at `path`.
+pub(crate) fn has(path: &str) -> bool {
+    FILES.iter().any(|file| file.path == path)
+}
+
 /// The file at `path`. `None`: there is none, or it is not to be read.
 pub(crate) fn file(method: &Method, path: &str, headers: &HeaderMap) -> Option<Response<ReplyBody>> {
     let file = FILES.iter().find(|file| file.path == path)?;

@@ -125,6 +125,7 @@ impl Gateway {
             kept_models::restore(&shared, dir);
         }
         Alerting::keep_judging(&shared);
+        Operating::keep_tidy(&shared);
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);
         for listener in listeners {

@@ -53,6 +53,7 @@ mod watching;
 mod websocket;
 mod wishes;
 
+pub use admin::{boost_factor, boost_lasting};
 pub use gateway::{Gateway, GatewayOptions};
 pub use keys::{KeyFault, MadeKey, MadeKeys, NewKey};
 pub use listener::ListenError;

@@ -5,24 +5,28 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use tidegate::state::write_whole;
 use tidegate_core::breaker::BreakerState;
+use tidegate_core::config::OnAuditFailure;
 use tidegate_core::gate::{Boost, Gate, Overrides};
 use tidegate_core::limit::Scope;
 use tidegate_core::time::Time;
-use tidegate_watch::audit::Record;
+use tidegate_watch::audit::{Kind, Record};
 
+use crate::audit::Audit;
 use crate::refusal::OwnReply;
 use crate::shared::{Shared, StartError, unix_now};
 
 /// The file's name in the state directory.
 const NAME: &str = "overrides.json";
 const FORMAT: u32 = 1;
+/// A boost that is over is taken out of the file so soon: one that is found there at a start ended while no gateway ran.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// Who said so, when and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +87,8 @@ pub(crate) struct Operating {
     path: Option<PathBuf>,
     standing: ArcSwap<Standing>,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// What had ended when an earlier run's was read: that run saw no end of it.
+    ended_unseen: Mutex<Vec<Raised>>,
 }
 
 /// What is done; it may block. An error says why it could not be.
@@ -142,6 +148,13 @@ impl Raised {
         self.until_micros <= micros(unix_now())
     }
 
+    /// As the trail has it.
+    pub(crate) fn shown(&self) -> String {
+        let matching: Vec<String> = self.matching.iter().map(|(scope, pattern)| format!("{scope} {pattern}")).collect();
+        let whose = if matching.is_empty() { String::new() } else { format!(" for {}", matching.join(", ")) };
+        format!("× {}{whose} until {}", self.factor, self.until)
+    }
+
     /// `None`: it selects by something that this version does not know, and must not raise more than was meant.
     fn boost(&self) -> Option<Boost> {
         let matching = self.matching.iter().map(|(scope, pattern)| Some((Scope::parse(scope)?, pattern.clone())));
@@ -185,8 +198,52 @@ impl Operating {
     /// It cannot be read: a start would lift what operators hold, and nobody would know.
     pub(crate) fn load(dir: Option<&Path>) -> Result<Self, StartError> {
         let path = dir.map(|dir| dir.join(NAME));
-        let standing = path.as_deref().map_or_else(|| Ok(Standing::default()), read).map_err(StartError::Config)?;
-        Ok(Self { path, standing: ArcSwap::from_pointee(standing), one_at_a_time: tokio::sync::Mutex::default() })
+        let mut standing = path.as_deref().map_or_else(|| Ok(Standing::default()), read).map_err(StartError::Config)?;
+        let (ended, boosts) = std::mem::take(&mut standing.boosts).into_iter().partition(Raised::is_over);
+        standing.boosts = boosts;
+        Ok(Self {
+            path,
+            standing: ArcSwap::from_pointee(standing),
+            one_at_a_time: tokio::sync::Mutex::default(),
+            ended_unseen: Mutex::new(ended),
+        })
+    }
+
+    /// Keeps boosts that are over out of the file, from now on; the trail is told of those that ended while no gateway ran.
+    pub(crate) fn keep_tidy(shared: &Arc<Shared>) {
+        let shared = Arc::downgrade(shared);
+        tokio::spawn(async move {
+            let mut looks = tokio::time::interval(TIDY_EVERY);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                looks.tick().await;
+                let Some(shared) = shared.upgrade() else { return };
+                shared.operating.tidy(&shared.audit).await;
+            }
+        });
+    }
+
+    async fn tidy(&self, audit: &Audit) {
+        let ended = std::mem::take(&mut *self.ended_unseen.lock().unwrap_or_else(PoisonError::into_inner));
+        if ended.is_empty() && !self.standing.load().boosts.iter().any(Raised::is_over) {
+            return;
+        }
+        let _one_at_a_time = self.one_at_a_time.lock().await;
+        for raised in &ended {
+            let record = Record {
+                limit: Some(raised.limit.clone()),
+                before: Some(raised.shown().into()),
+                after: Some("× 1".into()),
+                why: Some(format!("its time was over at {}, while no gateway ran", raised.until).into()),
+                ..Record::new(Kind::Override, "boost ended")
+            };
+            // First the record: a kill in between makes two of it, not none. Without a trail the log has it.
+            let _ = audit.note_durably(record, OnAuditFailure::Continue).await;
+            tracing::info!(limit = &*raised.limit, "boost ended at {}, while no gateway ran", raised.until);
+        }
+        if let Err(error) = self.keep((*self.now()).clone()).await {
+            tracing::warn!("boosts that are over stay in {NAME}: {error}");
+        }
     }
 
     /// Puts that in force.
@@ -316,9 +373,7 @@ fn read(path: &Path) -> Result<Standing, String> {
     if kept.format != FORMAT {
         return Err(wrong(format!("format {} is not known to this version", kept.format)));
     }
-    let mut standing = kept.standing;
-    standing.boosts.retain(|raised| !raised.is_over());
-    Ok(standing)
+    Ok(kept.standing)
 }
 
 fn micros(since_1970: Duration) -> u64 {
@@ -344,5 +399,21 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
             assert_eq!(*Operating::load(Some(dir.path())).unwrap().now(), Standing::default());
         }
+    }
+
+    #[tokio::test]
+    async fn a_boost_that_is_over_leaves_the_file_and_is_unseen_by_no_later_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = Said::now("local".into(), None);
+        let raised = |lasting| Raised::new("team".into(), 2.0, BTreeMap::new(), lasting, said.clone());
+        let boosts = vec![raised(Duration::ZERO), raised(Duration::from_secs(3600))];
+        let operating = Operating::load(Some(dir.path())).unwrap();
+        operating.keep(Standing { boosts: boosts.clone(), ..Standing::default() }).await.unwrap();
+        let unseen = |operating: &Operating| operating.ended_unseen.lock().unwrap().clone();
+        assert_eq!(unseen(&Operating::load(Some(dir.path())).unwrap()), boosts[..1]);
+        let audit = Audit::start(&Default::default(), None, Default::default()).unwrap();
+        operating.tidy(&audit).await;
+        assert_eq!(read(&dir.path().join(NAME)).unwrap().boosts, boosts[1..]);
+        assert_eq!(unseen(&Operating::load(Some(dir.path())).unwrap()), []);
     }
 }

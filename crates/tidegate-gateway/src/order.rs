@@ -191,11 +191,21 @@ impl Order<'_> {
         passed_over.ok_or_else(|| Box::new(OwnReply::unserved_model(self.named.unwrap_or(""))))
     }
 
-    /// Where users have limits of their own, it is looked out for who names ever new ones.
+    /// It is looked out for who names ever new users.
     fn note_user(&self, leg: &Leg) {
-        if let (true, Some(user)) = (self.settings.has_user_limits, &leg.subject.user) {
+        if let Some(user) = &leg.subject.user {
             let caller = &self.identity.caller;
-            self.shared.anomalies.named(caller.key.as_ref().unwrap_or(&caller.tenant), user);
+            let users_are_limited = self.settings.has_user_limits;
+            self.shared.anomalies.named(caller.key.as_ref().unwrap_or(&caller.tenant), user, users_are_limited);
+        }
+    }
+
+    /// Who was refused by a limit, and whether that user's own: whoever names another one in its place goes round it.
+    fn note_refusal(&self, leg: &Leg, cannot: &Cannot) {
+        if let (Some((limit, _)), Some(user)) = (&cannot.limit, &leg.subject.user) {
+            let caller = &self.identity.caller;
+            let by_its_own = self.settings.is_user_limit(limit);
+            self.shared.anomalies.refused(caller.key.as_ref().unwrap_or(&caller.tenant), user, by_its_own);
         }
     }
 
@@ -229,6 +239,7 @@ impl Order<'_> {
             self.shared.metrics.retry(cannot.reason, result);
         }
         self.count_limit(leg, &cannot, REFUSED);
+        self.note_refusal(leg, &cannot);
         if cannot.end == CallEnd::Refused {
             self.shared.metrics.refused(cannot.reason);
         }

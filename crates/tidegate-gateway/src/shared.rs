@@ -228,6 +228,11 @@ impl Settings {
         self.config.policy.limits.iter().any(|limit| &*limit.name == name && !limit.is_mirror())
     }
 
+    /// Whether `[limit.NAME]` has a level for each user.
+    pub(crate) fn is_user_limit(&self, name: &str) -> bool {
+        self.config.policy.limits.iter().any(|limit| &*limit.name == name && limit.per.contains(&Scope::User))
+    }
+
     /// The first enforced limit of our own on tokens that `subject` falls under.
     pub(crate) fn token_limit_on(&self, subject: &tidegate_core::call::Subject) -> Option<&str> {
         let on_tokens = |limit: &&tidegate_core::limit::Limit| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use reqwest::{Client, Method, StatusCode, redirect};
 use serde_json::Value;
+use tidegate_core::config::parse_base_url;
 use tidegate_gateway::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};
 
 use super::table::harmless;
@@ -24,7 +25,7 @@ const DEFAULT_ADMIN: &str = "http://127.0.0.1:8081";
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Reach {
     /// The admin listener, such as http://127.0.0.1:8081 [default: that of the gateway that runs on this machine]
-    #[arg(long, value_name = "URL", global = true)]
+    #[arg(long, value_name = "URL", value_parser = admin_url, global = true)]
     admin: Option<String>,
 
     /// The token [default: that of the state directory]; other users of the machine can see command lines, but not the environment
@@ -66,7 +67,7 @@ impl Reach {
         let dir = self.dir();
         let kept = |name: &str| dir.as_deref().map(|dir| dir.join(name)).and_then(|path| read(&path));
         let base = match &self.admin {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(url) => url.clone(),
             None if self.is_running() => {
                 kept(ADMIN_ADDRESS_FILE).map(|addr| format!("http://{addr}")).ok_or_else(|| {
                     Failure::Failed(
@@ -139,6 +140,18 @@ impl Admin {
             (status, None) => format!("{} answers {status}, which no admin listener of tidegate does", self.base),
         }
     }
+}
+
+/// Where an admin listener is: a URL, or a host and port as `serve` takes it with `--admin-listen`.
+fn admin_url(written: &str) -> Result<String, String> {
+    let wrong = |why: String| format!("{why}; write a URL or HOST:PORT, such as {DEFAULT_ADMIN} or 127.0.0.1:8081");
+    if written.contains("://") {
+        // The words are about upstreams' URLs, but what is wrong with one is the same.
+        return parse_base_url(written).map_err(|error| wrong(error.problem.to_owned()));
+    }
+    let has_port = written.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let url = parse_base_url(&format!("http://{written}")).ok().filter(|_| has_port);
+    url.ok_or_else(|| wrong("this is no address".to_owned()))
 }
 
 fn read(path: &Path) -> Option<String> {

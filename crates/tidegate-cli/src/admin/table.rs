@@ -72,21 +72,53 @@ pub(super) fn limits(status: &Value) -> String {
     text
 }
 
-/// Breakers.
+/// Breakers: those of one name and state in one row, since an operator's word is for all accounts of a name.
 pub(super) fn breakers(status: &Value) -> String {
     let held = status["overrides"]["breakers"].as_array();
-    let rows = status["breakers"].as_array().into_iter().flatten().map(|breaker| {
-        let next =
-            breaker["next_probe_in_seconds"].as_f64().map_or_else(String::new, |wait| format!("probe in {wait:.0}s"));
-        let said = held.into_iter().flatten().find(|held| held["name"] == breaker["name"]);
-        let said = said.map_or_else(String::new, |said| {
-            let reason = said["reason"].as_str().map_or_else(String::new, |reason| format!(": {reason}"));
-            format!("by {} at {}{reason}", plain(&said["by"]), plain(&said["at"]))
+    let mut rows: Vec<Alike> = Vec::new();
+    for breaker in status["breakers"].as_array().into_iter().flatten() {
+        let (name, state, cause) = (plain(&breaker["name"]), plain(&breaker["state"]), plain(&breaker["cause"]));
+        let known = rows.iter().position(|row| (&row.name, &row.state) == (&name, &state));
+        let at = known.unwrap_or_else(|| {
+            let said = held.into_iter().flatten().find(|held| held["name"] == breaker["name"]).map(|said| {
+                let reason =
+                    said["reason"].as_str().map_or_else(String::new, |reason| format!(": {}", harmless(reason)));
+                format!("by {} at {}{reason}", plain(&said["by"]), plain(&said["at"]))
+            });
+            rows.push(Alike { name, state, said, ..Alike::default() });
+            rows.len() - 1
         });
-        let cause = if said.is_empty() { plain(&breaker["cause"]) } else { said };
-        [plain(&breaker["name"]), plain(&breaker["state"]), next, cause]
+        let row = &mut rows[at];
+        row.accounts += 1;
+        let probes_in = breaker["next_probe_in_seconds"].as_f64();
+        row.probes_in = [row.probes_in, probes_in].into_iter().flatten().reduce(f64::min);
+        if !cause.is_empty() && !row.causes.contains(&cause) {
+            row.causes.push(cause);
+        }
+    }
+    let cells = rows.into_iter().map(|row| {
+        let next = row.probes_in.map_or_else(String::new, |wait| format!("probe in {wait:.0}s"));
+        let cause = row.said.unwrap_or_else(|| match &row.causes[..] {
+            [first, more @ ..] if !more.is_empty() => format!("{first}, and {} more", more.len()),
+            causes => causes.concat(),
+        });
+        [row.name, row.state, row.accounts.to_string(), next, cause]
     });
-    table(["BREAKER", "STATE", "", "CAUSE"], rows)
+    table(["BREAKER", "STATE", "ACCOUNTS", "", "CAUSE"], cells)
+}
+
+/// Breakers of one name and state, one for each account.
+#[derive(Default)]
+struct Alike {
+    name: String,
+    state: String,
+    accounts: usize,
+    /// The soonest.
+    probes_in: Option<f64>,
+    /// The different ones.
+    causes: Vec<String>,
+    /// By whom it is held, since when and why.
+    said: Option<String>,
 }
 
 fn queue(status: &Value) -> String {
@@ -170,6 +202,29 @@ mod tests {
         );
         assert!(told.contains("boost of team × 2.0 for organization acme, user ada until noon, by local"), "{told}");
         assert!(told.ends_with("boost of team × 2.0 until noon, by local"), "{told}");
+    }
+
+    #[test]
+    fn breakers_that_differ_only_in_their_account_are_one_row() {
+        let breaker = |name: &str, state: &str, cause: &str, probe: Option<f64>| json!({"name": name, "state": state, "cause": cause, "next_probe_in_seconds": probe});
+        let mut all = vec![breaker("sim/gpt-4.1", "closed", "", None); 4];
+        all.insert(2, breaker("sim/gpt-4.1", "open", "5 failures in a row, last 503", Some(41.2)));
+        all.push(breaker("sim/gpt-4.1", "open", "5 failures in a row, last 503", Some(3.0)));
+        all.push(breaker("sim/gpt-4.1", "open", "5 failures in a row, last timeout", Some(8.0)));
+        all.push(breaker("sim/gpt-4o", "forced_open", "", None));
+        let held = json!([{"name": "sim/gpt-4o", "state": "forced_open", "by": "local", "at": "noon", "reason": "main\u{1b}tenance"}]);
+        let told = breakers(&json!({"breakers": all, "overrides": {"breakers": held}}));
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "BREAKER      STATE        ACCOUNTS               CAUSE",
+                "sim/gpt-4.1  closed       4",
+                "sim/gpt-4.1  open         3         probe in 3s  5 failures in a row, last 503, and 1 more",
+                "sim/gpt-4o   forced_open  1                      by local at noon: main\u{fffd}tenance",
+            ]
+        );
+        assert_eq!(breakers(&json!({"breakers": []})), "breaker: none");
     }
 
     #[test]

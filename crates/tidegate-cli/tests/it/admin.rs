@@ -136,6 +136,41 @@ fn what_was_said_is_in_force_and_in_the_trail_after_a_kill_at_once() {
     assert!(ok(&place, &["audit", "verify"]).contains("ok: "));
 }
 
+#[test]
+fn a_boost_that_ends_while_no_gateway_runs_is_told_of_once_at_the_next_start() {
+    let place = Place::new();
+    place.file("tidegate.toml", "[limit.team]\nper = [\"model\"]\nrequests_per_day = 2\n");
+    let gateway = place.start(&SIM);
+    ok(&place, &["admin", "limits", "boost", "team", "--factor", "2", "--for", "1h", "--match", "model=gpt-4o"]);
+    ok(&place, &["admin", "limits", "boost", "team", "--factor", "3", "--for", "2h"]);
+    drop(gateway);
+    // Its hour has passed.
+    let kept = place.path().join(".local/state/tidegate/overrides.json");
+    let boosts = || serde_json::from_slice::<Value>(&std::fs::read(&kept).unwrap()).unwrap();
+    let mut past = boosts();
+    past["boosts"][0]["until_micros"] = 1_700_000_000_000_000_u64.into();
+    past["boosts"][0]["until"] = "2023-11-14T22:13:20.000Z".into();
+    std::fs::write(&kept, past.to_string()).unwrap();
+    let mut gateway = place.start(&SIM);
+    gateway.logs("boost ended at 2023-11-14T22:13:20.000Z, while no gateway ran");
+    let status: Value = serde_json::from_str(&ok(&place, &["admin", "status", "--json"])).unwrap();
+    let in_force = &status["overrides"]["boosts"];
+    assert!(in_force.as_array().unwrap().len() == 1 && in_force[0]["factor"] == 3.0, "{in_force}");
+    // It is written once it has been told of; a change afterwards waits for that.
+    ok(&place, &["admin", "pause"]);
+    assert_eq!(boosts()["boosts"].as_array().unwrap().len(), 1);
+    drop(gateway);
+    let gateway = place.start(&SIM);
+    ok(&place, &["admin", "resume"]);
+    let trail = ok(&place, &["audit", "query", "--kind", "override"]);
+    let ends: Vec<&str> = trail.lines().filter(|line| line.contains("boost ended")).collect();
+    assert_eq!(ends.len(), 1, "{trail}");
+    for said in ["limit=team", "× 2 for model gpt-4o until 2023-11-14T22:13:20.000Z", "while no gateway ran"] {
+        assert!(ends[0].contains(said), "{}", ends[0]);
+    }
+    drop(gateway);
+}
+
 #[cfg(unix)]
 #[test]
 fn what_is_kept_is_for_its_owner_alone() {

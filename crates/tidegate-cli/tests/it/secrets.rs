@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use crate::process::{Place, Running, http};
+use crate::process::{PATIENCE, Place, Running, http};
 
 const PROMPT: &str = "planted-prompt-7f3a";
 const COMPLETION: &str = "planted-completion-91bc";
@@ -13,6 +14,10 @@ const UPSTREAM_KEY: &str = "sk-planted-upstream-5d17";
 const FOREIGN_KEY: &str = "sk-planted-foreign-2e88";
 const ADMIN_TOKEN: &str = "planted-admin-token-66aa";
 const WRONG_TOKEN: &str = "planted-wrong-token-0812";
+/// Whoever knows it could post there.
+const WEBHOOK: &str = "planted-webhook-3c4e";
+/// What the webhook has to say, which may be anything.
+const WEBHOOK_SAYS: &str = "planted-answer-af19";
 
 const CONFIG: &str = r#"
 [[upstream]]
@@ -28,6 +33,17 @@ base_delay = "1ms"
 failure_threshold = 3
 [audit]
 calls = true
+[[alert]]
+name = "generic"
+when = "breaker_open"
+above = 0
+webhook = "HOOK"
+[[alert]]
+name = "slack"
+when = "breaker_open"
+above = 0
+webhook = "file:hook"
+format = "slack"
 "#;
 
 /// An upstream that answers well, badly, half or not at all, as the prompt wants it, and each time says what it was told.
@@ -77,6 +93,31 @@ fn answer(mut stream: TcpStream) {
     let _ = stream.write_all(reply.as_bytes());
 }
 
+/// A webhook that takes nothing, and what was posted to it.
+fn webhook() -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/{WEBHOOK}?key={WEBHOOK}", listener.local_addr().unwrap());
+    let (send, posted) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, mut post, mut buffer) = (stream.unwrap(), String::new(), [0; 4096]);
+            while !post.ends_with('}') {
+                match stream.read(&mut buffer) {
+                    Ok(read) if read > 0 => post += &String::from_utf8_lossy(&buffer[..read]),
+                    _ => break,
+                }
+            }
+            let (head, body) = post.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(WEBHOOK), "{head}");
+            let _ = send.send(body.to_owned());
+            let body = format!("{WEBHOOK} {WEBHOOK_SAYS}");
+            let head = format!("HTTP/1.1 500 {WEBHOOK_SAYS}\r\nlocation: /{WEBHOOK}\r\ncontent-length: {}", body.len());
+            let _ = stream.write_all(format!("{head}\r\nconnection: close\r\n\r\n{body}").as_bytes());
+        }
+    });
+    (url, posted)
+}
+
 fn call(gateway: &Running, key: &str, user: &str, wants: &str, more: &str) -> (u16, String) {
     let body = format!(
         r#"{{"model":"gpt-4o-mini",{more}"messages":[{{"role":"user","content":"{PROMPT} {wants}"}}],"metadata":{{"end":"end"}}}}"#
@@ -108,7 +149,9 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_or_file() {
     let place = Place::new();
     place.file("upstream-key", UPSTREAM_KEY);
-    place.file("tidegate.toml", &CONFIG.replace("URL", &upstream()));
+    let (hook, posted) = webhook();
+    place.file("hook", &hook);
+    place.file("tidegate.toml", &CONFIG.replace("URL", &upstream()).replace("HOOK", &hook));
     let made = place.run(&["key", "new", "caller"]);
     let key = made.stdout.trim().to_owned();
     assert!(key.starts_with("tg-"), "{made:?}");
@@ -147,6 +190,9 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
         assert!((400..600).contains(&status), "{what}: {body}");
         told.push((what.to_owned(), body.into()));
     }
+    // The failures have opened a breaker, of which both webhooks are to be told.
+    told.extend((0..2).map(|_| ("what is posted".to_owned(), posted.recv_timeout(PATIENCE).unwrap().into())));
+    (0..2).for_each(|_| gateway.logs("could not be delivered"));
     for (method, path, header, body) in [
         ("POST", "/admin/v1/pause", format!("authorization: Bearer {WRONG_TOKEN}"), ""),
         ("POST", "/admin/v1/pause", format!("x-other: {ADMIN_TOKEN}"), ""),
@@ -157,6 +203,7 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
         ("GET", "/admin/v1/status", authorization.clone(), ""),
         ("GET", "/admin/v1/audit", authorization.clone(), ""),
         ("GET", "/admin/v1/keys", authorization.clone(), ""),
+        ("GET", "/admin/v1/alerts", authorization.clone(), ""),
         ("GET", "/admin/v1/explain/refused", authorization.clone(), ""),
         ("GET", "/metrics", String::new(), ""),
         ("GET", "/", String::new(), ""),
@@ -164,6 +211,31 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
     ] {
         let header = if header.is_empty() { "x-nothing: 1" } else { &header };
         told.push((path.to_owned(), http(method, &format!("{admin}{path}"), &[header], body).1.into()));
+    }
+    // The dashboard's files: each that its page wants, and that these want.
+    let mut files_wanted = vec!["/".to_owned()];
+    for at in 0.. {
+        let Some(path) = files_wanted.get(at).cloned() else { break };
+        let file = http("GET", &format!("{admin}{path}"), &[&*authorization], "").1;
+        for text in file.split('"') {
+            let wanted = text.strip_prefix("./").map_or_else(|| text.to_owned(), |name| format!("/dashboard/{name}"));
+            if wanted.starts_with("/dashboard/") && !files_wanted.contains(&wanted) {
+                files_wanted.push(wanted);
+            }
+        }
+        told.push((format!("the dashboard's {path}"), file.into()));
+    }
+    assert!(files_wanted.iter().any(|path| path.ends_with("/views.js")), "{files_wanted:?}");
+    for args in [
+        &["admin", "status"][..],
+        &["admin", "status", "--json"],
+        &["admin", "breaker"],
+        &["key", "list"],
+        &["audit", "query"],
+        &["audit", "export"],
+        &["check", "tidegate.toml"],
+    ] {
+        told.push((args.join(" "), said_by(&place, args, Some(ADMIN_TOKEN))));
     }
     told.push(("paused".to_owned(), call(&gateway, &key, "paused", "", "").1.into()));
 
@@ -184,19 +256,69 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
 
     let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
     // What is no secret is found in all of these: it is looked for in the right places.
-    for place in
-        ["/metrics", "/admin/v1/audit", "/admin/v1/status", "the log", "audit.db", "levels.json", "overrides.json"]
-    {
+    for place in [
+        "/metrics",
+        "/admin/v1/audit",
+        "/admin/v1/status",
+        "events",
+        "what is posted",
+        "admin breaker",
+        "audit query",
+        "the log",
+        "audit.db",
+        "levels.json",
+        "overrides.json",
+    ] {
         let is_told = |(what, bytes): &(String, Vec<u8>)| what.contains(place) && has(bytes, "gpt-4o-mini");
         assert!(told.iter().any(is_told), "{place} tells nothing of the model");
     }
-    for secret in [PROMPT, COMPLETION, UPSTREAM_KEY, FOREIGN_KEY, &key, ADMIN_TOKEN, WRONG_TOKEN] {
-        for (what, bytes) in &told {
-            let found = bytes.windows(secret.len()).position(|window| window == secret.as_bytes());
-            if let Some(at) = found {
-                let around = &bytes[at.saturating_sub(200)..(at + 100).min(bytes.len())];
-                panic!("{secret} is in {what}: {}", String::from_utf8_lossy(around));
-            }
+    for secret in [PROMPT, COMPLETION, UPSTREAM_KEY, FOREIGN_KEY, &key, ADMIN_TOKEN, WRONG_TOKEN, WEBHOOK, WEBHOOK_SAYS]
+    {
+        is_nowhere(secret, &told);
+    }
+}
+
+#[test]
+fn the_token_that_a_gateway_makes_for_itself_is_in_its_own_file_alone() {
+    let place = Place::new();
+    let mut command = place.command(&["serve", "--sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    command.env("RUST_LOG", "trace");
+    let mut gateway = Running::start(command);
+    let state = place.path().join(".local/state/tidegate");
+    let token = std::fs::read_to_string(state.join("admin-token")).unwrap().trim().to_owned();
+    assert!(token.len() >= 32, "{token}");
+    let mut told = vec![("the ready line".to_owned(), gateway.ready.clone().into_bytes())];
+    for args in [&["admin", "pause", "--reason", "a test"][..], &["admin", "status"], &["admin", "resume"]] {
+        told.push((args.join(" "), said_by(&place, args, None)));
+    }
+    told.push(("refused".to_owned(), said_by(&place, &["admin", "breaker", "reset", "none"], None)));
+    let authorization = format!("authorization: Bearer {token}");
+    for path in ["/", "/metrics", "/admin/v1/status", "/admin/v1/audit", "/admin/v1/alerts", "/admin/v1/keys"] {
+        let url = format!("{}{path}", gateway.announced("admin"));
+        told.push((path.to_owned(), http("GET", &url, &[&*authorization], "").1.into()));
+    }
+    gateway.signal("TERM");
+    let ended = gateway.end();
+    assert!(ended.stderr.contains("DEBUG") && ended.stderr.contains("pause"), "{}", ended.stderr);
+    told.push(("the log".to_owned(), ended.stderr.into()));
+    told.extend(files(&state).into_iter().filter(|(name, _)| !name.ends_with("/admin-token")));
+    is_nowhere(&token, &told);
+}
+
+/// All that a mode says, and logs at its most talkative.
+fn said_by(place: &Place, args: &[&str], token: Option<&str>) -> Vec<u8> {
+    let mut command = place.command(args);
+    command.env("RUST_LOG", "trace").envs(token.map(|token| ("TIDEGATE_ADMIN_TOKEN", token)));
+    let ended = Running::spawn(command).end();
+    format!("{}\n{}", ended.stdout, ended.stderr).into_bytes()
+}
+
+fn is_nowhere(secret: &str, told: &[(String, Vec<u8>)]) {
+    for (what, bytes) in told {
+        let found = bytes.windows(secret.len()).position(|window| window == secret.as_bytes());
+        if let Some(at) = found {
+            let around = &bytes[at.saturating_sub(200)..(at + 100).min(bytes.len())];
+            panic!("{secret} is in {what}: {}", String::from_utf8_lossy(around));
         }
     }
 }

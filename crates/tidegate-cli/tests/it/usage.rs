@@ -30,3 +30,60 @@ fn what_is_not_understood_exits_with_2_and_says_what_was_meant() {
         assert_eq!(ended.stdout, "", "{args:?}");
     }
 }
+
+#[test]
+fn what_an_operator_mistypes_exits_with_2_before_anything_is_asked() {
+    let place = Place::new();
+    let boost = |more: &[&'static str]| {
+        let mut args = vec!["admin", "limits", "boost", "team"];
+        args.extend(more);
+        args
+    };
+    let long = format!("--match=user={}", "a".repeat(257)).leak();
+    for (args, hints) in [
+        (vec!["admin", "--admin", "gibberish", "status"], ["'gibberish'", "http://127.0.0.1:8081"]),
+        (
+            vec!["admin", "status", "--admin", "ftp://127.0.0.1:8081"],
+            ["must begin with https:// or http://", "HOST:PORT"],
+        ),
+        (vec!["admin", "status", "--admin", "127.0.0.1:80810"], ["'127.0.0.1:80810'", "127.0.0.1:8081"]),
+        (vec!["admin", "status", "--admin", "http://"], ["'http://'", "http://127.0.0.1:8081"]),
+        (vec!["admin", "status", "--admin", ""], ["--admin", "http://127.0.0.1:8081"]),
+        (vec!["key", "list", "--admin", "127.0.0.1"], ["'127.0.0.1'", "HOST:PORT"]),
+        (boost(&["--factor", "0", "--for", "10m"]), ["'0'", "from 1 to 1000, such as 1.5"]),
+        (boost(&["--factor", "nan", "--for", "10m"]), ["'nan'", "from 1 to 1000"]),
+        (boost(&["--factor", "1001", "--for", "10m"]), ["'1001'", "from 1 to 1000"]),
+        (boost(&["--factor", "twice", "--for", "10m"]), ["'twice'", "a number, such as 1.5"]),
+        (boost(&["--factor", "2", "--for", "soon"]), ["'soon'", "from 1s to 30d, such as 10m"]),
+        (boost(&["--factor", "2", "--for", "31d"]), ["'31d'", "from 1s to 30d, such as 10m"]),
+        (boost(&["--factor", "1", "--for", "10"]), ["'10'", "from 1s to 30d, such as 10m"]),
+        (boost(&["--factor", "2"]), ["--for is missing", "such as --for 10m"]),
+        (boost(&["--for", "10m"]), ["--factor <X>", "Usage: "]),
+        (boost(&["--factor", "2", "--for", "10m", "--match", "ada"]), ["'ada'", "write it as user=ada"]),
+        (
+            boost(&["--factor", "2", "--for", "10m", "--match", "usr=ada"]),
+            ["\"usr\" is none of account, key", "user=ada"],
+        ),
+        (boost(&["--factor", "2", "--for", "10m", "--match", "user="]), ["'user='", "1 to 256 characters"]),
+        (boost(&["--factor", "2", "--for", "10m", long]), ["1 to 256 characters", "user=ada"]),
+        (
+            boost(&["--factor", "2", "--for", "10m", "--match", "user=a", "--match", "user=b"]),
+            ["names user twice", "user=a*"],
+        ),
+    ] {
+        let ended = place.run(&args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
+        for hint in hints {
+            assert!(ended.stderr.contains(hint), "{args:?}: {}", ended.stderr);
+        }
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+    // These are well said: only that no gateway runs here is in their way.
+    for more in [&["--factor", "1"][..], &["--factor", "1.5", "--for", "1h 30m", "--match", "request_type=chat"]] {
+        let ended = place.run(&boost(more));
+        assert_eq!(ended.code, Some(1), "{more:?}: {ended:?}");
+        assert!(ended.stderr.contains("no gateway is running"), "{more:?}: {}", ended.stderr);
+    }
+    let bare = place.run(&["admin", "status", "--admin", "127.0.0.1:1", "--token", "x"]);
+    assert!(bare.code == Some(1) && bare.stderr.contains("http://127.0.0.1:1 does not answer"), "{bare:?}");
+}

@@ -72,13 +72,13 @@ pub(super) async fn reset(mut ask: Ask) -> Answer {
 pub(super) async fn boost(mut ask: Ask) -> Answer {
     let BoostBody { factor, lasting, matching, reason } = body::read(ask.request.body_mut(), BOOST).await?;
     let wrong = |message: String| Err(Box::new(OwnReply::invalid_body(format!("{message}; send {BOOST}"))));
-    if !(1.0..=FACTOR_MAX).contains(&factor) {
-        return wrong(format!("factor must be from 1 to {FACTOR_MAX}"));
+    if let Err(allowed) = boost_factor(factor) {
+        return wrong(format!("factor must be {allowed}"));
     }
-    let lasting = match lasting.as_deref().map(humantime::parse_duration) {
-        Some(Ok(lasting)) if (Duration::from_secs(1)..=LASTING_MAX).contains(&lasting) => lasting,
+    let lasting = match lasting.as_deref().map(boost_lasting) {
+        Some(Ok(lasting)) => lasting,
         None if factor == 1.0 => Duration::ZERO,
-        Some(_) => return wrong("for must be a duration from 1s to 30d".to_owned()),
+        Some(Err(allowed)) => return wrong(format!("for must be {allowed}")),
         None => return wrong("for is missing".to_owned()),
     };
     let reason = body::reason(reason)?;
@@ -109,23 +109,35 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
     json(&done.await?)
 }
 
+/// By what a limit may be raised for a while; 1 ends that.
+///
+/// # Errors
+/// What it must be.
+pub fn boost_factor(factor: f64) -> Result<f64, String> {
+    if (1.0..=FACTOR_MAX).contains(&factor) { Ok(factor) } else { Err(format!("from 1 to {FACTOR_MAX}")) }
+}
+
+/// For how long a limit may be raised, as people write it: `10m`.
+///
+/// # Errors
+/// What it must be.
+pub fn boost_lasting(written: &str) -> Result<Duration, String> {
+    let lasting = humantime::parse_duration(written).ok();
+    let is_allowed = |lasting: &Duration| (Duration::from_secs(1)..=LASTING_MAX).contains(lasting);
+    lasting.filter(is_allowed).ok_or_else(|| "a duration from 1s to 30d".to_owned())
+}
+
 /// Puts a boost in the place of one that selects the same levels; how these stood before, and how they will.
 fn replace(standing: &mut Standing, raised: Raised) -> (String, String) {
     let is_same = |other: &Raised| other.limit == raised.limit && other.matching == raised.matching;
-    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), shown);
+    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), Raised::shown);
     standing.boosts.retain(|other| !is_same(other));
     if raised.factor == 1.0 {
         return (before, "× 1".to_owned());
     }
-    let after = shown(&raised);
+    let after = raised.shown();
     standing.boosts.push(raised);
     (before, after)
-}
-
-fn shown(raised: &Raised) -> String {
-    let matching: Vec<String> = raised.matching.iter().map(|(scope, pattern)| format!("{scope} {pattern}")).collect();
-    let whose = if matching.is_empty() { String::new() } else { format!(" for {}", matching.join(", ")) };
-    format!("× {}{whose} until {}", raised.factor, raised.until)
 }
 
 fn find<'l>(limits: &'l [Limit], name: &str) -> Result<&'l Limit, Box<OwnReply>> {

@@ -46,6 +46,8 @@ async fn a_wrong_method_is_told_the_right_ones_and_a_wrong_path_that_it_is_none(
     let (gateway, _upstream) = scripted().await;
     let reply = ask(&gateway, "operator", "PUT /admin/v1/status", "").await;
     assert_eq!((reply.status(), reply.header("allow")), (405, Some("HEAD, GET")));
+    let page = ask(&gateway, "operator", "POST /", "").await;
+    assert_eq!((page.status(), page.header("allow")), (405, Some("HEAD, GET")));
     assert_eq!(ask(&gateway, "operator", "GET /admin/v1/nothing", "").await.status(), 404);
     assert_eq!(ask(&gateway, "other", "GET /admin/v1/nothing", "").await.status(), 401);
 }

@@ -294,6 +294,30 @@ async fn a_key_that_brings_ever_new_users_is_suspected_told_and_recorded() {
 }
 
 #[tokio::test]
+async fn a_key_whose_users_leave_once_their_own_limit_refuses_them_is_suspected_from_its_first_call_on() {
+    let (gateway, _upstream) = scripted_with(|config| {
+        let blocked = Rates::default().with(Dimension::RequestsPerDay, 0);
+        config.policy.limits.push(Limit { per: vec![Scope::User], base: blocked, ..team_limit(1) });
+        config.alerts = vec![alert(AlertSignal::BypassSuspected)];
+    })
+    .await;
+    let mut caller = client(&gateway).await;
+    for number in 0..180 {
+        let user = format!("x-tidegate-user: invented-{}\r\n", number / 3);
+        caller.post("/v1/chat/completions", &user, CHAT).await;
+        let reply = caller.message(false).await;
+        assert_eq!((reply.status(), reply.header("x-tidegate-reason")), (429, Some("too_large")));
+    }
+    // The look that sees the calls begins the silence.
+    for seconds in [2, 301] {
+        told(&gateway, |alert| alert["value"] == 0.0).await;
+        let_pass(Duration::from_secs(seconds)).await;
+    }
+    let fired = told(&gateway, |alert| alert["state"] == "firing").await;
+    assert_eq!(fired["about"], serde_json::json!(["anonymous (new_users)"]), "{fired}");
+}
+
+#[tokio::test]
 async fn a_caller_that_comes_back_before_its_time_is_suspected() {
     let (gateway, _upstream) = scripted_with(|config| {
         config.policy.limits.push(team_limit(1));

@@ -7,6 +7,7 @@ mod alerting;
 mod auditing;
 mod bad_input;
 mod dashboard;
+mod describing;
 mod ending;
 mod keys;
 mod learning;

@@ -11,25 +11,25 @@ use crate::admin::{ask, with_viewer};
 use crate::support::*;
 
 /// Somebody who reads what happens.
-struct Reader {
+pub(crate) struct Reader {
     peer: Peer,
     text: String,
 }
 
 /// One event.
 #[derive(Debug)]
-struct Told {
-    event: String,
-    id: String,
-    data: Value,
+pub(crate) struct Told {
+    pub(crate) event: String,
+    pub(crate) id: String,
+    pub(crate) data: Value,
 }
 
 impl Reader {
-    async fn open(gateway: &Gateway, query: &str, headers: &str) -> Self {
+    pub(crate) async fn open(gateway: &Gateway, query: &str, headers: &str) -> Self {
         Self::open_as(gateway, "operator", query, headers).await
     }
 
-    async fn open_as(gateway: &Gateway, token: &str, query: &str, headers: &str) -> Self {
+    pub(crate) async fn open_as(gateway: &Gateway, token: &str, query: &str, headers: &str) -> Self {
         let mut peer = Peer::connect(gateway.admin_addr()).await;
         let token = format!("authorization: Bearer {token}");
         peer.write(format!("GET /admin/v1/events{query} HTTP/1.1\r\nhost: localhost\r\n{token}\r\n{headers}\r\n"))
@@ -41,7 +41,7 @@ impl Reader {
     }
 
     /// The next event; `None` at the end.
-    async fn next(&mut self) -> Option<Told> {
+    pub(crate) async fn next(&mut self) -> Option<Told> {
         loop {
             while let Some((block, rest)) = self.text.split_once("\n\n") {
                 let field = |name: &str| {
@@ -61,7 +61,7 @@ impl Reader {
     }
 
     /// The next event of this name.
-    async fn find(&mut self, event: &str) -> Told {
+    pub(crate) async fn find(&mut self, event: &str) -> Told {
         loop {
             let told = self.next().await.unwrap();
             if told.event == event {
@@ -72,7 +72,7 @@ impl Reader {
 }
 
 /// A call that is answered with 503, and again with 200.
-async fn retried(gateway: &Gateway, upstream: &Script, headers: &str) {
+pub(crate) async fn retried(gateway: &Gateway, upstream: &Script, headers: &str) {
     let mut client = client(gateway).await;
     client.post("/v1/chat/completions", headers, CHAT).await;
     let (mut peer, _) = upstream.request().await;

@@ -1,6 +1,7 @@
-//! Whether one key brings unusually many users that it never named before: each new one has a fresh limit.
+//! Whether one key brings unusually many users that it never named before, or throws them away: each new one has a fresh limit.
 //!
-//! Usual is what that key itself does: the most new users that it brought within ten minutes of the last day.
+//! Usual is what that key itself does: the most new users that it brought within ten minutes of the last day, and the most that it
+//! threw away and was suspected of for an hour. Where nothing is usual yet none is to be thrown away.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -8,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_core::time::Time;
+
+use super::thrown_away::{Came, Places};
 
 /// New users are counted over so long. The first stretch of a key is only learned from: then all its users are new.
 const STRETCH: Duration = Duration::from_secs(600);
@@ -34,6 +37,7 @@ pub(super) struct Users {
     younger: AtomicUsize,
     /// Users not known before, since the last look.
     new: AtomicU64,
+    places: Places,
     calls: AtomicU64,
     past: Mutex<Past>,
 }
@@ -49,12 +53,19 @@ struct Filter {
 struct Past {
     used_at: Option<Time>,
     began_at: Option<Time>,
-    /// New users in this stretch.
+    /// This stretch so far.
+    this: Stretch,
+    /// Those before; the newest first.
+    stretches: VecDeque<Stretch>,
+}
+
+#[derive(Debug, Default)]
+struct Stretch {
+    /// New users.
     new: u64,
-    /// Whether this stretch is suspected.
+    /// What came of new users in it.
+    came: Came,
     is_suspected: bool,
-    /// New users in the stretches before, and whether they were suspected; the newest first.
-    stretches: VecDeque<(u64, bool)>,
 }
 
 impl Default for Users {
@@ -63,6 +74,7 @@ impl Default for Users {
             filters: [Filter::empty(), Filter::empty()],
             younger: AtomicUsize::new(0),
             new: AtomicU64::new(0),
+            places: Places::default(),
             calls: AtomicU64::new(0),
             past: Mutex::default(),
         }
@@ -70,31 +82,43 @@ impl Default for Users {
 }
 
 impl Users {
-    pub(super) fn note(&self, hash: u64) {
+    /// A call for one of them. `are_limited`: users have limits of their own, so that a new one is worth something.
+    pub(super) fn note(&self, hash: u64, are_limited: bool) {
         self.calls.fetch_add(1, Relaxed);
+        let is_looked_at = self.places.again(hash);
         let [first, second] = &self.filters;
         let (younger, older) = if self.younger.load(Relaxed) == 0 { (first, second) } else { (second, first) };
         // Into the younger one also if it is known: who is active is not forgotten.
-        if younger.insert(hash) && !older.has(hash) {
-            self.new.fetch_add(1, Relaxed);
+        if younger.insert(hash) && !older.has(hash) && !is_looked_at {
+            self.places.comes(hash, are_limited);
+            if are_limited {
+                self.new.fetch_add(1, Relaxed);
+            }
         }
     }
 
-    /// How many new users there are in this stretch, if that is suspicious and has not been said yet.
-    pub(super) fn judge(&self, now: Time) -> Option<u64> {
+    /// A limit refused a call for one of them; `by_its_own`: one that has a level for each user.
+    pub(super) fn refused(&self, hash: u64, by_its_own: bool) {
+        self.places.refused(hash, by_its_own);
+    }
+
+    /// How many users are new in this stretch, or were thrown away in it, if that is suspicious and has not been said yet.
+    /// `all_new_until`: of who came before it only who was refused counts as thrown away.
+    pub(super) fn judge(&self, now: Time, all_new_until: Time) -> Option<u64> {
         let younger = self.younger.load(Relaxed);
         if self.filters[younger].users.load(Relaxed) >= USERS_MAX {
             self.filters[1 - younger].clear();
             self.younger.store(1 - younger, Relaxed);
         }
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        past.judge(now, self.new.swap(0, Relaxed), self.calls.swap(0, Relaxed) > 0)
+        let came = self.places.judge(now, all_new_until);
+        past.judge(now, self.new.swap(0, Relaxed), came, self.calls.swap(0, Relaxed) > 0)
     }
 
     pub(super) fn is_suspected(&self) -> bool {
         let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         // Until the stretch after it has shown that it is over.
-        past.is_suspected || past.stretches.front().is_some_and(|(_, was_suspected)| *was_suspected)
+        past.this.is_suspected || past.stretches.front().is_some_and(|before| before.is_suspected)
     }
 
     pub(super) fn is_idle(&self, now: Time) -> bool {
@@ -104,29 +128,44 @@ impl Users {
 }
 
 impl Past {
-    fn judge(&mut self, now: Time, new: u64, is_used: bool) -> Option<u64> {
+    fn judge(&mut self, now: Time, new: u64, came: Came, is_used: bool) -> Option<u64> {
         let used_at = self.used_at.get_or_insert(now);
         if is_used {
             *used_at = now;
         }
         let began_at = *self.began_at.get_or_insert(now);
         if now.since(began_at) >= STRETCH {
-            self.stretches.push_front((self.new, self.is_suspected));
+            self.began_at = Some(now);
+            self.stretches.push_front(std::mem::take(&mut self.this));
             self.stretches.truncate(STRETCHES_MAX);
-            (self.began_at, self.new, self.is_suspected) = (Some(now), 0, false);
         }
-        self.new += new;
-        let is_unusual = self.new >= NEW_USERS_MIN && self.usual().is_some_and(|usual| self.new > FACTOR * usual);
-        let is_news = is_unusual && !self.is_suspected;
-        self.is_suspected |= is_unusual;
-        is_news.then_some(self.new)
+        self.this.new += new;
+        self.this.came += came;
+        let Stretch { new, came, .. } = self.this;
+        let brings = new >= NEW_USERS_MIN && self.usually_new().is_some_and(|usual| new > FACTOR * usual);
+        let throws_away = came.is_churn(NEW_USERS_MIN) && came.thrown_away > FACTOR * self.usually_thrown_away();
+        let is_news = (brings || throws_away) && !self.this.is_suspected;
+        self.this.is_suspected |= is_news;
+        is_news.then_some(if brings { new } else { came.thrown_away })
     }
 
     /// `None`: not known yet.
-    fn usual(&self) -> Option<u64> {
-        let is_usual = |(age, (_, was_suspected)): &(usize, &(u64, bool))| !was_suspected || *age + 1 >= SUSPECT_FOR;
-        self.stretches.iter().enumerate().filter(is_usual).map(|(_, (new, _))| *new).max()
+    fn usually_new(&self) -> Option<u64> {
+        let is_usual = |(age, past): &(usize, &Stretch)| !past.is_suspected || is_old(*age);
+        self.stretches.iter().enumerate().filter(is_usual).map(|(_, past)| past.new).max()
     }
+
+    /// What was told of, and lasts.
+    fn usually_thrown_away(&self) -> u64 {
+        let is_usual = |(age, past): &(usize, &Stretch)| past.is_suspected && is_old(*age);
+        let thrown_away = |(_, past): (usize, &Stretch)| past.came.thrown_away;
+        self.stretches.iter().enumerate().filter(is_usual).map(thrown_away).max().unwrap_or(0)
+    }
+}
+
+/// What was suspected, if anything was, was suspected long enough. The newest stretch before this has the age 0.
+fn is_old(age: usize) -> bool {
+    age + 1 >= SUSPECT_FOR
 }
 
 impl Filter {
@@ -171,6 +210,8 @@ mod tests {
     use super::*;
 
     const NEVER: [u64; 0] = [];
+    /// Here it is not looked at who is thrown away.
+    const NO_MATTER: Time = Time::from_secs(1 << 40);
 
     /// A key whose users are numbers; looked at once a second.
     struct Key {
@@ -186,7 +227,7 @@ mod tests {
         }
 
         fn call(&self, user: u64) {
-            self.users.note(self.hasher.hash_one(user));
+            self.users.note(self.hasher.hash_one(user), true);
         }
 
         /// So many seconds in which `new` users come each minute, beside ten that always do; when it was suspected, in seconds.
@@ -199,7 +240,7 @@ mod tests {
                     self.call(1000 + self.next);
                     self.next += 1;
                 }
-                if self.users.judge(Time::from_secs(self.second)).is_some() {
+                if self.users.judge(Time::from_secs(self.second), NO_MATTER).is_some() {
                     suspected.push(self.second);
                 }
                 self.second += 1;
@@ -247,9 +288,9 @@ mod tests {
                 key.call(10_000 + 1000 * round + other);
                 key.call(other % 100);
             }
-            key.users.judge(Time::from_secs(round));
+            key.users.judge(Time::from_secs(round), NO_MATTER);
         }
-        key.users.judge(Time::from_secs(11));
+        key.users.judge(Time::from_secs(11), NO_MATTER);
         for user in 0..100 {
             key.call(user);
         }

@@ -1,4 +1,4 @@
-//! The audit trail as a whole: what is written, what is lost, what is found.
+//! The audit trail as a whole: what is written, what is lost, what is found. And who is suspected, by the traffic of hours.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -6,5 +6,6 @@ mod hiding;
 mod killing;
 mod retention;
 mod support;
+mod suspecting;
 mod tampering;
 mod writing;
