@@ -89,7 +89,7 @@ pub(super) fn breakers(status: &Value) -> String {
             rows.len() - 1
         });
         let row = &mut rows[at];
-        row.accounts += 1;
+        row.accounts += breaker["accounts"].as_u64().unwrap_or(1);
         let probes_in = breaker["next_probe_in_seconds"].as_f64();
         row.probes_in = [row.probes_in, probes_in].into_iter().flatten().reduce(f64::min);
         if !cause.is_empty() && !row.causes.contains(&cause) {
@@ -112,7 +112,7 @@ pub(super) fn breakers(status: &Value) -> String {
 struct Alike {
     name: String,
     state: String,
-    accounts: usize,
+    accounts: u64,
     /// The soonest.
     probes_in: Option<f64>,
     /// The different ones.
@@ -212,6 +212,7 @@ mod tests {
         all.push(breaker("sim/gpt-4.1", "open", "5 failures in a row, last 503", Some(3.0)));
         all.push(breaker("sim/gpt-4.1", "open", "5 failures in a row, last timeout", Some(8.0)));
         all.push(breaker("sim/gpt-4o", "forced_open", "", None));
+        all[7]["accounts"] = json!(0);
         let held = json!([{"name": "sim/gpt-4o", "state": "forced_open", "by": "local", "at": "noon", "reason": "main\u{1b}tenance"}]);
         let told = breakers(&json!({"breakers": all, "overrides": {"breakers": held}}));
         let lines: Vec<&str> = told.lines().collect();
@@ -221,7 +222,7 @@ mod tests {
                 "BREAKER      STATE        ACCOUNTS               CAUSE",
                 "sim/gpt-4.1  closed       4",
                 "sim/gpt-4.1  open         3         probe in 3s  5 failures in a row, last 503, and 1 more",
-                "sim/gpt-4o   forced_open  1                      by local at noon: main\u{fffd}tenance",
+                "sim/gpt-4o   forced_open  0                      by local at noon: main\u{fffd}tenance",
             ]
         );
         assert_eq!(breakers(&json!({"breakers": []})), "breaker: none");
