@@ -15,8 +15,8 @@ pub(super) const LAYOUT: i32 = 1;
 
 /// `record` is the text that is hashed; the other columns repeat of it what is looked for.
 /// Frequent kinds are found by time alone: an index that leaves them out costs next to nothing. Calls and users are random, and an index
-/// of them that grows beyond memory would be read for each record that is written: it begins with a stretch of 65,536 records, in which
-/// all that is written now has its place.
+/// of them that grows beyond memory would be read for each record that is written, and each commit would write nearly a page of it for
+/// each record: it begins with a stretch of 4,096 records, some forty pages, in which all that is written now has its place.
 const SCHEMA: &str = "
     CREATE TABLE records (
         sequence INTEGER PRIMARY KEY,
@@ -28,23 +28,26 @@ const SCHEMA: &str = "
         hash BLOB NOT NULL
     ) STRICT;
     CREATE INDEX by_time ON records (at);
-    CREATE INDEX by_call ON records (sequence >> 16, call) WHERE call IS NOT NULL;
-    CREATE INDEX by_user ON records (sequence >> 16, user, at) WHERE user IS NOT NULL;
+    CREATE INDEX by_call ON records (sequence >> 12, call) WHERE call IS NOT NULL;
+    CREATE INDEX by_user ON records (sequence >> 12, user, at) WHERE user IS NOT NULL;
     CREATE INDEX by_rare_kind ON records (kind, at) WHERE kind NOT IN ('throttle', 'retry', 'call');
 ";
 
-/// What versions before the first release made of the same name; as good.
-const FORMER: [(&str, &str); 2] = [
+/// What versions before the first release made of the same name. It hides nothing, and is made anew by the next who writes.
+const FORMER: [(&str, &str); 4] = [
     ("by_call", "CREATE INDEX by_call ON records (call) WHERE call IS NOT NULL"),
     ("by_user", "CREATE INDEX by_user ON records (user, at) WHERE user IS NOT NULL"),
+    ("by_call", "CREATE INDEX by_call ON records (sequence >> 16, call) WHERE call IS NOT NULL"),
+    ("by_user", "CREATE INDEX by_user ON records (sequence >> 16, user, at) WHERE user IS NOT NULL"),
 ];
 /// No more is told of what does not agree within the database.
 const DISAGREEMENTS_MAX: u32 = 20;
 
-/// Makes the layout in an empty database. False: this is no database of ours.
+/// Makes the layout in an empty database, and former indexes anew. False: this is no database of ours.
 pub(super) fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
     let marks = marks(connection)?;
     if marks == (APPLICATION_ID, LAYOUT) {
+        renew(connection)?;
         return Ok(true);
     }
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -55,6 +58,29 @@ pub(super) fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
         format!("BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {LAYOUT}; COMMIT;");
     connection.execute_batch(&marked)?;
     Ok(true)
+}
+
+/// Whether calls and users are found by stretches.
+pub(super) fn has_stretches(connection: &Connection) -> rusqlite::Result<bool> {
+    Ok(!things(connection)?.iter().any(Thing::is_former))
+}
+
+/// Takes as long as reading all records does, once.
+fn renew(connection: &Connection) -> rusqlite::Result<()> {
+    let former: Vec<_> = things(connection)?.into_iter().filter(Thing::is_former).collect();
+    if former.is_empty() {
+        return Ok(());
+    }
+    let made = Connection::open_in_memory()?;
+    made.execute_batch(SCHEMA)?;
+    let made = things(&made)?;
+    let statements: String = former
+        .iter()
+        .filter_map(|old| made.iter().find(|new| new.name == old.name))
+        .map(|new| format!("DROP INDEX {}; {};", new.name, new.made_by))
+        .collect();
+    tracing::info!("the audit trail's indexes are of an earlier layout, and made anew");
+    connection.execute_batch(&format!("BEGIN IMMEDIATE; {statements} COMMIT;"))
 }
 
 /// The marks that tell a trail from other databases.
@@ -119,8 +145,11 @@ impl Thing {
     }
 
     fn is_made_as(&self, other: &Self) -> bool {
-        let is_former = || FORMER.contains(&(other.name.as_str(), other.made_by.as_str()));
-        self.table == other.table && (self.made_by == other.made_by || is_former())
+        self.table == other.table && (self.made_by == other.made_by || other.is_former())
+    }
+
+    fn is_former(&self) -> bool {
+        FORMER.contains(&(self.name.as_str(), self.made_by.as_str()))
     }
 }
 

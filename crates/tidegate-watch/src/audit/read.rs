@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::chain::{Hash, Head};
-use super::layout::{APPLICATION_ID, LAYOUT, marks};
+use super::layout::{APPLICATION_ID, LAYOUT, has_stretches, marks};
 use super::record::{Kind, Record};
 use super::store::{StoreError, last, number, stored};
 
@@ -118,15 +118,18 @@ impl Reader {
 
     fn select(&self, filter: &Filter, from: Option<Place>, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
         let mut terms = terms(filter);
-        if !matches!(source(filter), "records") {
-            terms.push((STRETCHES, Box::new(16)));
+        // Of an earlier layout what is asked for is found as SQLite thinks best, until somebody writes.
+        let has_stretches = has_stretches(&self.connection).map_err(|source| self.failed(source))?;
+        let source = if has_stretches { source(filter) } else { "records" };
+        if source != "records" {
+            terms.push((STRETCHES, Box::new(12)));
         }
         if let Some(from) = from {
             terms.push(("at >= ?", Box::new(stored(from.at))));
             terms.push(("(at, sequence) > (?, ?)", Box::new(stored(from.at))));
             terms.push(("", Box::new(stored(from.sequence))));
         }
-        self.fetch(terms, source(filter), order, most)
+        self.fetch(terms, source, order, most)
     }
 
     fn fetch(&self, terms: Vec<Term>, from: &str, order: &str, most: usize) -> Result<Vec<Entry>, StoreError> {
@@ -156,9 +159,9 @@ impl Reader {
 type Term = (&'static str, Box<dyn ToSql>);
 
 /// In which the indexes by call and by user are looked at, one after the other.
-const STRETCHES: &str = "sequence >> 16 IN (
+const STRETCHES: &str = "sequence >> 12 IN (
     WITH RECURSIVE stretch (n) AS (
-        SELECT min(sequence) >> 16 FROM records WHERE sequence > 0
+        SELECT min(sequence) >> 12 FROM records WHERE sequence > 0
         UNION ALL
         SELECT n + 1 FROM stretch WHERE n < (SELECT max(sequence) FROM records) >> ?
     ) SELECT n FROM stretch)";

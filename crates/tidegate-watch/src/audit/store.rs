@@ -19,8 +19,9 @@ use super::record::{Kind, Record};
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 /// Negative: in KiB. Room for the stretch of each index that is written now.
 const CACHE_KIB: i64 = -16_384;
-/// So many pages of the log, 16 MiB, are written into the database at once: a page that changes with each commit once, not each time.
-const CHECKPOINT_PAGES: i64 = 4000;
+/// So many pages of the log, 1.6 MiB, are written into the database at once: a page that changes with each commit once, not each time,
+/// and no commit waits long for it.
+const CHECKPOINT_PAGES: i64 = 400;
 /// Records removed in one commit, so that no commit takes long.
 const SLICE: usize = 2000;
 

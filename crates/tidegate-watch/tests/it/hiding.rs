@@ -188,12 +188,21 @@ fn records_that_cannot_be_read_are_told_with_those_that_can() {
 }
 
 #[test]
-fn a_trail_with_the_indexes_of_earlier_versions_is_whole() {
-    let place = eleven();
-    tamper(
-        &place,
-        "DROP INDEX by_call; CREATE INDEX by_call ON records (call) WHERE call IS NOT NULL;
-         DROP INDEX by_user; CREATE INDEX by_user ON records (user, at) WHERE user IS NOT NULL",
-    );
-    assert_eq!((faults(&place), found(&place, 0..10)), (vec![], 10));
+fn a_trail_with_the_indexes_of_earlier_versions_is_whole_and_gets_those_of_this_one() {
+    for (by_call, by_user) in [("call", "user, at"), ("sequence >> 16, call", "sequence >> 16, user, at")] {
+        let place = eleven();
+        let former = format!(
+            "DROP INDEX by_call; CREATE INDEX by_call ON records ({by_call}) WHERE call IS NOT NULL;
+             DROP INDEX by_user; CREATE INDEX by_user ON records ({by_user}) WHERE user IS NOT NULL"
+        );
+        tamper(&place, &former);
+        assert_eq!((faults(&place), found(&place, 0..10)), (vec![], 10), "{by_call}");
+        place.trail().flush().unwrap();
+        let (connection, mut made) = (Connection::open(place.path()).unwrap(), Vec::new());
+        let mut indexes =
+            connection.prepare("SELECT sql FROM sqlite_schema WHERE name IN ('by_call', 'by_user')").unwrap();
+        made.extend(indexes.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap));
+        assert!(made.len() == 2 && made.iter().all(|index| index.contains("(sequence >> 12, ")), "{made:?}");
+        assert_eq!((faults(&place), found(&place, 0..10)), (vec![], 10), "{by_call}");
+    }
 }
