@@ -1,9 +1,10 @@
 // What the page does: keeps the line open, remembers what came, and redraws when there is something new to see.
 
-import { $, count, h, plural, say, toast, words } from "/dashboard/dom.js";
+import { $, count, h, plural, say, toast, used, words } from "/dashboard/dom.js";
 import { Charts, sums } from "/dashboard/charts.js";
 import { Line, ask, role, series, token } from "/dashboard/link.js";
 import { Refused } from "/dashboard/refused.js";
+import { verdict } from "/dashboard/verdict.js";
 import * as views from "/dashboard/views.js";
 
 const ROWS = 10;
@@ -12,7 +13,7 @@ const EVENTS_SHOWN = 80;
 const AUDIT_ROWS = 50;
 const KINDS = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap", "retention", "alert", "anomaly", "call"];
 
-const state = { link: "off", why: "", status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
+const state = { link: "off", why: "", status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), said: new Map(), isPointed: false, lost: 0, audit: [], auditPage: 0, sequence: 0 };
 const refused = new Refused();
 const charts = new Charts({ attempts: $("chart-attempts"), queue: $("chart-queue"), latency: $("chart-latency") });
 
@@ -47,28 +48,29 @@ function redraw() {
     isDue = false;
     drawEvents();
     if (!state.status) return;
-    views.verdict(state.status, state.minute, refused.limits());
+    verdict(state.status, state.minute, refused.causes());
     views.tiles(state.status, state.minute);
     views.learned(state.status);
-    views.breakers(state.status, state.history, act);
+    views.breakers(state.status, state.history, state.said, act);
     views.queue(state.status);
     drawLimits();
     drawLink();
   });
 }
 
+const isPaused = () => state.status?.paused !== null && state.status?.paused !== undefined;
+
 function drawLink(now = state.link, why = state.why) {
   Object.assign(state, { link: now, why });
   const { status } = state;
-  const shown = now !== "live" ? now : status?.paused !== null && status?.paused !== undefined ? "paused" : status?.state === "draining" ? "draining" : "live";
+  const shown = now !== "live" ? now : isPaused() ? "paused" : status?.state === "draining" ? "draining" : "live";
   const said = { live: "Live", paused: "Paused", draining: "Draining", lost: "Connection lost", off: "Not connected" }[shown];
   $("link").dataset.state = shown;
   say($("link-text"), said);
   // What was last known stays on the page: why it may be old must be where one looks first.
   say($("lost"), shown === "lost" ? `Not live: ${why}${/[.!?]$/.test(why) ? "" : "."}` : "");
   $("lost").hidden = shown !== "lost";
-  const isPaused = shown === "paused";
-  say($("pause"), isPaused ? "Resume calls" : "Pause calls");
+  say($("pause"), isPaused() ? "Resume calls" : "Pause calls");
   say($("version"), status?.version ?? "");
 }
 
@@ -82,7 +84,7 @@ function drawLimits() {
   state.page = Math.min(state.page, pages - 1);
   const from = state.page * ROWS;
   const refusing = refused.levels();
-  views.limits(found.slice(from, from + ROWS), refusing, act);
+  views.limits(found.slice(from, from + ROWS), refusing.by, act);
   $("limits-pager").hidden = pages < 2;
   say($("limits-page"), `${count(from + 1)} to ${count(Math.min(from + ROWS, inAll))} of ${count(inAll)}`);
   $("limits-before").disabled = state.page === 0;
@@ -93,12 +95,12 @@ function drawLimits() {
     search ? `No limit or key has “${search}” in its name.` : "No limit of yours has been used yet. [limit.NAME] in the configuration adds some; those of upstreams are learned, below.",
   );
   const holding = count(status.levels_binding) + (status.levels_binding === 1 ? " holds calls up" : " hold calls up");
-  const stopping = refusing.size ? `${count(refusing.size)} refused calls lately` : status.levels_binding ? "" : "none holds calls up";
+  const stopping = refusing.by.size ? `${count(refusing.by.size)}${refusing.hasMore ? " and more" : ""} refused calls lately` : status.levels_binding ? "" : "none holds calls up";
   const parts = [plural(status.levels, "level", "levels"), status.levels_binding ? holding : "", stopping, search ? `${count(found.length)} found` : ""];
   say($("limits-count"), status.levels ? parts.filter(Boolean).join(", ") : "");
 }
 
-const fullness = (level) => Math.max(0, ...level.meters.map((one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit))));
+const fullness = (level) => Math.max(0, ...level.meters.map(used));
 const binds = (level) => level.meters.some((one) => one.binds);
 
 /** Beyond the fullest levels, which come by themselves: all of them, when somebody searches or turns the page. */
@@ -177,6 +179,7 @@ function remember({ target, at, before, after }) {
 function take(event, data) {
   if (event === "status") {
     state.status = data;
+    refused.clock(data.at);
     charts.waiting(Date.parse(data.at) / 1000, data.queue.waiting);
   } else if (event === "lost") {
     state.lost += data.events;
@@ -185,6 +188,7 @@ function take(event, data) {
     state.events.push({ key: state.sequence++, event, data, text });
     if (state.events.length > EVENTS_KEPT) state.events.splice(0, state.events.length - EVENTS_KEPT);
     if (event === "state_changed") remember(data);
+    if (event === "override_applied" && data.target) state.said.set(data.target, `forced by ${[data.who, data.why].filter(Boolean).join(": ")}`);
     if (event === "refused") refused.take(data);
   }
   redraw();
@@ -317,6 +321,12 @@ function readMatch(text) {
   return found;
 }
 
+function readNumber(text) {
+  const number = Number(text);
+  if (text === "" || !Number.isFinite(number)) throw new Error(`“${text}” is no number: write 1.5, with a point`);
+  return number;
+}
+
 const act = {
   breaker(name, which) {
     const [go, text, isDanger] = BREAKER_ORDERS[which];
@@ -337,7 +347,7 @@ const act = {
       ],
       path: `/admin/v1/limits/${encodeURIComponent(level.limit)}/boost`,
       body: ({ factor, for: lasting, match }) => ({
-        factor: Number(factor),
+        factor: readNumber(factor),
         ...(lasting ? { for: lasting } : {}),
         ...(match ? { match: readMatch(match) } : {}),
       }),
@@ -350,9 +360,8 @@ const act = {
 };
 $("limits-reset").addEventListener("click", () => confirmed({ title: "Reset all limits", text: "Sets every level back to full: what was used is forgotten, debt too.", go: "Reset all", isDanger: true, path: "/admin/v1/limits/reset", done: "All limits are full again." }));
 $("pause").addEventListener("click", () => {
-  const isPaused = $("link").dataset.state === "paused";
   confirmed(
-    isPaused
+    isPaused()
       ? { title: "Resume calls", text: "Calls are taken again at once.", go: "Resume", path: "/admin/v1/resume", done: "Calls are taken again." }
       : { title: "Pause calls", text: "New calls are refused with 503 and your reason; those under way go on.", go: "Pause", isDanger: true, path: "/admin/v1/pause", done: "Calls are paused." },
   );

@@ -39,12 +39,16 @@ export function keyed(parent, items, key, make, update) {
     update(node, item);
     return node;
   });
+  let hadFocus = false;
   for (const [name, node] of known) {
     if (!wanted.has(name)) {
+      hadFocus ||= node.contains(document.activeElement);
       node.remove();
       known.delete(name);
     }
   }
+  // What went with the focus in it leaves that to the region around it, not to the page's beginning.
+  if (hadFocus) parent.closest("[tabindex]")?.focus({ preventScroll: true });
   // From the last to the first: each goes before the one that follows it.
   const held = nodes.find((node) => node.contains(document.activeElement));
   let next = null;
@@ -111,12 +115,18 @@ export function limitPath(path) {
   return [limitName(name), key ? `of ${key}` : null, last ? `(${dimension(last)})` : null].filter(Boolean).join(" ");
 }
 
+/** Whose a call is: the user's, where the tenant has no name but what the gateway calls it by. */
+export const whose = ({ tenant = "", user }) => (user && (tenant === "" || tenant === "anonymous" || tenant.startsWith("caller-")) ? user : tenant);
+
 const TONES = { closed: "good", open: "bad", half_open: "warn", forced_open: "bad", forced_closed: "info" };
 export const tone = (state) => TONES[state] ?? "";
 
 export function badge(text, kind) {
   return h("span", { class: "badge", "data-tone": kind || null }, text);
 }
+
+/** How much of a level's dimension is used up: from 0 to 1, beyond that it is debt. */
+export const used = (one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit));
 
 /** A bar that says how far something is used up. `used` from 0 to 1, beyond that it is debt. */
 export function meter() {

@@ -1,70 +1,105 @@
-// Which limits refused calls within the last minute, and whose: told by the events of refusals, counted by second and bounded.
+// What refused calls within the last minute, and whose: told by the events of refusals, counted by second and bounded.
 
-import { limitParts } from "/dashboard/dom.js";
+import { limitParts, whose } from "/dashboard/dom.js";
 
 const SECONDS = 60;
-/** Of one second's limits, and of whose calls one of them refused, so many are told apart. */
+/** So many causes, callers and levels are told apart; of the others it is only known that there are more. */
 const APART = 200;
-const REST = "others";
 
-/** A map's entry, made where it is not there; beyond the bound the entry of all the rest. */
-function entry(map, name, make) {
-  const at = map.has(name) || map.size < APART ? name : REST;
-  let value = map.get(at);
-  if (value === undefined) map.set(at, (value = make()));
-  return value;
+/** Counts by name, up to a bound. */
+class Counts {
+  constructor() {
+    this.by = new Map();
+    this.calls = 0;
+    this.hasMore = false;
+  }
+
+  add(name, calls) {
+    this.calls += calls;
+    if (this.by.has(name) || this.by.size < APART) this.by.set(name, (this.by.get(name) ?? 0) + calls);
+    else this.hasMore = true;
+  }
+
+  addAll(other) {
+    for (const [name, calls] of other.by) this.add(name, calls);
+    this.calls += other.calls - [...other.by.values()].reduce((sum, calls) => sum + calls, 0);
+    this.hasMore ||= other.hasMore;
+  }
+
+  /** `[name, calls]`, the most first. */
+  most() {
+    return [...this.by].sort((one, other) => other[1] - one[1]);
+  }
 }
 
-const add = (counts, name, calls) => counts.set(name, (counts.get(name) ?? 0) + calls);
+/** By what a call was refused, in the words that tell one cause from another, and whose it was. */
+function causeOf({ why, limit, target, tenant, user, numbers }) {
+  const caller = whose({ tenant, user });
+  if (!limit) return { cause: { why, target: why === "breaker" ? target : "" }, whose: caller, level: null };
+  const { name, key, dimension } = limitParts(limit);
+  // The level of a user or an organization is whose it is; that of a model or an account is not.
+  const isCallers = key !== "" && key.split("/").every((part) => part === user || part === tenant);
+  const isShut = numbers?.allowed === 0;
+  return { cause: { why, name, key: isCallers ? "" : key, dimension, isShut }, whose: isCallers ? key : caller, level: `${name}\n${key}` };
+}
+
+const made = (cause) => ({ ...cause, whose: new Counts(), levels: new Counts() });
+
+/** The entry of a map for a cause, if there is room for it. */
+function entry(map, cause) {
+  const name = JSON.stringify(cause);
+  if (!map.has(name) && map.size < APART) map.set(name, made(cause));
+  return map.get(name);
+}
 
 export class Refused {
   constructor() {
     this.seconds = new Map();
-    this.kept = { at: 0, limits: [] };
+    /** The gateway's clock as far as it has told: a browser may be on another time. */
+    this.second = 0;
+    this.kept = null;
+  }
+
+  /** It is so late at the gateway. */
+  clock(at) {
+    const second = Math.floor(Date.parse(at) / 1000);
+    if (!(second > this.second)) return;
+    this.second = second;
+    this.kept = null;
+    for (const one of this.seconds.keys()) if (one <= second - SECONDS) this.seconds.delete(one);
   }
 
   /** One refusal, as its event tells it. */
   take(data) {
-    if (!data.limit) return;
+    this.clock(data.at);
     const second = Math.floor(Date.parse(data.at) / 1000);
-    let limits = this.seconds.get(second);
-    if (!limits) this.seconds.set(second, (limits = new Map()));
-    const { name, key, dimension } = limitParts(data.limit);
-    const limit = entry(limits, `${name}\n${dimension}\n${data.why}`, () => ({ name, dimension, why: data.why, calls: 0, whose: new Map(), levels: new Map() }));
-    limit.calls += 1;
-    const whose = key || data.user || data.tenant || "callers without a name";
-    entry(limit.whose, whose, () => 0);
-    add(limit.whose, limit.whose.has(whose) ? whose : REST, 1);
-    if (limit.levels.size < APART) add(limit.levels, `${name}\n${key}`, 1);
+    if (second <= this.second - SECONDS) return;
+    if (!this.seconds.has(second)) this.seconds.set(second, new Map());
+    const { cause, whose, level } = causeOf(data);
+    const one = entry(this.seconds.get(second), cause);
+    one?.whose.add(whose, 1);
+    if (level) one?.levels.add(level, 1);
   }
 
-  /** `[{ name, dimension, why, calls, whose: [name, calls][] }]`, those that refused most first; looked at anew twice a second at most. */
-  limits(now = Date.now()) {
-    if (now - this.kept.at < 500) return this.kept.limits;
-    const from = Math.floor(now / 1000) - SECONDS;
+  /** Those of the last minute that refused most first: what `causeOf` tells, `calls`, `whose`, `levels`. Looked at once a second. */
+  causes() {
+    if (this.kept) return this.kept;
     const all = new Map();
-    for (const [second, limits] of this.seconds) {
-      if (second < from) {
-        this.seconds.delete(second);
-        continue;
-      }
-      for (const [name, one] of limits) {
-        const sum = entry(all, name, () => ({ ...one, calls: 0, whose: new Map(), levels: new Map() }));
-        sum.calls += one.calls;
-        for (const [whose, calls] of one.whose) add(sum.whose, whose, calls);
-        for (const [level, calls] of one.levels) add(sum.levels, level, calls);
+    for (const causes of this.seconds.values()) {
+      for (const { whose, levels, ...cause } of causes.values()) {
+        const sum = entry(all, cause);
+        sum?.whose.addAll(whose);
+        sum?.levels.addAll(levels);
       }
     }
-    const most = (one, other) => other[1] - one[1];
-    const limits = [...all.values()].sort((one, other) => other.calls - one.calls).map((one) => ({ ...one, whose: [...one.whose].sort(most) }));
-    this.kept = { at: now, limits };
-    return limits;
+    const causes = [...all.values()].map((one) => ({ ...one, calls: one.whose.calls }));
+    return (this.kept = causes.sort((one, other) => other.calls - one.calls));
   }
 
-  /** How many calls each level refused: by its limit's name and its key, with a line break between them. */
+  /** The levels that refused calls. */
   levels() {
-    const levels = new Map();
-    for (const limit of this.limits()) for (const [level, calls] of limit.levels) add(levels, level, calls);
+    const levels = new Counts();
+    for (const cause of this.causes()) levels.addAll(cause.levels);
     return levels;
   }
 }

@@ -1,77 +1,13 @@
 // How what the gateway tells is shown: each function draws one part of the page.
 
-import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitName, limitPath, meter, plural, rate, say, setMeter, span, tone, words } from "/dashboard/dom.js";
-
-const lets = (breaker) => breaker.state === "closed" || breaker.state === "forced_closed";
-const each = (names) => [...new Set(names)];
-const REASONS = {
-  limit: "a limit",
-  too_large: "a limit that is smaller than the call",
-  breaker: "a circuit breaker",
-  queue_full: "the queue, which is full",
-  paused: "a pause",
-  draining: "the end of the process",
-  audit: "the audit trail, which cannot be written",
-};
-
-/** Of `calls` those of `most`, who has `share` of them, beside so many others. */
-function whoseCalls(most, share, calls, others) {
-  if (others === 0) return `those of ${most}`;
-  return share * 2 > calls ? `mostly those of ${most}` : `those of ${most} and ${plural(others, "other", "others")}`;
-}
-
-/** What a limit did within the last minute: whose calls it refused. */
-function refusing({ name, dimension: what, why, calls, whose }) {
-  const limit = `${limitName(name)}${what ? ` (${dimension(what)})` : ""}`;
-  const those = whoseCalls(whose[0][0], whose[0][1], calls, whose.length - 1);
-  return why === "too_large" ? `Calls are larger than ${limit} takes: ${those}.` : `Calls were refused by ${limit}: ${those}.`;
-}
-
-/** The first thing that an operator wants to know: whether anything is held back or refused, whose, and by what. */
-export function verdict(status, minute, refused) {
-  const open = status.breakers.filter((breaker) => !lets(breaker));
-  const depth = status.queue.depth;
-  const isPaused = status.paused !== null && status.paused !== undefined;
-  const title = [];
-  const said = [];
-  if (isPaused) {
-    title.push("Calls are paused by an operator.");
-    if (status.paused) said.push(`Reason: ${status.paused}.`);
-  }
-  if (depth > 0) {
-    const [first] = status.waiting;
-    const by = first?.limit ? ` by ${limitPath(first.limit)}` : "";
-    title.push(first ? `Calls are being held back: ${whoseCalls(first.tenant, first.calls, depth, each(status.waiting.map(({ tenant }) => tenant)).length - 1)}${by}.` : "Calls are being held back.");
-    said.push(`${plural(depth, "call waits", "calls wait")}; the oldest has waited ${span(status.queue.oldest_seconds)}.`);
-  }
-  if (open.length > 0) {
-    title.push(`Calls are refused: ${open[0].name} is ${words(open[0].state)}.`);
-    const names = each(open.map((breaker) => breaker.name));
-    if (names.length > 1) said.push(`${count(names.length)} breakers are not closed: ${names.slice(0, 3).join(", ")}${names.length > 3 ? ", …" : ""}.`);
-  }
-  const [limit, ...others] = refused;
-  if (limit) title.push(refusing(limit));
-  if (others.length) said.push(`Also refused by ${each(others.map(({ name }) => limitName(name))).slice(0, 3).join(", ")}.`);
-  const reasons = minute?.reasons ?? [];
-  if (title.length === 0 && reasons.length) title.push(`Nobody waits, but calls were refused by ${REASONS[reasons[0][0]] ?? words(reasons[0][0])}.`);
-  if (reasons.length) said.push(`Refused within the last minute: ${reasons.map(([reason, calls]) => `${count(calls)} by ${REASONS[reason] ?? words(reason)}`).join(", ")}.`);
-  if (title.length === 0) title.push("Nothing is being held back.");
-  if (said.length === 0) {
-    const fullest = status.limits.map((one) => [Math.max(0, ...one.meters.map(used)), one]).sort((a, b) => b[0] - a[0])[0];
-    if (fullest) said.push(`The fullest limit is ${fullest[1].limit}${fullest[1].key ? ` of ${fullest[1].key}` : ""}, used to ${Math.round(fullest[0] * 100)} %.`);
-    else said.push("No limit of yours is configured, or none has been used yet; upstreams' limits are learned.");
-  }
-  $("verdict").dataset.level = isPaused || open.length ? "bad" : depth || limit || reasons.length ? "warn" : "good";
-  say($("verdict-title"), title.join(" "));
-  say($("verdict-text"), said.join(" "));
-}
-
-const used = (one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit));
+import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, used, words } from "/dashboard/dom.js";
+import { byName } from "/dashboard/verdict.js";
 
 export function tiles(status, minute) {
+  const waiting = status.queue.depth + status.queue.backing_off;
   const per = (number) => (minute ? [brief(number), "last min"] : ["–", ""]);
   const shown = [
-    ["Waiting", brief(status.queue.depth), "calls", status.queue.depth ? "warn" : ""],
+    ["Waiting", brief(waiting), status.queue.backing_off ? `calls, ${brief(status.queue.backing_off)} to retry` : "calls", waiting ? "warn" : ""],
     ["In flight", brief(status.in_flight), "attempts", ""],
     ["Calls", minute ? rate(minute.calls / minute.seconds) : "–", "per second", ""],
     ["Refused", ...per(minute?.refused), minute?.refused ? "warn" : ""],
@@ -133,8 +69,8 @@ export function limits(levels, refused, act) {
         h(
           "td",
           { class: "actions" },
-          h("button", { type: "button", class: "button small", "aria-label": `Boost … ${level.limit}`, onclick: () => act.boost(level) }, "Boost …"),
-          h("button", { type: "button", class: "button small", "aria-label": `Reset … ${level.limit}`, onclick: () => act.resetLimit(level) }, "Reset …"),
+          h("button", { type: "button", class: "button small", "aria-label": `Boost … ${level.limit} ${level.key}`, onclick: () => act.boost(level) }, "Boost …"),
+          h("button", { type: "button", class: "button small", "aria-label": `Reset … ${level.limit} ${level.key}`, onclick: () => act.resetLimit(level) }, "Reset …"),
         ),
       ),
     (row, level) => {
@@ -160,8 +96,9 @@ const SOURCES = { headers: "answers' headers", refusals: "refusals alone", measu
 export function learned(status) {
   // Of several accounts' levels the tightest is the one to see.
   const groups = new Map();
+  const known = new Set(status.learned.filter((target) => target.limits.length).map((target) => target.name));
   for (const target of status.learned) {
-    const limits = target.limits.length ? target.limits : target.in_flight_cap !== null ? [null] : [];
+    const limits = target.limits.length ? target.limits : target.in_flight_cap !== null && !known.has(target.name) ? [null] : [];
     for (const limit of limits) {
       const key = `${target.name}\n${limit?.dimension}\n${limit?.source}`;
       const group = groups.get(key);
@@ -204,15 +141,10 @@ const ORDERS = [
   ["reset", "Reset"],
 ];
 
-export function breakers(status, history, act) {
+/** `history`: their changes by name; `said`: who changed them last, and why. */
+export function breakers(status, history, said, act) {
   // Those that are not closed come first: of several accounts' the first is the one to see.
-  const groups = new Map();
-  for (const breaker of status.breakers) {
-    const group = groups.get(breaker.name) ?? { ...breaker, alike: breaker.accounts, accounts: 0 };
-    group.accounts += breaker.accounts;
-    groups.set(breaker.name, group);
-  }
-  const rows = [...groups.values()];
+  const rows = byName(status.breakers);
   keyed(
     $("breakers-rows"),
     rows,
@@ -238,7 +170,7 @@ export function breakers(status, history, act) {
       state.dataset.tone = tone(breaker.state);
       const probe = breaker.next_probe_in_seconds;
       const accounts = breaker.accounts > 1 ? (breaker.alike < breaker.accounts ? `${breaker.alike} of ${breaker.accounts} accounts` : `${breaker.accounts} accounts`) : "";
-      say(row.querySelector(".sub"), [breaker.cause, probe !== null ? `next probe in ${span(probe)}` : "", accounts].filter(Boolean).join(" · "));
+      say(row.querySelector(".sub"), [(breaker.state.startsWith("forced") && said.get(breaker.name)) || breaker.cause, probe !== null ? `next probe in ${span(probe)}` : "", accounts].filter(Boolean).join(" · "));
       keyed(
         row.querySelector(".history"),
         (history.get(breaker.name) ?? []).slice(0, 4),
@@ -249,10 +181,12 @@ export function breakers(status, history, act) {
     },
   );
   $("breakers-empty").hidden = rows.length > 0;
-  const open = rows.filter((breaker) => breaker.state !== "closed").length;
+  const open = rows.filter(({ state }) => state !== "closed").length;
   const shown = status.breakers_in_all > status.breakers.length ? `${status.breakers.length} of ${count(status.breakers_in_all)}` : "";
   say($("breakers-count"), rows.length ? [open ? `${open} not closed` : "all closed", shown].filter(Boolean).join(", ") : "");
 }
+
+const QUEUE_ROWS = 12;
 
 export function queue(status) {
   keyed(
@@ -262,21 +196,25 @@ export function queue(status) {
     (name) => h("div", {}, h("span", {}, name), h("b")),
     (box, name) => say(box.lastChild, brief(status.queue.waiting[name] ?? 0)),
   );
+  const rows = [
+    ...status.waiting.map((one) => ({ ...one, by: one.limit ? limitPath(one.limit) : "a breaker, a pause or others' turn" })),
+    ...status.backing_off.map((one) => ({ ...one, priority: "", by: `retry: ${one.target} failed (${words(one.after)})` })),
+  ];
   keyed(
     $("queue-rows"),
-    status.waiting.slice(0, 12),
-    (one) => `${one.tenant}\n${one.priority}`,
-    (one) => h("tr", {}, h("td", { class: "name break" }, one.tenant), h("td", {}, one.priority), h("td", { class: "number" }), h("td", { class: "break" })),
+    rows.slice(0, QUEUE_ROWS),
+    (one) => `${one.tenant}\n${one.priority}\n${one.by}`,
+    (one) => h("tr", {}, h("td", { class: "name break" }, one.tenant, h("small")), h("td", {}, one.priority), h("td", { class: "number" }), h("td", { class: "break" }, one.by)),
     (row, one) => {
+      say(row.querySelector("small"), one.users > 1 ? `${one.user} and ${plural(one.users - 1, "other user", "other users")}` : (one.user ?? ""));
       say(row.cells[2], brief(one.calls));
-      say(row.cells[3], one.limit ? limitPath(one.limit) : "a breaker, a pause or others' turn");
     },
   );
-  const some = status.waiting.length > 0;
-  $("queue-table").hidden = !some;
-  $("queue-empty").hidden = some;
-  const more = status.waiting_in_all > 12 ? `the longest 12 of ${count(status.waiting_in_all)}` : "";
-  say($("queue-count"), some ? [`oldest ${span(status.queue.oldest_seconds)}`, more].filter(Boolean).join(", ") : "");
+  $("queue-table").hidden = rows.length === 0;
+  $("queue-empty").hidden = rows.length > 0;
+  const inAll = status.waiting_in_all + status.backing_off.length;
+  const more = inAll > QUEUE_ROWS ? `the longest ${QUEUE_ROWS} of ${count(inAll)}` : "";
+  say($("queue-count"), [status.queue.depth ? `oldest ${span(status.queue.oldest_seconds)}` : "", more].filter(Boolean).join(", "));
 }
 
 const SHARES = ["rate_limited", "retries", "error_rate"];

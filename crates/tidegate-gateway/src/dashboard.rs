@@ -23,7 +23,7 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 11] = [
+const FILES: [File; 12] = [
     file!("/", "text/html; charset=utf-8", "index.html"),
     file!("/dashboard/style.css", "text/css; charset=utf-8", "style.css"),
     file!("/dashboard/icon.svg", "image/svg+xml", "icon.svg"),
@@ -32,6 +32,7 @@ const FILES: [File; 11] = [
     file!("/dashboard/dom.js", "text/javascript; charset=utf-8", "dom.js"),
     file!("/dashboard/link.js", "text/javascript; charset=utf-8", "link.js"),
     file!("/dashboard/refused.js", "text/javascript; charset=utf-8", "refused.js"),
+    file!("/dashboard/verdict.js", "text/javascript; charset=utf-8", "verdict.js"),
     file!("/dashboard/views.js", "text/javascript; charset=utf-8", "views.js"),
     file!("/dashboard/uPlot.js", "text/javascript; charset=utf-8", "uplot/uPlot.iife.min.js"),
     file!("/dashboard/uPlot.css", "text/css; charset=utf-8", "uplot/uPlot.min.css"),

@@ -7,26 +7,21 @@ Nothing here sleeps: each step waits for what it is to bring about.
 """
 
 import http.client
-import http.server
 import json
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from support import OPERATOR, VIEWER, Gateway, Tab, Upstream, browsing
 
-OPERATOR, VIEWER = "operator-token", "viewer-token"
 TENANTS = 1000
 CONFIG = """
 [[upstream]]
 name = "openai"
-base_url = "http://127.0.0.1:{port}/v1"
+base_url = "{base_url}"
 learn_limits = false
 [limit.team]
 per = ["organization"]
@@ -34,118 +29,10 @@ tokens_per_minute = 1000000
 [limit.each_user]
 per = ["user"]
 tokens_per_minute = 2000
-[[admin]]
-name = "olga"
-sha256 = "{operator}"
-role = "operator"
-[[admin]]
-name = "vera"
-sha256 = "{viewer}"
-role = "viewer"
 [[alert]]
 name = "breaker open"
 when = "breaker_open"
 """
-
-
-def reply(asked):
-    """What answers a call that uses up all that it asked for."""
-    tokens = asked["max_tokens"]
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello."}}
-    usage = {"prompt_tokens": 8, "completion_tokens": tokens, "total_tokens": 8 + tokens}
-    told = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "gpt-4o", "choices": [choice], "usage": usage}
-    return json.dumps(told).encode()
-
-
-class Upstream(http.server.BaseHTTPRequestHandler):
-    """Answers every call at once."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-class Gateway:
-    def __init__(self, binary):
-        upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-        threading.Thread(target=upstream.serve_forever, daemon=True).start()
-        directory = Path(tempfile.mkdtemp())
-        config = directory / "tidegate.toml"
-        digest = lambda token: sha256(token.encode()).hexdigest()
-        config.write_text(CONFIG.format(port=upstream.server_port, operator=digest(OPERATOR), viewer=digest(VIEWER)))
-        command = [binary, "serve", "--config", config, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(
-            [*command, "--state-dir", directory / "state"],
-            env={"NO_PROXY": "127.0.0.1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        ready = self.process.stdout.readline()
-        self.api = re.search(r"api=http://([^/ ]+)", ready).group(1)
-        self.admin = re.search(r"admin=(\S+)", ready).group(1)
-
-    def call(self, connection=None, tokens=16, user=None, **headers):
-        """One call; its status, and the error's code. `authorization` is a caller's own, and makes an account of its own."""
-        connection = connection or http.client.HTTPConnection(self.api, timeout=30)
-        body = {"model": "gpt-4o", "max_tokens": tokens, "messages": [{"role": "user", "content": "Hello"}]}
-        if user:
-            body["user"] = user
-        headers = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        reply = connection.getresponse()
-        told = json.loads(reply.read())
-        return reply.status, told.get("error", {}).get("code")
-
-    def status(self):
-        connection = http.client.HTTPConnection(self.admin.removeprefix("http://").rstrip("/"), timeout=30)
-        connection.request("GET", "/admin/v1/status", headers={"authorization": f"Bearer {OPERATOR}"})
-        return json.load(connection.getresponse())
-
-
-class Tab:
-    """A page, and everything that it complained of."""
-
-    def __init__(self, browser, gateway, **options):
-        self.context = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
-        self.page = self.context.new_page()
-        self.complaints = []
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self.heard)
-        self.page.on("request", lambda request: self.requested(gateway, request.url))
-        self.page.goto(gateway.admin)
-
-    def heard(self, message):
-        # That an answer is an error is told here too; which ones are meant to be is each step's to say.
-        if message.type in ("error", "warning") and "the server responded with a status of 40" not in message.text:
-            self.complaints.append(message.text)
-
-    def requested(self, gateway, url):
-        if not url.startswith((gateway.admin, "data:")) or OPERATOR in url or VIEWER in url:
-            self.complaints.append(f"asks for {url}")
-
-    def enter(self, token):
-        self.page.get_by_role("textbox", name="Token").fill(token)
-        self.page.get_by_role("button", name="Open the dashboard").click()
-
-    def is_live(self):
-        expect(self.page.locator("#link-text")).to_have_text("Live")
-        expect(self.page.get_by_role("heading", level=1)).not_to_contain_text("Waiting for")
-
-    def accessible(self, axe, what):
-        self.page.evaluate(axe)
-        found = self.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
-        told = [f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]}" for one in found]
-        assert not told, f"{what}:\n" + "\n".join(told)
 
 
 def loads_and_lets_nobody_in_without_the_token(tab):
@@ -203,7 +90,7 @@ def a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, g
     page, title = tab.page, tab.page.locator("#verdict-title")
     with ThreadPoolExecutor() as callers:
         waiting = callers.submit(gateway.call, tokens=1500, x_tidegate_user="bob", x_tidegate_id="patient")
-        expect(title).to_contain_text("Calls are being held back: those of anonymous by each_user of bob (tokens / min).")
+        expect(title).to_contain_text("Calls are being held back: those of bob by each_user of bob (tokens / min).")
         expect(title).to_contain_text("Calls were refused by each_user (tokens / min): those of bob.")
         expect(page.locator("#queue-rows")).to_contain_text("each_user of bob (tokens / min)")
         expect(page.locator("#queue-classes")).to_contain_text("normal1")
@@ -257,8 +144,9 @@ def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
     page.keyboard.type("an upstream's incident")
     page.keyboard.press("Enter")
     expect(row.locator(".badge")).to_have_text("forced open")
+    expect(row).to_contain_text("forced by olga: an upstream's incident")
     assert gateway.call() == (503, "circuit_open")
-    expect(page.locator("#verdict-title")).to_contain_text("Calls are refused: openai/gpt-4o is forced open.")
+    expect(page.locator("#verdict-title")).to_contain_text("openai/gpt-4o is forced open")
     expect(page.locator("#verdict-title")).to_contain_text("Calls were refused by each_user (tokens / min)")
     expect(page.locator("#alerts-rows")).to_contain_text("firing", timeout=15_000)
     row.get_by_role("button", name="Reset").click()
@@ -281,8 +169,10 @@ def a_breaker_of_several_accounts_is_one(tab, gateway):
     page.get_by_role("dialog").get_by_role("button", name="Hold open").click()
     expect(row.locator(".history li").first).to_contain_text("closed → forced open × 5")
     expect(page.locator("#breakers-count")).to_have_text("1 not closed")
-    expect(page.locator("#verdict-title")).to_contain_text("Calls are refused: openai/gpt-4o is forced open.")
+    expect(page.locator("#verdict-title")).to_contain_text("openai/gpt-4o is forced open")
     expect(page.locator("#verdict-text")).not_to_contain_text("breakers are not closed")
+    assert gateway.call(authorization="Bearer sk-2", x_tidegate_user="zoe")[0] == 503
+    expect(page.locator("#verdict-title")).to_contain_text("Calls were refused as openai/gpt-4o is forced open: ")
     row.get_by_role("button", name="Reset").click()
     page.get_by_role("dialog").get_by_role("button", name="Reset").click()
     expect(row.locator(".history li").first).to_contain_text("forced open → closed × 5")
@@ -313,6 +203,8 @@ def fits_a_telephone_and_a_wide_screen(tab):
         page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         wide = page.evaluate("[...document.querySelectorAll('body *')].filter((one) => !one.closest('.scroll, .skip') && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.id || one.className)")
+        level = page.locator("#limits-rows tr").first.evaluate("(row) => Math.max(...[...row.querySelectorAll('b, button')].map((one) => one.getBoundingClientRect().right))")
+        assert level < width, f"{width} px: how full a level is, and its buttons, are out of sight"
         assert beyond <= 0 and not wide, f"{width} px: {beyond} px beyond the edge: {wide[:5]}"
 
 
@@ -415,38 +307,32 @@ def everything_is_reached_by_keyboard(tab):
 
 
 def main(binary, axe):
-    gateway = Gateway(binary)
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            tab = Tab(browser, gateway, color_scheme="light")
-            axe = Path(axe).read_text()
-            for step in [
-                lambda: loads_and_lets_nobody_in_without_the_token(tab),
-                lambda: shows_a_call_that_is_refused_and_says_why(tab, gateway),
-                lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
-                lambda: the_first_line_says_whose_calls_a_limit_refuses(tab, gateway),
-                lambda: a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, gateway),
-                lambda: the_charts_draw_what_was_sent(tab, gateway),
-                lambda: a_name_cannot_reorder_the_text_around_it(tab, gateway),
-                lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
-                lambda: a_breaker_of_several_accounts_is_one(tab, gateway),
-                lambda: a_viewer_may_look_and_not_touch(browser, gateway),
-                lambda: says_why_it_is_not_live(browser, gateway),
-                lambda: a_thousand_tenants_stay_readable(tab, gateway),
-                lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
-                lambda: a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway),
-                lambda: everything_is_reached_by_keyboard(tab),
-                lambda: fits_a_telephone_and_a_wide_screen(tab),
-                lambda: tab.accessible(axe, "light"),
-                lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),
-            ]:
-                step()
-            assert not tab.complaints, tab.complaints
-            browser.close()
-    finally:
-        gateway.process.terminate()
-        gateway.process.wait()
+    gateway = Gateway(binary, CONFIG.format(base_url=Upstream().base_url))
+    with browsing(gateway) as browser:
+        tab = Tab(browser, gateway, color_scheme="light")
+        axe = Path(axe).read_text()
+        for step in [
+            lambda: loads_and_lets_nobody_in_without_the_token(tab),
+            lambda: shows_a_call_that_is_refused_and_says_why(tab, gateway),
+            lambda: what_is_new_comes_first_although_the_focus_is_in_the_list(tab, gateway),
+            lambda: the_first_line_says_whose_calls_a_limit_refuses(tab, gateway),
+            lambda: a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, gateway),
+            lambda: the_charts_draw_what_was_sent(tab, gateway),
+            lambda: a_name_cannot_reorder_the_text_around_it(tab, gateway),
+            lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
+            lambda: a_breaker_of_several_accounts_is_one(tab, gateway),
+            lambda: a_viewer_may_look_and_not_touch(browser, gateway),
+            lambda: says_why_it_is_not_live(browser, gateway),
+            lambda: a_thousand_tenants_stay_readable(tab, gateway),
+            lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
+            lambda: a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway),
+            lambda: everything_is_reached_by_keyboard(tab),
+            lambda: fits_a_telephone_and_a_wide_screen(tab),
+            lambda: tab.accessible(axe, "light"),
+            lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),
+        ]:
+            step()
+        assert not tab.complaints, tab.complaints
     print("the dashboard is as it should be")
 
 

@@ -9,19 +9,15 @@ Takes a minute and a half, the time that the charts need to have something to sh
 import http.client
 import json
 import random
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 from hashlib import sha256
 from pathlib import Path
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
+from support import OPERATOR, Gateway, Tab, browsing
 
 TEAMS = ["acme", "globex", "initech", "umbrella", "hooli"]
-OPERATOR = "operator-token"
 CONFIG = """
 [limit.team]
 per = ["organization"]
@@ -32,10 +28,6 @@ per = ["user"]
 requests_per_minute = 60
 [limit.company]
 tokens_per_minute = 400000
-[[admin]]
-name = "olga"
-sha256 = "{operator}"
-role = "operator"
 [[alert]]
 name = "much is refused"
 when = "rate_limited"
@@ -51,7 +43,6 @@ name = "{team}-app"
 sha256 = "{digest}"
 organization = "{team}"
 """
-hashed = lambda text: sha256(text.encode()).hexdigest()
 key_of = lambda team: f"tg-{team}-0123456789abcdef0123"
 
 # Team, user, model, tokens, seconds between calls, priority, patience.
@@ -86,18 +77,17 @@ class Callers:
             connection.close()
 
 
-def opened(browser, admin, theme):
-    page = browser.new_context(viewport={"width": 1440, "height": 1000}, color_scheme=theme).new_page()
-    page.goto(admin)
-    page.get_by_role("textbox", name="Token").fill(OPERATOR)
-    page.get_by_role("button", name="Open the dashboard").click()
-    expect(page.locator("#link-text")).to_have_text("Live")
-    return page
+def opened(browser, gateway, theme):
+    tab = Tab(browser, gateway, color_scheme=theme)
+    tab.page.set_viewport_size({"width": 1440, "height": 1000})
+    tab.enter(OPERATOR)
+    tab.is_live()
+    return tab.page
 
 
-def held_back(browser, api, admin, directory):
-    page = opened(browser, admin, "light")
-    with Callers(api, CALM + BATCH):
+def held_back(browser, gateway, directory):
+    page = opened(browser, gateway, "light")
+    with Callers(gateway.api, CALM + BATCH):
         page.wait_for_timeout(45_000)
         expect(page.locator("#verdict-title")).to_contain_text("those of acme by team of acme")
         page.screenshot(path=directory / "dashboard-light.png")
@@ -107,9 +97,9 @@ def held_back(browser, api, admin, directory):
         page.screenshot(path=directory / "dashboard-why.png")
 
 
-def refused(browser, api, admin, directory):
-    page = opened(browser, admin, "dark")
-    with Callers(api, CALM + HASTY):
+def refused(browser, gateway, directory):
+    page = opened(browser, gateway, "dark")
+    with Callers(gateway.api, CALM + HASTY):
         page.wait_for_timeout(40_000)
         page.locator("[data-breaker='sim/gpt-4.1']").get_by_role("button", name="Hold open").click()
         page.get_by_label("Reason").fill("their status page says so")
@@ -120,22 +110,11 @@ def refused(browser, api, admin, directory):
 
 
 def main(binary, directory):
-    state = Path(tempfile.mkdtemp())
-    config = state / "tidegate.toml"
-    config.write_text(CONFIG.format(operator=hashed(OPERATOR)) + "".join(KEY.format(team=team, digest=hashed(key_of(team))) for team in TEAMS))
-    command = [binary, "serve", "--sim", "--config", config, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--state-dir", state / "state"]
-    gateway = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        ready = gateway.stdout.readline()
-        api, admin = re.search(r"api=http://([^/ ]+)/v1 admin=(\S+)", ready).groups()
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            held_back(browser, api, admin, Path(directory))
-            refused(browser, api, admin, Path(directory))
-            browser.close()
-    finally:
-        gateway.terminate()
-        gateway.wait()
+    keys = "".join(KEY.format(team=team, digest=sha256(key_of(team).encode()).hexdigest()) for team in TEAMS)
+    gateway = Gateway(binary, CONFIG + keys, "--sim")
+    with browsing(gateway) as browser:
+        held_back(browser, gateway, Path(directory))
+        refused(browser, gateway, Path(directory))
 
 
 main(*sys.argv[1:])
