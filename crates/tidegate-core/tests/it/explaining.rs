@@ -6,12 +6,14 @@ use tidegate_core::breaker::BreakerState;
 use tidegate_core::call::{Call, Priority};
 use tidegate_core::event::{Event, Whose};
 use tidegate_core::fault::{Fault, FaultKind};
-use tidegate_core::gate::{Output, Overrides};
+use tidegate_core::gate::{Output, Overrides, Ticket};
 use tidegate_core::limit::{Dimension, Mode, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
+use tidegate_core::refusal::Reason;
 
 use crate::support::*;
 
+const IN_FLIGHT: Dimension = Dimension::MaxInFlight;
 const RPM: Dimension = Dimension::RequestsPerMinute;
 const TPM: Dimension = Dimension::TokensPerMinute;
 
@@ -44,6 +46,75 @@ fn a_refusal_is_explained_with_every_limit_as_it_stood() {
             ("team", "requests_per_minute", 59, 1, false),
         ]
     );
+}
+
+/// Two places in flight, both taken by bob, and requests of his that are left.
+fn slots_taken() -> Bench {
+    let mut bench =
+        Bench::with_limits(vec![limit("team", &[Scope::User], &[(RPM, 50)]), limit("slots", &[], &[(IN_FLIGHT, 2)])]);
+    for _ in 0..2 {
+        bench.admit(call("bob", 1));
+    }
+    bench
+}
+
+fn limit_of(bench: &Bench, ticket: Ticket) -> String {
+    let Reason::Limit(report) = &bench.refusal(ticket).expect("it was refused").reason else { panic!() };
+    report.path()
+}
+
+fn binding(bench: &Bench, id: &str) -> Vec<String> {
+    let told = bench.gate.explain(id).expect("it was refused");
+    told.limits.iter().filter(|then| then.binds).map(|then| then.limit.to_string()).collect()
+}
+
+#[test]
+fn a_call_that_may_not_wait_is_refused_by_the_limit_that_has_no_room() {
+    for patience in [0, 300] {
+        let mut bench = slots_taken();
+        let start_by = bench.now + Duration::from_millis(patience);
+        let ticket = bench.admit(Call { start_by, ..named("hurried", call("bob", 1)) });
+        bench.run_for(Duration::from_secs(1));
+        assert_eq!(limit_of(&bench, ticket), "slots/max_in_flight", "{patience} ms");
+        assert_eq!(binding(&bench, "hurried"), ["slots"], "{patience} ms");
+    }
+}
+
+#[test]
+fn a_call_that_may_not_wait_is_not_refused_by_a_limit_that_would_be_scarce_by_its_turn() {
+    let mut bench = slots_taken();
+    for _ in 0..60 {
+        bench.admit(call("bob", 1));
+    }
+    let ticket = bench.admit(Call { start_by: bench.now, ..named("hurried", call("bob", 1)) });
+    assert_eq!(limit_of(&bench, ticket), "slots/max_in_flight");
+    // One that may wait is held by it: it would go in time if there were places enough.
+    let start_by = bench.now + Duration::from_secs(1);
+    let patient = bench.admit(Call { start_by, ..named("patient", call("bob", 1)) });
+    assert_eq!(limit_of(&bench, patient), "team/bob/requests_per_minute");
+}
+
+#[test]
+fn nobody_is_told_when_a_place_in_flight_becomes_free() {
+    for patience in [0, 300] {
+        let mut bench = slots_taken();
+        let start_by = bench.now + Duration::from_millis(patience);
+        let ticket = bench.admit(Call { start_by, ..named("hurried", call("bob", 1)) });
+        bench.run_for(Duration::from_secs(1));
+        assert_eq!(bench.gate.explain("hurried").unwrap().retry_after_ms, None, "{patience} ms");
+        let told = bench.refusal(ticket).unwrap().retry_after;
+        assert_eq!(told, Some(Duration::from_secs(1)), "the least that can be told, {patience} ms");
+    }
+}
+
+#[test]
+fn a_refusal_is_explained_with_the_time_that_was_waited() {
+    let mut bench = slots_taken();
+    let start_by = bench.now + Duration::from_secs(2);
+    let ticket = bench.admit(Call { start_by, ..named("patient", call("bob", 1)) });
+    bench.run_for(Duration::from_secs(9));
+    assert_eq!(bench.refusal(ticket).unwrap().waited, Duration::from_secs(2));
+    assert_eq!(bench.gate.explain("patient").unwrap().waited_ms, 2000.0);
 }
 
 #[test]
