@@ -88,6 +88,13 @@ pub(super) struct Held {
     ahead_tenants: Vec<(Arc<str>, usize)>,
 }
 
+impl Held {
+    /// The error class of what the call waits after, if that is an attempt that failed.
+    pub(super) const fn after(&self) -> Option<&'static str> {
+        self.after
+    }
+}
+
 impl Gate {
     /// What is known of the call: of one that waits now, or of the newest with this id that was held for a second or refused.
     #[must_use]

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use tidegate_core::breaker::BreakerState;
 use tidegate_core::call::{Call, Priority};
 use tidegate_core::event::{Event, Whose};
 use tidegate_core::fault::{Fault, FaultKind};
-use tidegate_core::gate::{Output, Overrides, Ticket};
+use tidegate_core::gate::{Output, Ticket};
 use tidegate_core::limit::{Dimension, Mode, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
 use tidegate_core::refusal::Reason;
@@ -214,44 +213,4 @@ fn events_of_a_wait_and_a_refusal_say_whose_and_which_limit() {
             ("patient".into(), whose, Some("team/ada/requests_per_minute".to_owned())),
         ]
     );
-}
-
-#[test]
-fn of_many_levels_those_that_hold_calls_up_are_seen_and_then_the_fullest() {
-    let mut bench = Bench::with_limits(vec![limit("each", &[Scope::User], &[(TPM, 1000)])]);
-    for user in 0..300 {
-        bench.admit(call(&format!("user-{user}"), 1 + user));
-    }
-    for id in ["a", "b"] {
-        bench.admit(named(id, call("user-7", 999)));
-    }
-    bench.drain();
-    let seen = bench.gate.overview(bench.now, 3);
-    let keys: Vec<_> = seen.status.limits.iter().map(|level| level.key.as_str()).collect();
-    assert_eq!(keys, ["user-7", "user-299", "user-298"]);
-    assert_eq!((seen.levels, seen.levels_binding), (300, 1));
-    let waits = &seen.waiting[0];
-    assert_eq!((waits.calls, waits.limit.as_deref()), (2, Some("each/user-7/tokens_per_minute")));
-    assert_eq!((seen.waiting.len(), seen.waiting_in_all), (1, 1));
-}
-
-#[test]
-fn of_many_accounts_those_whose_breakers_stand_alike_are_seen_as_one() {
-    let mut bench = Bench::with_limits(vec![]);
-    let at = |account: &str, model: &str| {
-        let mut call = call("ada", 1);
-        call.subject.account = account.into();
-        call.subject.model = model.into();
-        call
-    };
-    for account in 0..60 {
-        bench.admit(at(&format!("openai#{account}"), "gpt-4o"));
-    }
-    bench.admit(at("openai#0", "o3"));
-    let breakers = vec![("openai/gpt-4o".into(), BreakerState::ForcedOpen)];
-    assert!(bench.gate.override_with(Overrides { version: 1, breakers, ..Overrides::default() }, bench.now));
-    let seen = bench.gate.overview(bench.now, 3);
-    let shown: Vec<_> = seen.status.breakers.iter().map(|one| (&*one.name, one.state, one.accounts)).collect();
-    assert_eq!(shown, [("openai/gpt-4o", "forced_open", 60), ("openai/o3", "closed", 1)]);
-    assert_eq!(seen.breakers_in_all, 2);
 }
