@@ -58,7 +58,7 @@ use crate::time::Time;
 pub use asking::Check;
 pub use boosting::Boost;
 pub use explain::{Explanation, LimitThen};
-pub use overview::{Overview, WaitingStatus};
+pub use overview::{BackingOffStatus, Overview, WaitingStatus};
 pub use sharing::{Demand, LevelKey, Overrides};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{BoostStatus, BreakerStatus, LearnedStatus, LevelStatus, MeterStatus, QueueStatus, Status};

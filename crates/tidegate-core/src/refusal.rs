@@ -100,7 +100,8 @@ pub struct Refusal {
     pub model: Arc<str>,
     /// How long it had waited by then.
     pub waited: Duration,
-    /// When it would have been let through, as far as is known. Never zero. `None`: not known, or never.
+    /// When coming back makes sense: when it would have been let through as far as is known, or the least that can be told (a
+    /// second) where room comes when other calls end. Never zero. `None`: not known of a breaker or a pause, or never.
     pub retry_after: Option<Duration>,
 }
 

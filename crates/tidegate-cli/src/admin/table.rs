@@ -135,7 +135,11 @@ fn queue(status: &Value) -> String {
     } else {
         format!(" ({}; the oldest for {:.1}s)", by_priority.join(", "), number(&queue["oldest_seconds"]))
     };
-    format!("waiting {}{detail}, in flight {}", queue["depth"], status["in_flight"])
+    let backing_off = match number(&queue["backing_off"]) {
+        0.0 => String::new(),
+        calls => format!(", to be sent again after a failed attempt {calls}"),
+    };
+    format!("waiting {}{detail}{backing_off}, in flight {}", queue["depth"], status["in_flight"])
 }
 
 fn learned(status: &Value) -> String {
@@ -202,6 +206,14 @@ mod tests {
         );
         assert!(told.contains("boost of team × 2.0 for organization acme, user ada until noon, by local"), "{told}");
         assert!(told.ends_with("boost of team × 2.0 until noon, by local"), "{told}");
+    }
+
+    #[test]
+    fn calls_that_wait_after_a_failed_attempt_are_told_beside_the_queue() {
+        let told =
+            |backing_off: u32| queue(&json!({"queue": {"depth": 0, "backing_off": backing_off}, "in_flight": 3}));
+        assert_eq!(told(2), "waiting 0, to be sent again after a failed attempt 2, in flight 3");
+        assert_eq!(told(0), "waiting 0, in flight 3");
     }
 
     #[test]

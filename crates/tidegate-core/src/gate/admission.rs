@@ -140,7 +140,7 @@ impl Gate {
             })
     }
 
-    fn contended_meter(&self, route: u32, amounts: &Amounts) -> u32 {
+    pub(super) fn contended_meter(&self, route: u32, amounts: &Amounts) -> u32 {
         let meters = &self.routes[route].meters;
         let contended = meters.iter().find(|meter| {
             let meter = &self.ledger.meters[**meter];

@@ -50,7 +50,9 @@ impl Gate {
                 let known = wait < Duration::from_micros(u64::MAX >> 1);
                 (Some(queued.map_or(meter, |(_, meter)| meter)), known.then_some(wait))
             }
-            (Verdict::Go, Some((micros, meter))) => (Some(meter), Some(Duration::from_micros(micros.max(1)))),
+            // Others wait for it, and when they have gone is not known.
+            (Verdict::Go, Some((0, _))) => (Some(self.contended_meter(route, &amounts)), None),
+            (Verdict::Go, Some((micros, meter))) => (Some(meter), Some(Duration::from_micros(micros))),
             (Verdict::Go, None) => (None, Some(Duration::ZERO)),
         };
         let limit = binding.map(|meter| self.ledger.report(meter, amounts.of(&self.ledger.meters[meter])));

@@ -39,7 +39,7 @@ pub struct Explanation {
     pub at: Time,
     /// How long it waited in all.
     pub waited_ms: f64,
-    /// When coming back makes sense; absent where nothing is known.
+    /// When it would have been let through; absent where nothing is known, as where a place in flight has to become free.
     pub retry_after_ms: Option<f64>,
     /// The error class of the upstream's answer that it waits after; absent where it waits for its first attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +86,13 @@ pub(super) struct Held {
     limits: SmallVec<[LimitThen; 4]>,
     ahead: [usize; 3],
     ahead_tenants: Vec<(Arc<str>, usize)>,
+}
+
+impl Held {
+    /// The error class of what the call waits after, if that is an attempt that failed.
+    pub(super) const fn after(&self) -> Option<&'static str> {
+        self.after
+    }
 }
 
 impl Gate {

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::Gate;
 use super::status::{BreakerStatus, LevelStatus, Status};
-use crate::ledger::Level;
+use super::{Gate, State};
+use crate::ledger::{Level, Source};
 use crate::time::Time;
 
 /// A [`Status`] that is bounded, and what was left out of it.
@@ -26,13 +26,15 @@ pub struct Overview {
     pub breakers_in_all: usize,
     /// Accounts and model groups in all.
     pub learned_in_all: usize,
-    /// Who waits: those with most calls.
+    /// Who waits, and at what: those with most calls.
     pub waiting: Vec<WaitingStatus>,
-    /// How many wait, each class of each tenant for itself.
+    /// How many rows that makes in all: each class of each tenant at each limit for itself.
     pub waiting_in_all: usize,
+    /// Whose calls wait to be sent again after a failed attempt: those with most calls.
+    pub backing_off: Vec<BackingOffStatus>,
 }
 
-/// The calls of one class and tenant that wait.
+/// The calls of one class and tenant that one limit holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WaitingStatus {
     /// Whom the queue is fair between.
@@ -41,8 +43,25 @@ pub struct WaitingStatus {
     pub priority: &'static str,
     /// How many.
     pub calls: usize,
-    /// What holds most of them (`team/acme/tokens_per_minute`); absent where that is a breaker, a pause, or others' turn.
+    /// What holds them (`team/acme/tokens_per_minute`); absent where that is a breaker.
     pub limit: Option<String>,
+    /// The user whom most of them are for; absent where none is named.
+    pub user: Option<String>,
+    /// Different users who are named.
+    pub users: usize,
+}
+
+/// The calls of one tenant that wait to be sent to one target again, after a failure of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackingOffStatus {
+    /// Whom the queue is fair between.
+    pub tenant: String,
+    /// `upstream/model group`.
+    pub target: String,
+    /// The error class of what they wait after: `rate_limit_exceeded`, ….
+    pub after: &'static str,
+    /// How many.
+    pub calls: usize,
 }
 
 impl Gate {
@@ -64,7 +83,17 @@ impl Gate {
         status.learned.sort_by_key(|learned| Reverse(learned.in_flight));
         status.learned.truncate(most);
         let (waiting, waiting_in_all) = self.who_waits(most);
-        Overview { status, levels, levels_binding, breakers_in_all, learned_in_all, waiting, waiting_in_all }
+        let backing_off = self.who_backs_off(most);
+        Overview {
+            status,
+            levels,
+            levels_binding,
+            breakers_in_all,
+            learned_in_all,
+            waiting,
+            waiting_in_all,
+            backing_off,
+        }
     }
 
     /// Whether a level holds calls up, and by how many thousandths its fullest dimension is used up.
@@ -78,37 +107,87 @@ impl Gate {
     }
 
     fn who_waits(&self, most: usize) -> (Vec<WaitingStatus>, usize) {
-        /// Calls of one tenant and class, and those of them in its longest lane, with the meter that this is parked at.
-        #[derive(Default)]
-        struct Calls {
-            all: usize,
-            longest: usize,
-            meter: Option<u32>,
-        }
-        let mut by_tenant: HashMap<(u32, &'static str), Calls> = HashMap::new();
+        // A lane's calls are of one subject, and all of them wait for what holds its head.
+        let mut rows: HashMap<(u32, &'static str, Option<u32>), Calls<'_>> = HashMap::new();
         for (lane, calls) in self.queue.busy_lanes() {
-            let those = by_tenant.entry((lane.tenant, lane.class.name())).or_default();
-            those.all += calls;
-            if calls > those.longest {
-                (those.longest, those.meter) = (calls, lane.parked_at);
-            }
+            let row = rows.entry((lane.tenant, lane.class.name(), lane.parked_at)).or_default();
+            row.add(self.routes[lane.route].subject.user.as_deref(), calls);
         }
-        let in_all = by_tenant.len();
-        let mut waiting: Vec<_> = by_tenant
-            .into_iter()
-            .map(|((tenant, priority), calls)| {
-                (Reverse(calls.all), &self.queue.tenant(tenant).name, priority, calls.meter)
-            })
-            .collect();
-        waiting.sort_unstable();
+        // Levels of several credentials, or of one target's breakers, are told by one name.
+        let mut named: BTreeMap<(&str, &'static str, Option<String>), Calls<'_>> = BTreeMap::new();
+        for ((tenant, priority, meter), calls) in rows {
+            let limit = meter.and_then(|meter| self.limit_path(meter));
+            named.entry((&self.queue.tenant(tenant).name, priority, limit)).or_default().join(calls);
+        }
+        let in_all = named.len();
+        let mut waiting: Vec<_> = named.into_iter().collect();
+        waiting.sort_by_key(|(_, calls)| Reverse(calls.all));
         waiting.truncate(most);
-        let shown = waiting.into_iter().map(|(calls, tenant, priority, meter)| WaitingStatus {
-            tenant: tenant.to_string(),
+        let shown = waiting.into_iter().map(|((tenant, priority, limit), calls)| WaitingStatus {
+            tenant: tenant.to_owned(),
             priority,
-            calls: calls.0,
-            limit: meter.map(|meter| self.ledger.report(meter, 0).path()),
+            calls: calls.all,
+            limit,
+            user: calls.most_of().map(str::to_owned),
+            users: calls.of_users.len(),
         });
         (shown.collect(), in_all)
+    }
+
+    /// The limit that a meter is of, as refusals name it; `None`: lanes wait at it for a breaker.
+    fn limit_path(&self, meter: u32) -> Option<String> {
+        let waits_for_breaker = |place: u32| self.targets.get(place).is_some_and(|it| it.waits_for_breaker == meter);
+        let level = &self.ledger.levels[self.ledger.meters[meter].level];
+        let is_breaker = matches!(level.source, Source::Target(place) if waits_for_breaker(place));
+        (!is_breaker).then(|| self.ledger.report(meter, 0).path())
+    }
+
+    fn who_backs_off(&self, most: usize) -> Vec<BackingOffStatus> {
+        let mut rows: BTreeMap<(&str, &str, &'static str), usize> = BTreeMap::new();
+        for entry in self.entries.iter().filter(|entry| entry.state == State::BackingOff) {
+            let route = &self.routes[entry.route];
+            let after = entry.held.as_ref().and_then(|held| held.after()).unwrap_or("");
+            let row = (&*route.subject.tenant, &*self.targets[route.target].name, after);
+            *rows.entry(row).or_default() += 1;
+        }
+        let mut rows: Vec<_> = rows.into_iter().collect();
+        rows.sort_by_key(|(_, calls)| Reverse(*calls));
+        rows.truncate(most);
+        let shown = rows.into_iter().map(|((tenant, target, after), calls)| BackingOffStatus {
+            tenant: tenant.to_owned(),
+            target: target.to_owned(),
+            after,
+            calls,
+        });
+        shown.collect()
+    }
+}
+
+/// Calls that wait, and how many of them are for each user who is named. No more users than the queue holds calls.
+#[derive(Debug, Default)]
+struct Calls<'u> {
+    all: usize,
+    of_users: HashMap<&'u str, usize>,
+}
+
+impl<'u> Calls<'u> {
+    fn add(&mut self, user: Option<&'u str>, calls: usize) {
+        self.all += calls;
+        if let Some(user) = user {
+            *self.of_users.entry(user).or_default() += calls;
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.all += other.all;
+        for (user, calls) in other.of_users {
+            *self.of_users.entry(user).or_default() += calls;
+        }
+    }
+
+    /// Of users with equally many the first by name.
+    fn most_of(&self) -> Option<&'u str> {
+        self.of_users.iter().max_by_key(|(user, calls)| (**calls, Reverse(**user))).map(|(user, _)| *user)
     }
 }
 

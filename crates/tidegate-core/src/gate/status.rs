@@ -89,8 +89,11 @@ pub struct QueueStatus {
     pub depth: usize,
     /// Bytes of their bodies.
     pub bytes: u64,
-    /// How long the oldest has waited. 0 when none waits.
+    /// How long the one has waited that waits longest: since it came, or since its last attempt failed. 0 when none waits.
     pub oldest_seconds: f64,
+    /// Calls that wait to be sent again after a failed attempt. They are in neither `waiting` nor `depth` before their back-off is
+    /// over: then, where they cannot go at once, they are queued.
+    pub backing_off: usize,
 }
 
 /// One breaker.
@@ -169,8 +172,8 @@ impl Gate {
         for (_, meter) in self.ledger.meters.iter_mut() {
             meter.refill(clock);
         }
-        let oldest =
-            self.entries.iter().filter(|entry| entry.state == State::Waiting).map(|entry| entry.arrived_at).min();
+        let queued = self.entries.iter().filter(|entry| entry.state == State::Waiting);
+        let oldest = queued.map(|entry| entry.waits_since).min();
         Status {
             limits: limits(self),
             queue: QueueStatus {
@@ -178,6 +181,7 @@ impl Gate {
                 depth: self.queue.total_waiting(),
                 bytes: self.queue.waiting_bytes,
                 oldest_seconds: oldest.map_or(0.0, |at| clock.since(at).as_secs_f64()),
+                backing_off: self.entries.iter().filter(|entry| entry.state == State::BackingOff).count(),
             },
             breakers: self
                 .targets

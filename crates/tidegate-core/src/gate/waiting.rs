@@ -5,10 +5,13 @@ use std::time::Duration;
 use super::{Gate, Output, State, Ticket, Timer};
 use crate::event::{Event, Interest};
 use crate::ledger::Charge;
+use crate::meter::{Kind, MeterSays};
 use crate::queue::LaneId;
 use crate::refusal::{BreakerReport, Reason, Refusal};
 use crate::time::Wait;
 
+/// What a caller is told where nobody knows when there will be room: the least that `retry-after` can say.
+const LEAST_TOLD: Duration = Duration::from_secs(1);
 /// The share of a level that is all of it.
 const WHOLE_LEVEL: u64 = 1 << 40;
 
@@ -29,21 +32,27 @@ impl Gate {
         // Who has been let in once is not turned away for those that came after.
         if full && !retry {
             let waiting = self.queue.total_waiting();
-            let after = predicted.map(|(micros, _)| Duration::from_micros(micros.max(1)));
-            return self.refuse(ticket, Reason::QueueFull { waiting }, after);
+            let after = Again::after(predicted.map_or(0, |(micros, _)| micros), true);
+            return self.refuse_bound(ticket, Reason::QueueFull { waiting }, after, None);
         }
         // A place in flight is free when somebody ends; how often that is looked at is no wait.
         let is_guess =
             meter == self.targets[self.routes[route].target].gauge && self.ledger.meters[meter].paused_until <= now;
         let exact = wait.filter(|wait| !is_guess && *wait != Wait::UNTIL_EVENT).map_or(0, Wait::micros);
-        let (longest, binding) = predicted.unwrap_or((0, meter));
-        let (longest, binding) = if exact > longest { (exact, meter) } else { (longest, binding) };
+        // Who may not wait at all is held by what has no room now, whatever would be scarce by the time of its turn.
+        let (longest, binding) = match predicted {
+            Some((micros, other))
+                if micros > 0 && micros >= exact && (now < start_by || self.holds_now(ticket, other)) =>
+            {
+                (micros, other)
+            }
+            _ => (exact.max(predicted.map_or(0, |(micros, _)| micros)), meter),
+        };
         if now.plus_micros(longest) > start_by || now >= start_by {
             if meter == self.targets[self.routes[route].target].waits_for_breaker {
                 return self.refuse_for_breaker(ticket);
             }
-            let after = (longest > 0).then(|| Duration::from_micros(longest));
-            return self.refuse_for_limit(ticket, binding, after);
+            return self.refuse_for_limit(ticket, binding, longest);
         }
         self.note_held(ticket, Some(meter));
         let lane = self.open_lane(route, class);
@@ -163,6 +172,16 @@ impl Gate {
         longest
     }
 
+    /// Whether a meter does not let the call pass now: there is no room, or others wait for it.
+    fn holds_now(&self, ticket: Ticket, meter: u32) -> bool {
+        let entry = &self.entries[ticket.index()];
+        let lane = self.routes[entry.route].lanes[entry.class.index()];
+        let meter = &self.ledger.meters[meter];
+        let amount = entry.amounts.of(meter);
+        let says = || meter.says(amount, entry.class, lane, self.reserve_permille, self.clock);
+        amount > 0 && (!meter.lot.is_empty() || says() != MeterSays::Room)
+    }
+
     pub(super) fn refill_route(&mut self, route: u32) {
         let now = self.clock;
         for meter in &self.routes[route].meters {
@@ -170,18 +189,21 @@ impl Gate {
         }
     }
 
-    pub(super) fn refuse_for_limit(&mut self, ticket: Ticket, meter: u32, retry_after: Option<Duration>) {
-        let entry = &self.entries[ticket.index()];
-        let requested = entry.amounts.of(&self.ledger.meters[meter]);
-        let report = self.ledger.report(meter, requested);
-        self.refuse_bound(ticket, Reason::Limit(report), retry_after, Some(meter));
+    /// `micros`: how long it would have had to wait, as far as is known; 0: it is not.
+    fn refuse_for_limit(&mut self, ticket: Ticket, meter: u32, micros: u64) {
+        let found = &self.ledger.meters[meter];
+        // A place in flight is free when another call ends: what other limits need is not when this one goes.
+        let ends_by_event = matches!(found.kind, Kind::Gauge { .. }) && found.paused_until <= self.clock;
+        let after = Again::after(micros, !ends_by_event);
+        let report = self.ledger.report(meter, self.entries[ticket.index()].amounts.of(found));
+        self.refuse_bound(ticket, Reason::Limit(report), after, Some(meter));
     }
 
     pub(super) fn refuse_for_good(&mut self, ticket: Ticket, meter: u32) {
         let entry = &self.entries[ticket.index()];
         let requested = entry.amounts.of(&self.ledger.meters[meter]);
         let report = self.ledger.report(meter, requested);
-        self.refuse_bound(ticket, Reason::TooLarge(report), None, Some(meter));
+        self.refuse_bound(ticket, Reason::TooLarge(report), Again::default(), Some(meter));
     }
 
     pub(super) fn refuse_for_breaker(&mut self, ticket: Ticket) {
@@ -193,11 +215,12 @@ impl Gate {
 
     /// Ends a call that has not been granted.
     pub(super) fn refuse(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>) {
-        self.refuse_bound(ticket, reason, retry_after, None);
+        self.refuse_bound(ticket, reason, Again { known: retry_after, told: retry_after }, None);
     }
 
     /// The same, because of the meter `binding`.
-    fn refuse_bound(&mut self, ticket: Ticket, reason: Reason, retry_after: Option<Duration>, binding: Option<u32>) {
+    fn refuse_bound(&mut self, ticket: Ticket, reason: Reason, again: Again, binding: Option<u32>) {
+        let Again { known, told: retry_after } = again;
         let now = self.clock;
         if self.entries[ticket.index()].state == State::Waiting {
             self.leave_queue(ticket);
@@ -207,8 +230,9 @@ impl Gate {
         let waited = entry.waited.saturating_add(now.since(entry.waits_since));
         let model = self.routes[entry.route].subject.model.clone();
         let refusal = Refusal { reason, model, waited, retry_after };
-        self.entries[ticket.index()].waited = waited;
-        self.explain_refused(ticket, refusal.reason.name(), binding, retry_after);
+        let entry = &mut self.entries[ticket.index()];
+        (entry.waited, entry.waits_since) = (waited, now);
+        self.explain_refused(ticket, refusal.reason.name(), binding, known);
         if self.interest > Interest::Nothing {
             let (call, whose) = (self.entries[ticket.index()].id.clone(), self.whose(ticket));
             let reason = refusal.reason.name();
@@ -234,9 +258,25 @@ impl Gate {
             let meter = parked_at.unwrap_or(target.gauge);
             self.refill_route(route);
             // What is ahead of it now is ahead of it no longer when it comes back: its place is at the end.
-            let after = self.predicted_wait(ticket).map(|(micros, _)| Duration::from_micros(micros.max(1)));
-            self.refuse_for_limit(ticket, meter, after);
+            let micros = self.predicted_wait(ticket).map_or(0, |(micros, _)| micros);
+            self.refuse_for_limit(ticket, meter, micros);
         }
+    }
+}
+
+/// When coming back makes sense: as far as is known, and as the caller is told. `None`: never.
+#[derive(Clone, Copy, Debug, Default)]
+struct Again {
+    known: Option<Duration>,
+    told: Option<Duration>,
+}
+
+impl Again {
+    /// After `micros`, and no sooner than can be told where that is not known.
+    fn after(micros: u64, is_known: bool) -> Self {
+        let after = Duration::from_micros(micros);
+        let known = Some(after).filter(|after| is_known && !after.is_zero());
+        Self { known, told: Some(known.unwrap_or(after.max(LEAST_TOLD))) }
     }
 }
 

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use tidegate_core::breaker::BreakerState;
 use tidegate_core::call::{Call, Priority};
 use tidegate_core::event::{Event, Whose};
 use tidegate_core::fault::{Fault, FaultKind};
-use tidegate_core::gate::{Output, Overrides};
+use tidegate_core::gate::{Output, Ticket};
 use tidegate_core::limit::{Dimension, Mode, Scope};
 use tidegate_core::outcome::{Ending, Outcome};
+use tidegate_core::refusal::Reason;
 
 use crate::support::*;
 
+const IN_FLIGHT: Dimension = Dimension::MaxInFlight;
 const RPM: Dimension = Dimension::RequestsPerMinute;
 const TPM: Dimension = Dimension::TokensPerMinute;
 
@@ -44,6 +45,75 @@ fn a_refusal_is_explained_with_every_limit_as_it_stood() {
             ("team", "requests_per_minute", 59, 1, false),
         ]
     );
+}
+
+/// Two places in flight, both taken by bob, and requests of his that are left.
+fn slots_taken() -> Bench {
+    let mut bench =
+        Bench::with_limits(vec![limit("team", &[Scope::User], &[(RPM, 50)]), limit("slots", &[], &[(IN_FLIGHT, 2)])]);
+    for _ in 0..2 {
+        bench.admit(call("bob", 1));
+    }
+    bench
+}
+
+fn limit_of(bench: &Bench, ticket: Ticket) -> String {
+    let Reason::Limit(report) = &bench.refusal(ticket).expect("it was refused").reason else { panic!() };
+    report.path()
+}
+
+fn binding(bench: &Bench, id: &str) -> Vec<String> {
+    let told = bench.gate.explain(id).expect("it was refused");
+    told.limits.iter().filter(|then| then.binds).map(|then| then.limit.to_string()).collect()
+}
+
+#[test]
+fn a_call_that_may_not_wait_is_refused_by_the_limit_that_has_no_room() {
+    for patience in [0, 300] {
+        let mut bench = slots_taken();
+        let start_by = bench.now + Duration::from_millis(patience);
+        let ticket = bench.admit(Call { start_by, ..named("hurried", call("bob", 1)) });
+        bench.run_for(Duration::from_secs(1));
+        assert_eq!(limit_of(&bench, ticket), "slots/max_in_flight", "{patience} ms");
+        assert_eq!(binding(&bench, "hurried"), ["slots"], "{patience} ms");
+    }
+}
+
+#[test]
+fn a_call_that_may_not_wait_is_not_refused_by_a_limit_that_would_be_scarce_by_its_turn() {
+    let mut bench = slots_taken();
+    for _ in 0..60 {
+        bench.admit(call("bob", 1));
+    }
+    let ticket = bench.admit(Call { start_by: bench.now, ..named("hurried", call("bob", 1)) });
+    assert_eq!(limit_of(&bench, ticket), "slots/max_in_flight");
+    // One that may wait is held by it: it would go in time if there were places enough.
+    let start_by = bench.now + Duration::from_secs(1);
+    let patient = bench.admit(Call { start_by, ..named("patient", call("bob", 1)) });
+    assert_eq!(limit_of(&bench, patient), "team/bob/requests_per_minute");
+}
+
+#[test]
+fn nobody_is_told_when_a_place_in_flight_becomes_free() {
+    for patience in [0, 300] {
+        let mut bench = slots_taken();
+        let start_by = bench.now + Duration::from_millis(patience);
+        let ticket = bench.admit(Call { start_by, ..named("hurried", call("bob", 1)) });
+        bench.run_for(Duration::from_secs(1));
+        assert_eq!(bench.gate.explain("hurried").unwrap().retry_after_ms, None, "{patience} ms");
+        let told = bench.refusal(ticket).unwrap().retry_after;
+        assert_eq!(told, Some(Duration::from_secs(1)), "the least that can be told, {patience} ms");
+    }
+}
+
+#[test]
+fn a_refusal_is_explained_with_the_time_that_was_waited() {
+    let mut bench = slots_taken();
+    let start_by = bench.now + Duration::from_secs(2);
+    let ticket = bench.admit(Call { start_by, ..named("patient", call("bob", 1)) });
+    bench.run_for(Duration::from_secs(9));
+    assert_eq!(bench.refusal(ticket).unwrap().waited, Duration::from_secs(2));
+    assert_eq!(bench.gate.explain("patient").unwrap().waited_ms, 2000.0);
 }
 
 #[test]
@@ -143,44 +213,4 @@ fn events_of_a_wait_and_a_refusal_say_whose_and_which_limit() {
             ("patient".into(), whose, Some("team/ada/requests_per_minute".to_owned())),
         ]
     );
-}
-
-#[test]
-fn of_many_levels_those_that_hold_calls_up_are_seen_and_then_the_fullest() {
-    let mut bench = Bench::with_limits(vec![limit("each", &[Scope::User], &[(TPM, 1000)])]);
-    for user in 0..300 {
-        bench.admit(call(&format!("user-{user}"), 1 + user));
-    }
-    for id in ["a", "b"] {
-        bench.admit(named(id, call("user-7", 999)));
-    }
-    bench.drain();
-    let seen = bench.gate.overview(bench.now, 3);
-    let keys: Vec<_> = seen.status.limits.iter().map(|level| level.key.as_str()).collect();
-    assert_eq!(keys, ["user-7", "user-299", "user-298"]);
-    assert_eq!((seen.levels, seen.levels_binding), (300, 1));
-    let waits = &seen.waiting[0];
-    assert_eq!((waits.calls, waits.limit.as_deref()), (2, Some("each/user-7/tokens_per_minute")));
-    assert_eq!((seen.waiting.len(), seen.waiting_in_all), (1, 1));
-}
-
-#[test]
-fn of_many_accounts_those_whose_breakers_stand_alike_are_seen_as_one() {
-    let mut bench = Bench::with_limits(vec![]);
-    let at = |account: &str, model: &str| {
-        let mut call = call("ada", 1);
-        call.subject.account = account.into();
-        call.subject.model = model.into();
-        call
-    };
-    for account in 0..60 {
-        bench.admit(at(&format!("openai#{account}"), "gpt-4o"));
-    }
-    bench.admit(at("openai#0", "o3"));
-    let breakers = vec![("openai/gpt-4o".into(), BreakerState::ForcedOpen)];
-    assert!(bench.gate.override_with(Overrides { version: 1, breakers, ..Overrides::default() }, bench.now));
-    let seen = bench.gate.overview(bench.now, 3);
-    let shown: Vec<_> = seen.status.breakers.iter().map(|one| (&*one.name, one.state, one.accounts)).collect();
-    assert_eq!(shown, [("openai/gpt-4o", "forced_open", 60), ("openai/o3", "closed", 1)]);
-    assert_eq!(seen.breakers_in_all, 2);
 }

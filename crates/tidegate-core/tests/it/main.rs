@@ -9,6 +9,7 @@ mod elsewhere;
 mod explaining;
 mod gate_properties;
 mod governor;
+mod overviewing;
 mod purity;
 mod queueing;
 mod restart;
