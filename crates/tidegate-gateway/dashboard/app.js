@@ -190,6 +190,7 @@ function take(event, data) {
     if (event === "state_changed") remember(data);
     if (event === "override_applied" && data.target) state.said.set(data.target, `forced by ${[data.who, data.why].filter(Boolean).join(": ")}`);
     if (event === "refused") refused.take(data);
+    if (event === "fell_back") refused.wentOn(data);
   }
   redraw();
 }

@@ -5,6 +5,7 @@ import { limitParts, whose } from "/dashboard/dom.js";
 const SECONDS = 60;
 /** So many causes, callers and levels are told apart; of the others it is only known that there are more. */
 const APART = 200;
+const RECENT = 1000;
 
 /** Counts by name, up to a bound. */
 class Counts {
@@ -18,6 +19,15 @@ class Counts {
     this.calls += calls;
     if (this.by.has(name) || this.by.size < APART) this.by.set(name, (this.by.get(name) ?? 0) + calls);
     else this.hasMore = true;
+  }
+
+  /** Takes back one call. */
+  take(name) {
+    const calls = this.by.get(name);
+    if (calls === undefined) return;
+    this.calls -= 1;
+    if (calls > 1) this.by.set(name, calls - 1);
+    else this.by.delete(name);
   }
 
   addAll(other) {
@@ -55,6 +65,8 @@ function entry(map, cause) {
 export class Refused {
   constructor() {
     this.seconds = new Map();
+    /** The last ones by call and target: another upstream may yet take the call, or has taken it (`null`) before this is told. */
+    this.recent = new Map();
     /** The gateway's clock as far as it has told: a browser may be on another time. */
     this.second = 0;
     this.kept = null;
@@ -75,10 +87,30 @@ export class Refused {
     const second = Math.floor(Date.parse(data.at) / 1000);
     if (second <= this.second - SECONDS) return;
     if (!this.seconds.has(second)) this.seconds.set(second, new Map());
+    const place = `${data.call}\n${data.target}`;
+    if (this.recent.get(place) === null) return;
     const { cause, whose, level } = causeOf(data);
     const one = entry(this.seconds.get(second), cause);
-    one?.whose.add(whose, 1);
-    if (level) one?.levels.add(level, 1);
+    if (!one) return;
+    one.whose.add(whose, 1);
+    if (level) one.levels.add(level, 1);
+    this.remember(place, { one, whose, level });
+  }
+
+  /** The call went on from there to another upstream: it was not refused after all. */
+  wentOn({ call, before }) {
+    const place = `${call}\n${before}`;
+    const refusal = this.recent.get(place);
+    this.remember(place, null);
+    if (!refusal) return;
+    refusal.one.whose.take(refusal.whose);
+    refusal.one.levels.take(refusal.level);
+    this.kept = null;
+  }
+
+  remember(place, refusal) {
+    this.recent.set(place, refusal);
+    if (this.recent.size > RECENT) this.recent.delete(this.recent.keys().next().value);
   }
 
   /** Those of the last minute that refused most first: what `causeOf` tells, `calls`, `whose`, `levels`. Looked at once a second. */
@@ -92,7 +124,7 @@ export class Refused {
         sum?.levels.addAll(levels);
       }
     }
-    const causes = [...all.values()].map((one) => ({ ...one, calls: one.whose.calls }));
+    const causes = [...all.values()].map((one) => ({ ...one, calls: one.whose.calls })).filter(({ calls }) => calls > 0);
     return (this.kept = causes.sort((one, other) => other.calls - one.calls));
   }
 

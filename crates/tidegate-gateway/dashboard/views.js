@@ -274,6 +274,9 @@ export function told(event, data) {
     case "operation_failed":
     case "gave up":
       return `gave up after ${plural(n.attempts, "attempt", "attempts")}: ${words(data.after ?? "")}`;
+    case "fell_back":
+    case "fell back":
+      return `not served by ${data.before} (${words(data.why ?? "")}); goes on at ${data.after}`;
     case "state_changed":
       return `${words(data.before ?? "")} → ${words(data.after ?? "")}`;
     case "limit_learned":

@@ -116,6 +116,7 @@ impl Audit {
         let event = match record.kind {
             Kind::Override => "override_applied",
             Kind::Config | Kind::Key => "config_updated",
+            Kind::Retry => "fell_back",
             kind => kind.name(),
         };
         self.told.noted(event, record);

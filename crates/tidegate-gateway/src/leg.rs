@@ -97,6 +97,12 @@ impl Order<'_> {
 }
 
 impl Leg {
+    /// As breakers and events name where it goes: `upstream/model group`.
+    pub(crate) fn name(&self) -> String {
+        let model = if self.subject.model.is_empty() { "-" } else { &*self.subject.model };
+        format!("{}/{model}", self.subject.upstream())
+    }
+
     /// The call has ended here, and nobody else is asked.
     pub(crate) fn ended(&self, priority: Priority, end: CallEnd) {
         self.model.metrics.ended(priority, end);

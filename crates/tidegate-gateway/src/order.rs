@@ -14,6 +14,7 @@ use tidegate_core::openai::estimate::Request as Asked;
 use tidegate_core::refusal::Refusal;
 use tidegate_core::retry::MAX_RATE_LIMITS;
 use tidegate_core::time::Time;
+use tidegate_watch::audit::{Kind, Record};
 use tokio::time::Instant;
 
 use crate::attempt::Reply;
@@ -169,9 +170,21 @@ impl Order<'_> {
             );
             self.shared.metrics.retry(cannot.reason, FELL_BACK);
             self.count_limit(&leg, &cannot, FELL_BACK);
+            self.note_fallback(&leg, &next, cannot.reason, stamp);
             so_far.keep(cannot.last);
             leg = next;
         }
+    }
+
+    /// What this upstream refused, or failed at, the next one is asked: whoever reads of the refusal is to know that.
+    fn note_fallback(&self, from: &Leg, to: &Leg, reason: &'static str, stamp: &Stamp) {
+        self.shared.audit.note(Record {
+            call: Some(stamp.id()),
+            before: Some(from.name().into()),
+            after: Some(to.name().into()),
+            why: Some(reason.into()),
+            ..Record::new(Kind::Retry, "fell back")
+        });
     }
 
     /// The call at the first upstream that is to be asked; of those that are all out of quota the very first, which says so itself.

@@ -73,7 +73,7 @@ class Gateway:
         command = [self.binary, "serve", "--config", self.directory / "tidegate.toml", "--state-dir", self.directory / "state"]
         self.process = subprocess.Popen(
             [*command, *self.flags, "--listen", api, "--admin-listen", admin],
-            env={"NO_PROXY": "127.0.0.1"},
+            env={"NO_PROXY": "127.0.0.1", "SPARE_KEY": "simulated"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -19,7 +19,7 @@ learn_limits = false
 [[upstream]]
 name = "spare"
 base_url = "{spare}"
-api_key = "file:{key}"
+api_key = "env:SPARE_KEY"
 models = ["gpt-4.1"]
 fallback = true
 [retry]
@@ -30,9 +30,10 @@ recovery_timeout = "300s"
 [limit.each_model]
 per = ["model"]
 max_in_flight = 1
-[limit.each_model.models]
-"gpt-*" = {{ max_in_flight = 1000 }}
-"o3*" = {{ max_in_flight = 1000 }}
+[limit.each_model.models."gpt-*"]
+max_in_flight = 1000
+[limit.each_model.models."o3*"]
+max_in_flight = 1000
 [limit.each_user]
 per = ["user"]
 requests_per_minute = 100
@@ -94,6 +95,7 @@ def a_breaker_whose_calls_go_elsewhere_refuses_nobody(tab, gateway, upstream):
         assert gateway.call(model="gpt-4.1") == (200, None)
     expect(tab.title).to_contain_text("openai/gpt-4.1 is open.")
     expect(tab.title).not_to_contain_text("refused as openai/gpt-4.1")
+    expect(tab.page.locator("#events-rows")).to_contain_text("not served by openai/gpt-4.1 (breaker); goes on at spare/gpt-4.1")
 
 
 def of_a_crowd_no_more_are_counted_than_are_told_apart(tab, gateway):
@@ -130,7 +132,7 @@ def a_gateway_that_is_started_again_is_found_again(tab, gateway):
 
 def main(binary):
     openai, spare = Upstream(), Upstream()
-    gateway = Gateway(binary, CONFIG.format(openai=openai.base_url, spare=spare.base_url, key=__file__))
+    gateway = Gateway(binary, CONFIG.format(openai=openai.base_url, spare=spare.base_url))
     with browsing(gateway) as browser:
         tab = Tab(browser, gateway)
         tab.enter(OPERATOR)
