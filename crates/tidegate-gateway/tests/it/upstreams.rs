@@ -10,6 +10,7 @@ use tidegate_core::limit::{Dimension, Limit, Rates, Scope};
 use tidegate_gateway::Gateway;
 
 use crate::support::*;
+use crate::telling::Reader;
 
 const QUOTA: &str = r#"{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
 const SERVER_ERROR: &str = r#"{"error":{"message":"The server had an error","type":"server_error","code":null}}"#;
@@ -556,4 +557,22 @@ async fn a_body_that_streams_through_goes_elsewhere_only_while_nothing_of_it_was
     fail(&first, "503 Service Unavailable", SERVER_ERROR).await;
     assert_eq!(client.message(false).await.status(), 503);
     nothing_was_sent_to(&gateway, "second").await;
+}
+
+#[tokio::test]
+async fn what_one_upstream_refuses_and_another_takes_is_told_as_that() {
+    let (gateway, first, second) =
+        two_with(|config| config.policy.limits.push(once_a_minute("mirror", vec![Scope::Account]))).await;
+    let mut told = Reader::open(&gateway, "", "").await;
+    let mut before = chat(&gateway, "").await;
+    serve(&first, "first").await;
+    before.message(false).await;
+    let mut call = chat(&gateway, &format!("{NEVER_WAITS}x-tidegate-id: c-2\r\n")).await;
+    serve(&second, "second").await;
+    assert_eq!(call.message(false).await.status(), 200);
+    let refused = told.find("refused").await;
+    assert_eq!((&refused.data["call"], &refused.data["target"]), (&"c-2".into(), &"first/gpt-4o".into()));
+    let went_on = told.find("fell_back").await.data;
+    let said = ["call", "what", "before", "after", "why"].map(|name| went_on[name].as_str().unwrap_or_default());
+    assert_eq!(said, ["c-2", "fell back", "first/gpt-4o", "second/gpt-4o", "limit"]);
 }
