@@ -286,6 +286,10 @@ async fn attempts(shared: &Arc<Shared>, number: u64, line: &Line, place: OwnedSe
 
 fn refused(refusal: &Refusal) -> Then {
     match &refusal.reason {
+        Reason::Limit(report) | Reason::TooLarge(report) if report.allowed == 0 => Then::Result(Came::Nothing {
+            code: "blocked",
+            message: format!("not sent: limit \"{}\" allows no {}", report.limit, report.dimension.openai_phrase()),
+        }),
         Reason::TooLarge(report) => Then::Result(Came::Nothing {
             code: "request_too_large",
             message: format!(
@@ -295,10 +299,6 @@ fn refused(refusal: &Refusal) -> Then {
                 report.limit,
                 report.allowed
             ),
-        }),
-        Reason::Limit(report) if report.allowed == 0 => Then::Result(Came::Nothing {
-            code: "blocked",
-            message: format!("not sent: limit \"{}\" allows no {}", report.limit, report.dimension.openai_phrase()),
         }),
         _ => Then::Again(refusal.retry_after.unwrap_or(AGAIN_AFTER).max(AGAIN_AFTER)),
     }

@@ -11,6 +11,7 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use tidegate_core::fault::FaultKind;
+use tidegate_core::gate::Gate;
 use tidegate_core::limit::Dimension;
 use tidegate_core::refusal::{BreakerReport, GiveUp, LimitReport, Reason, Refusal};
 use tidegate_core::time::Time;
@@ -158,6 +159,7 @@ impl OwnReply {
         let again = wait.map_or_else(String::new, |wait| format!(" Please try again in {}.", Spoken(wait)));
         match &refusal.reason {
             Reason::Limit(report) => Self::limit(report, refusal, &again),
+            Reason::TooLarge(report) if report.allowed == 0 => Self::blocked(report, refusal),
             Reason::TooLarge(report) => Self::too_large(report),
             Reason::QueueFull { waiting } => {
                 let message = format!("{waiting} calls are already waiting.{again}");
@@ -178,7 +180,7 @@ impl OwnReply {
     }
 
     fn limit(report: &LimitReport, refusal: &Refusal, again: &str) -> Self {
-        let model = if refusal.model.is_empty() { String::new() } else { format!(" for {}", refusal.model) };
+        let model = of_model(refusal);
         let waited =
             if refusal.waited.is_zero() { String::new() } else { format!(" Waited {}.", Spoken(refusal.waited)) };
         let message = format!(
@@ -197,6 +199,23 @@ impl OwnReply {
         }
     }
 
+    /// A limit of 0: less would not be let through either.
+    fn blocked(report: &LimitReport, refusal: &Refusal) -> Self {
+        let by_whom = if &*report.limit == Gate::learned_name() {
+            "the upstream tells this limit, and whoever holds the account there can have it raised"
+        } else {
+            "an operator has set it to 0, and can allow it"
+        };
+        let message = format!(
+            "limit \"{}\" allows nothing{} on {}: Limit 0, Requested {}. Waiting cannot help; {by_whom}.",
+            report.limit,
+            of_model(refusal),
+            report.dimension.openai_phrase(),
+            report.requested,
+        );
+        Self::never(report, message)
+    }
+
     fn too_large(report: &LimitReport) -> Self {
         let phrase = report.dimension.openai_phrase();
         let short = phrase.find('(').map_or_else(|| format!("({phrase})"), |at| phrase[at..].to_owned());
@@ -209,6 +228,11 @@ impl OwnReply {
             "request too large for limit \"{}\" {short}: Limit {}, Requested {}. Waiting cannot help; {remedy}.",
             report.limit, report.allowed, report.requested,
         );
+        Self::never(report, message)
+    }
+
+    /// 429: waiting cannot help.
+    fn never(report: &LimitReport, message: String) -> Self {
         let kind = kind_of(report.dimension);
         Self {
             limit: Some(report.path()),
@@ -297,6 +321,11 @@ impl OwnReply {
     }
 }
 
+/// ` for gpt-4o`.
+fn of_model(refusal: &Refusal) -> String {
+    if refusal.model.is_empty() { String::new() } else { format!(" for {}", refusal.model) }
+}
+
 fn kind_of(dimension: Dimension) -> &'static str {
     if dimension.counts_tokens() { "tokens" } else { "requests" }
 }
@@ -374,6 +403,26 @@ mod tests {
         );
         let response = reply.into_response(&Stamp::new("abc"));
         assert_eq!((header(&response, "retry-after"), header(&response, "x-should-retry")), (None, Some("false")));
+    }
+
+    #[test]
+    fn a_limit_of_nothing_says_who_set_it_and_does_not_ask_for_less() {
+        let told = |limit: &str| {
+            let report = LimitReport { limit: limit.into(), allowed: 0, ..report(Dimension::RequestsPerMinute, 0, 1) };
+            OwnReply::refused(&refusal(Reason::TooLarge(report), 0), Time::ZERO)
+        };
+        assert_eq!(
+            told("off").message,
+            "tidegate: limit \"off\" allows nothing for gpt-4o on requests per min (RPM): Limit 0, Requested 1. Waiting \
+             cannot help; an operator has set it to 0, and can allow it."
+        );
+        assert!(told("learned").message.ends_with(
+            "Waiting cannot help; the upstream tells this limit, and whoever holds the account there can have it raised."
+        ));
+        let response = told("off").into_response(&Stamp::new("abc"));
+        assert_eq!(response.status(), 429);
+        assert_eq!((header(&response, "retry-after"), header(&response, "x-should-retry")), (None, Some("false")));
+        assert_eq!(header(&response, "x-tidegate-reason"), Some("too_large"));
     }
 
     #[test]

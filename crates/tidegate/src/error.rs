@@ -246,6 +246,10 @@ impl fmt::Display for Error {
                     "limit \"{path}\" reached on {phrase}: Limit {allowed}, Used {used}, Requested {requested}; waited {waited:?}"
                 )?;
             }
+            Self::TooLarge { limit, .. } if limit.allowed == 0 => {
+                let (path, phrase) = (limit.path(), limit.dimension.openai_phrase());
+                write!(f, "limit \"{path}\" allows nothing on {phrase}: Limit 0; waiting cannot help")?;
+            }
             Self::TooLarge { limit, .. } => write!(
                 f,
                 "request too large for limit \"{}\" ({}): Limit {}, Requested {}; waiting cannot help",

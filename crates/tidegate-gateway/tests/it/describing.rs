@@ -96,3 +96,20 @@ async fn what_is_told_as_it_happens_is_named_in_the_description() {
     let unnamed: Vec<_> = heard.difference(&named).collect();
     assert!(unnamed.is_empty(), "{unnamed:?} are not in {named:?}");
 }
+
+#[tokio::test]
+async fn what_is_told_of_how_everything_stands_is_described_by_name() {
+    let (gateway, _upstream) = scripted_with(with_viewer).await;
+    let schemas = description(&gateway).await["components"]["schemas"].clone();
+    let told = Reader::open(&gateway, "?kind=status", "").await.next().await.unwrap().data;
+    let of_page = schemas["Overview"]["properties"].as_object().unwrap();
+    let missing: Vec<_> = of_page.keys().filter(|name| told.get(name).is_none()).collect();
+    assert!(missing.is_empty(), "{missing:?} are not in {told}");
+    let of_status = schemas["Status"]["properties"].as_object().unwrap();
+    let names = told.as_object().unwrap().keys();
+    let unnamed: Vec<_> = names.filter(|name| !of_page.contains_key(*name) && !of_status.contains_key(*name)).collect();
+    assert!(unnamed.is_empty(), "{unnamed:?} are not described");
+    let queue: BTreeSet<_> = told["queue"].as_object().unwrap().keys().collect();
+    let described = of_status["queue"]["properties"].as_object().unwrap().keys().collect();
+    assert_eq!(queue, described);
+}

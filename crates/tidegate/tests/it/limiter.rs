@@ -420,3 +420,10 @@ async fn who_could_not_go_in_time_behind_those_that_wait_is_told_at_once() {
     }
     assert_eq!(served.len(), 5, "{served:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_nothing_does_not_ask_for_less() {
+    let limiter = RateLimiter::new(RateLimitConfig::default().with_requests_per_minute(0));
+    let told = limiter.reserve(&call()).await.unwrap_err().to_string();
+    assert!(told.ends_with("allows nothing on requests per min (RPM): Limit 0; waiting cannot help"), "{told}");
+}
