@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
+use crate::keys::quoted;
 use crate::refusal::OwnReply;
 
 const BYTES_MAX: usize = 64 << 10;
@@ -34,12 +35,22 @@ pub(super) async fn read<T: DeserializeOwned>(body: &mut Incoming, allowed: &str
     serde_json::from_slice(text).map_err(|error| Box::new(OwnReply::invalid_body(format!("{error}; send {allowed}"))))
 }
 
-/// A reason that can be shown on one line.
+/// The reason that a body gives, if it gives one.
 pub(super) fn reason(given: Option<String>) -> Result<Option<Arc<str>>, Box<OwnReply>> {
-    let Some(reason) = given.filter(|reason| !reason.is_empty()) else { return Ok(None) };
-    if reason.chars().count() > REASON_CHARS_MAX || reason.chars().any(char::is_control) {
-        let message = format!("reason must be one line of at most {REASON_CHARS_MAX} characters");
-        return Err(Box::new(OwnReply::invalid_body(message)));
+    let Some(given) = given else { return Ok(None) };
+    let reason = reason_line(&given).map_err(|allowed| {
+        Box::new(OwnReply::invalid_body(format!("reason must be {allowed}, not {}", quoted(&given))))
+    })?;
+    Ok(reason.map(Into::into))
+}
+
+/// Why an operator does something, without the blanks around it; it can be shown on one line. `None`: it is empty.
+///
+/// # Errors
+/// What it must be.
+pub fn reason_line(given: &str) -> Result<Option<&str>, String> {
+    if given.chars().count() > REASON_CHARS_MAX || given.chars().any(char::is_control) {
+        return Err(format!("one line of at most {REASON_CHARS_MAX} characters"));
     }
-    Ok(Some(reason.trim()).filter(|reason| !reason.is_empty()).map(Into::into))
+    Ok(Some(given.trim()).filter(|reason| !reason.is_empty()))
 }

@@ -101,11 +101,38 @@ async fn what_is_no_key_is_told_why_and_a_configured_one_cannot_be_taken_away() 
     let gateway = start_in(dir.path(), config).await;
     for (request, body, status, why) in [
         ("POST /admin/v1/keys", "", 400, "missing field `name`"),
-        ("POST /admin/v1/keys", r#"{"name":"a b"}"#, 400, "name must be 1 to 64 letters"),
+        (
+            "POST /admin/v1/keys",
+            r#"{"name":"a b"}"#,
+            400,
+            "name must be 1 to 64 letters, digits, dots, underscores and dashes, not \"a b\"",
+        ),
+        (
+            "POST /admin/v1/keys",
+            r#"{"name":"a","organization":" "}"#,
+            400,
+            "organization must be one line of 1 to 256 char",
+        ),
+        ("POST /admin/v1/keys", r#"{"name":"a","project":""}"#, 400, "project must be one line of 1 to 256 characters"),
         ("POST /admin/v1/keys", r#"{"name":"a","expires":"2001-01-01"}"#, 409, "expires is over already"),
-        ("POST /admin/v1/keys", r#"{"name":"a","expires":"soon"}"#, 400, "expires must be a date"),
-        ("POST /admin/v1/keys", r#"{"name":"a","max_priority":"top"}"#, 400, "max_priority must be low"),
-        ("POST /admin/v1/keys", r#"{"name":"a","paths":["files"]}"#, 400, "paths must be"),
+        (
+            "POST /admin/v1/keys",
+            r#"{"name":"a","expires":"soon"}"#,
+            400,
+            "expires must be a date such as 2027-01-01 or 2027-01-01T12:00:00Z, not \"soon\"",
+        ),
+        (
+            "POST /admin/v1/keys",
+            r#"{"name":"a","max_priority":"top"}"#,
+            400,
+            "max_priority must be low, normal or high, not \"top\"",
+        ),
+        (
+            "POST /admin/v1/keys",
+            r#"{"name":"a","paths":["files"]}"#,
+            400,
+            "paths must be [\"inference\"] or [\"all\"], not [\"files\"]",
+        ),
         ("POST /admin/v1/keys", r#"{"name":"a","sha256":"00"}"#, 400, "unknown field `sha256`"),
         ("POST /admin/v1/keys", r#"{"name":"configured"}"#, 409, "there is a key \"configured\" already"),
         ("DELETE /admin/v1/keys/configured", "", 409, "is a [[key]] of the configuration"),
