@@ -16,11 +16,10 @@ use tidegate_gateway::MadeKeys;
 use tidegate_watch::audit::{Kind, Record, Trail, TrailDown, TrailOptions};
 
 use self::new::NewArgs;
-use crate::admin::client::{Reach, in_path};
+use crate::admin::client::{Admin, Reach, Reached, in_path};
 use crate::admin::{reason, told};
 use crate::config_files::ConfigFiles;
 use crate::outcome::{Failure, print};
-use crate::state_dir::StateDir;
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
@@ -74,19 +73,13 @@ pub(crate) fn run(args: KeyArgs) -> Result<(), Failure> {
     if let KeyMode::New(new) = &mode {
         new.check()?;
     }
-    if reach.is_running() {
-        return online(mode, &reach, reason, json);
+    match reach.gateway_or_state()? {
+        Reached::Gateway(admin) => online(mode, &admin, reason, json),
+        Reached::State(state) => Offline { dir: state.path(), config, reason, json }.run(mode),
     }
-    let Some(state) = StateDir::take(reach.dir())? else {
-        return Err(Failure::Failed(
-            "there is no state directory that could be written; name a --state-dir".to_owned(),
-        ));
-    };
-    Offline { dir: state.path(), config, reason, json }.run(mode)
 }
 
-fn online(mode: KeyMode, reach: &Reach, reason: Option<String>, as_json: bool) -> Result<(), Failure> {
-    let admin = reach.find()?;
+fn online(mode: KeyMode, admin: &Admin, reason: Option<String>, as_json: bool) -> Result<(), Failure> {
     match mode {
         KeyMode::New(new) => {
             let body = serde_json::to_value(new.key(reason)).map_err(|error| Failure::Failed(error.to_string()))?;
