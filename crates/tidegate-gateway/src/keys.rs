@@ -14,8 +14,8 @@ use tidegate::state::write_whole;
 use tidegate_core::config::KeyConfig;
 
 use self::fields::key_paths;
-pub(crate) use self::fields::quoted;
 pub use self::fields::{KEY_PATHS, key_expires, key_name, key_priorities, key_text};
+pub(crate) use self::fields::{quoted, shortened};
 use crate::shared::unix_now;
 use crate::token;
 

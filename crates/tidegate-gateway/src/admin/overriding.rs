@@ -8,7 +8,7 @@ use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
 use super::answer::{Answer, json};
-use super::body;
+use super::body::{self, Field, Fields};
 use crate::operating::{self, Change, Held, Said, to_gate};
 use crate::refusal::OwnReply;
 use crate::shared::Shared;
@@ -20,6 +20,12 @@ const REASON_ONLY: &str = r#"{"reason":"…"} or nothing"#;
 #[serde(deny_unknown_fields)]
 struct WithReason {
     reason: Option<String>,
+}
+
+impl Fields for WithReason {
+    fn fields() -> Vec<Field> {
+        vec![body::reason_field()]
+    }
 }
 
 /// What is done to a breaker.

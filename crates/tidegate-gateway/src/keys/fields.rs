@@ -87,7 +87,14 @@ pub(super) fn key_paths(words: Option<&[String]>) -> Result<KeyPaths, String> {
 
 /// What somebody wrote, to be shown to him: on one line, and not all of what is long.
 pub(crate) fn quoted(written: &str) -> String {
+    format!("\"{}\"", shortened(written).escape_debug())
+}
+
+/// Not all of what is long.
+pub(crate) fn shortened(written: &str) -> String {
     const SHOWN_CHARS_MAX: usize = 80;
-    let more = if written.chars().count() > SHOWN_CHARS_MAX { "…" } else { "" };
-    format!("\"{}{more}\"", written.chars().take(SHOWN_CHARS_MAX).collect::<String>().escape_debug())
+    match written.char_indices().nth(SHOWN_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &written[..end]),
+        None => written.to_owned(),
+    }
 }
