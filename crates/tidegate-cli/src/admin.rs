@@ -3,11 +3,12 @@
 pub(crate) mod client;
 mod table;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use tidegate_core::limit::Scope;
-use tidegate_gateway::{boost_factor, boost_lasting};
+use tidegate_gateway::{boost_factor, boost_lasting, reason_line};
 
 use self::client::{Reach, in_path};
 use crate::outcome::{Failure, print};
@@ -25,7 +26,7 @@ pub(crate) struct AdminArgs {
     reach: Reach,
 
     /// Why; kept in the audit trail
-    #[arg(long, value_name = "WHY", global = true)]
+    #[arg(long, value_name = "WHY", value_parser = reason, global = true)]
     reason: Option<String>,
 
     /// Prints JSON
@@ -63,6 +64,7 @@ enum LimitsMode {
     /// Sets the levels of one limit, or of all, back to full
     Reset {
         /// As in [limit.NAME]; without it, all
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: Option<String>,
     },
     /// Raises a limit for a while, then it is as before
@@ -71,6 +73,7 @@ enum LimitsMode {
     )]
     Boost {
         /// As in [limit.NAME]
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Of its allowances; 1 ends a boost
         #[arg(long, value_name = "X", value_parser = factor)]
@@ -99,6 +102,13 @@ fn lasting(written: &str) -> Result<String, String> {
     boost_lasting(written)
         .map(|_| written.to_owned())
         .map_err(|allowed| format!("must be {allowed}, such as 10m or 1h30m"))
+}
+
+/// Empty where there is none: a shell's variable may be unset.
+pub(crate) fn reason(written: &str) -> Result<String, String> {
+    reason_line(written)
+        .map(|reason| reason.unwrap_or_default().to_owned())
+        .map_err(|allowed| format!("must be {allowed}, such as \"maintenance until six\""))
 }
 
 fn pair(written: &str) -> Result<(String, String), String> {

@@ -1,22 +1,25 @@
 //! `tidegate key`: makes, lists and revokes tidegate keys, through the running gateway, or in the state directory where none runs.
 
+mod new;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tidegate_core::config::OnAuditFailure;
-use tidegate_gateway::{MadeKeys, NewKey};
+use tidegate_gateway::MadeKeys;
 use tidegate_watch::audit::{Kind, Record, Trail, TrailDown, TrailOptions};
 
-use crate::admin::client::{Reach, in_path};
-use crate::admin::told;
+use self::new::NewArgs;
+use crate::admin::client::{Admin, Reach, Reached, in_path};
+use crate::admin::{reason, told};
 use crate::config_files::ConfigFiles;
 use crate::outcome::{Failure, print};
-use crate::state_dir::StateDir;
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
@@ -41,7 +44,7 @@ pub(crate) struct KeyArgs {
     config: Vec<PathBuf>,
 
     /// Why; kept in the audit trail
-    #[arg(long, value_name = "WHY", global = true)]
+    #[arg(long, value_name = "WHY", value_parser = reason, global = true)]
     reason: Option<String>,
 
     /// Prints JSON
@@ -58,73 +61,25 @@ enum KeyMode {
     /// Takes a key away: the next call that shows it is refused
     Revoke {
         /// The key's name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
-}
-
-#[derive(Args, Debug)]
-struct NewArgs {
-    /// Its name in limits, logs and metrics
-    name: String,
-    /// Organization of its calls
-    #[arg(long, value_name = "O")]
-    organization: Option<String>,
-    /// Project of its calls
-    #[arg(long, value_name = "P")]
-    project: Option<String>,
-    /// User of its calls, where these name none
-    #[arg(long, value_name = "U")]
-    user: Option<String>,
-    /// Highest priority that its calls may ask for: low, normal or high
-    #[arg(long, value_name = "P")]
-    max_priority: Option<String>,
-    /// Priority of calls that ask for none
-    #[arg(long, value_name = "P")]
-    default_priority: Option<String>,
-    /// Whether its calls may name the user whom they count for
-    #[arg(long, value_name = "true|false")]
-    may_name_users: Option<bool>,
-    /// What it may use: inference or all
-    #[arg(long, value_name = "P")]
-    paths: Vec<String>,
-    /// Refused from then on, such as 2027-01-01
-    #[arg(long, value_name = "T")]
-    expires: Option<String>,
-}
-
-impl NewArgs {
-    fn key(self, reason: Option<String>) -> NewKey {
-        NewKey {
-            name: self.name,
-            organization: self.organization,
-            project: self.project,
-            user: self.user,
-            max_priority: self.max_priority,
-            default_priority: self.default_priority,
-            may_name_users: self.may_name_users,
-            paths: Some(self.paths).filter(|paths| !paths.is_empty()),
-            expires: self.expires,
-            reason,
-        }
-    }
 }
 
 /// Makes, lists or revokes.
 pub(crate) fn run(args: KeyArgs) -> Result<(), Failure> {
     let KeyArgs { mode, reach, config, reason, json } = args;
-    if reach.is_running() {
-        return online(mode, &reach, reason, json);
+    let reason = reason.filter(|reason| !reason.is_empty());
+    if let KeyMode::New(new) = &mode {
+        new.check()?;
     }
-    let Some(state) = StateDir::take(reach.dir())? else {
-        return Err(Failure::Failed(
-            "there is no state directory that could be written; name a --state-dir".to_owned(),
-        ));
-    };
-    Offline { dir: state.path(), config, reason, json }.run(mode)
+    match reach.gateway_or_state()? {
+        Reached::Gateway(admin) => online(mode, &admin, reason, json),
+        Reached::State(state) => Offline { dir: state.path(), config, reason, json }.run(mode),
+    }
 }
 
-fn online(mode: KeyMode, reach: &Reach, reason: Option<String>, as_json: bool) -> Result<(), Failure> {
-    let admin = reach.find()?;
+fn online(mode: KeyMode, admin: &Admin, reason: Option<String>, as_json: bool) -> Result<(), Failure> {
     match mode {
         KeyMode::New(new) => {
             let body = serde_json::to_value(new.key(reason)).map_err(|error| Failure::Failed(error.to_string()))?;

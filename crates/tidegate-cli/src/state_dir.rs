@@ -3,14 +3,16 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use tidegate_gateway::ADMIN_ADDRESS_FILE;
 
 use crate::outcome::Failure;
 
 /// The file in it that is locked for as long as the process lives.
-const LOCK_FILE: &str = "lock";
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// A state directory that this process alone has; given back when dropped.
 #[derive(Debug)]
@@ -58,6 +60,24 @@ impl StateDir {
         }
     }
 
+    /// Takes the directory `path`, making it if need be. `None`: another process has it.
+    ///
+    /// # Errors
+    /// It cannot be made or written.
+    pub(crate) fn take_free(path: &Path) -> Result<Option<Self>, Failure> {
+        // First: who only waits has nothing to say of the directory.
+        if is_in_use(path) {
+            return Ok(None);
+        }
+        match lock(path) {
+            Ok(lock) => Ok(Some(Self { path: path.to_owned(), _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                Err(Failure::Failed(format!("cannot write {}: {error}; name a --state-dir", path.display())))
+            }
+        }
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -86,6 +106,8 @@ pub(crate) fn is_in_use(path: &Path) -> bool {
 fn lock(path: &Path) -> Result<File, TryLockError> {
     let file = make_private(path).and_then(|()| open_private(&path.join(LOCK_FILE))).map_err(TryLockError::Error)?;
     file.try_lock()?;
+    // Of a gateway that has ended: nobody is to be sent there while somebody else has the directory.
+    let _ = fs::remove_file(path.join(ADMIN_ADDRESS_FILE));
     Ok(file)
 }
 
@@ -110,7 +132,7 @@ fn make_private(path: &Path) -> io::Result<()> {
 #[cfg(unix)]
 fn others_may(path: &Path) -> io::Result<Option<u32>> {
     use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     Ok((mode & 0o077 != 0).then_some(mode))
 }
 
@@ -152,7 +174,7 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(others_may(&path).unwrap(), None);
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             assert_eq!(others_may(&path).unwrap(), Some(0o755));
         }
     }
@@ -161,7 +183,7 @@ mod tests {
     fn a_directory_that_cannot_be_made_is_done_without() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
-        std::fs::write(&file, "").unwrap();
+        fs::write(&file, "").unwrap();
         assert!(StateDir::take(Some(file.join("below"))).unwrap().is_none());
     }
 }

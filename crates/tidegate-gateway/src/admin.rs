@@ -35,6 +35,7 @@ use crate::shared::Shared;
 use crate::told;
 
 pub(crate) use self::attempts::Attempts;
+pub use self::body::reason_line;
 pub use self::limits::{boost_factor, boost_lasting};
 pub(crate) use self::open::health;
 

@@ -214,10 +214,18 @@ impl Audit {
             after: Some(now.into()),
             ..Record::new(Kind::Config, "reloaded")
         });
-        let (old, new) = (&self.config, &after.audit);
-        if (&old.path, old.retention, old.calls, old.users) != (&new.path, new.retention, new.calls, new.users) {
-            tracing::warn!("[audit] path, retention, calls and users change with a restart only");
-        }
+    }
+
+    /// The keys of the configuration that `config` has otherwise than the trail was started with, and no reload changes.
+    pub(crate) fn waits_for_restart(&self, config: &AuditConfig) -> impl Iterator<Item = &'static str> {
+        let (old, new) = (&self.config, config);
+        let keys = [
+            ("audit.path", old.path != new.path),
+            ("audit.retention", old.retention != new.retention),
+            ("audit.calls", old.calls != new.calls),
+            ("audit.users", old.users != new.users),
+        ];
+        keys.into_iter().filter(|(_, is_other)| *is_other).map(|(key, _)| key)
     }
 
     /// A configuration was turned down, which `who` wanted, where an operator did.

@@ -103,7 +103,6 @@ impl Gateway {
             told,
             room: Room::default(),
             driver: driver.clone(),
-            settings: ArcSwap::from_pointee(settings),
             phase: watch::Sender::new(Phase::Serving),
             out_of_quota: OutOfQuota::default(),
             made: Made::default(),
@@ -111,11 +110,14 @@ impl Gateway {
             attempts: Attempts::new(unguessable),
             reloading: Reloading {
                 api_addrs: api_addrs.clone(),
+                listen: settings.config.server.listen.clone(),
+                admin_listen: settings.config.server.admin_listen,
                 allow_anonymous,
                 source,
                 one_at_a_time: Mutex::default(),
             },
             operating,
+            settings: ArcSwap::from_pointee(settings),
             made_keys: ArcSwap::from_pointee(made_keys),
             saving_models: Saving::default(),
             state_dir: state_dir.clone(),
@@ -168,12 +170,12 @@ impl Gateway {
 
     /// Takes over `config` for the calls that come; levels, debts, queues and unchanged upstreams' connections stay.
     ///
-    /// Addresses to listen on stay as they are until a restart.
+    /// Addresses to listen on, and where and how the audit trail is kept, stay as they are until a restart; the log says so.
     ///
     /// # Errors
     /// What does not hold together; then nothing has changed.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
-        self.shared.take_over(config, None)
+        self.shared.take_over(config, None).map(drop)
     }
 
     /// Reads the configuration again, from [`GatewayOptions::source`], and takes it over. Blocks for as long as reading takes.
@@ -181,7 +183,7 @@ impl Gateway {
     /// # Errors
     /// Why not; then nothing has changed but that the log and the audit trail tell of it.
     pub fn reread(&self) -> Result<(), String> {
-        self.shared.reread(None)
+        self.shared.reread(None).map(drop)
     }
 
     /// Ends: `/readyz` fails at once, after `drain_delay` no further call is taken, those under way have `drain_timeout` to

@@ -1,7 +1,7 @@
 //! Decides whether a request may come in at all: a web page must not spend the key through a loopback listener.
 //!
 //! A page can send requests to `localhost`, and by DNS rebinding under a name of its own; it cannot choose `Host`, `Origin`
-//! and `Sec-Fetch-Site`. So a foreign value in any of them is refused, whatever credential comes along.
+//! and `Sec-Fetch-Site`. So a foreign value in any of them, or more than one, is refused, whatever credential comes along.
 
 use std::net::IpAddr;
 
@@ -30,11 +30,9 @@ impl Guard {
 
     /// Lets a request past that was received at `local`, or says why not.
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, local: IpAddr) -> Result<(), Box<OwnReply>> {
-        let mut hosts = headers.get_all(header::HOST).iter();
-        let host = hosts.next().map(|host| host.to_str().unwrap_or(""));
-        if hosts.next().is_some() {
-            return Err(Box::new(OwnReply::bad_request("there is more than one Host header")));
-        }
+        let host = the_only(headers, &header::HOST, "Host")?;
+        let origin = the_only(headers, &header::ORIGIN, "Origin")?;
+        let site = the_only(headers, &SEC_FETCH_SITE, "Sec-Fetch-Site")?;
         // In absolute form (and HTTP/2) the target names the host too, and goes before the header.
         for host in [uri.authority().map(http::uri::Authority::as_str), host].into_iter().flatten() {
             if !self.is_own_host(host, local) {
@@ -44,7 +42,6 @@ impl Guard {
                 ))));
             }
         }
-        let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or(""));
         if let Some(origin) = origin {
             if self.allows_origin(origin) {
                 return Ok(());
@@ -60,7 +57,7 @@ impl Guard {
                 ))));
             }
         }
-        if headers.get(SEC_FETCH_SITE).is_some_and(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site")) {
+        if site.is_some_and(|site| site.eq_ignore_ascii_case("cross-site")) {
             return Err(Box::new(OwnReply::forbidden("web pages of other sites may not call this server")));
         }
         Ok(())
@@ -85,6 +82,16 @@ impl Guard {
         }
         self.hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(host) || allowed.eq_ignore_ascii_case(name))
     }
+}
+
+/// The one value of a header. Of several, a good one must not stand for a foreign one behind it; no browser sends them.
+fn the_only<'h>(headers: &'h HeaderMap, name: &HeaderName, shown: &str) -> Result<Option<&'h str>, Box<OwnReply>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().map(|value| value.to_str().unwrap_or(""));
+    if values.next().is_some() {
+        return Err(Box::new(OwnReply::bad_request(format!("there is more than one {shown} header"))));
+    }
+    Ok(first)
 }
 
 fn without_port(host: &str) -> &str {
@@ -139,6 +146,19 @@ mod tests {
         assert!(passes(&guard, "127.0.0.1", &[("host", "localhost:8080"), ("origin", "http://localhost:8080")]));
         assert!(!passes(&guard, "127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "cross-site")]));
         assert!(passes(&guard, "127.0.0.1", &[("host", "localhost"), ("sec-fetch-site", "same-origin")]));
+    }
+
+    #[test]
+    fn nothing_foreign_passes_behind_what_is_the_listeners_own() {
+        let guard = Guard::new(&[], &["https://app.example".into()]);
+        let host = ("host", "localhost:8080");
+        let own = ("origin", "http://localhost:8080");
+        for first in [own, ("origin", "https://app.example")] {
+            assert!(passes(&guard, "127.0.0.1", &[host, first]));
+            assert!(!passes(&guard, "127.0.0.1", &[host, first, ("origin", "https://evil.example")]), "{first:?}");
+        }
+        let sites = [("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")];
+        assert!(!passes(&guard, "127.0.0.1", &[host, own, sites[0], sites[1]]));
     }
 
     #[test]

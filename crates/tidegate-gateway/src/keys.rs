@@ -3,22 +3,25 @@
 //! They lie in one file of the state directory, whole at any instant and for its owner alone; a key itself is shown once and never
 //! kept. Where that file is there, calls need a key, even if it has none left: to revoke the last one must not let everybody in.
 
+mod fields;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tidegate::state::write_whole;
-use tidegate_core::call::Priority;
-use tidegate_core::config::{KeyConfig, KeyPaths};
+use tidegate_core::config::KeyConfig;
 
+use self::fields::key_paths;
+pub use self::fields::{KEY_PATHS, key_expires, key_name, key_priorities, key_text};
+pub(crate) use self::fields::{quoted, shortened};
 use crate::shared::unix_now;
 use crate::token;
 
 /// The file's name in the state directory.
 const NAME: &str = "keys.json";
 const FORMAT: u32 = 1;
-const NAME_CHARS_MAX: usize = 64;
 /// Keys that may be made: each call is compared with each.
 const KEYS_MAX: usize = 1000;
 /// Letters and digits after `tg-`: 256 random bits.
@@ -168,6 +171,12 @@ impl MadeKeys {
         let created_at = humantime::format_rfc3339_seconds(UNIX_EPOCH + unix_now()).to_string();
         let made = MadeKey { sha256, created_by: by, created_at, key };
         let config = made.config().map_err(KeyFault::Wrong)?;
+        let MadeKey { key: NewKey { organization, project, user, .. }, .. } = &made;
+        for (what, given) in [("organization", organization), ("project", project), ("user", user)] {
+            if let Some(Err(allowed)) = given.as_deref().map(key_text) {
+                return Err(KeyFault::Wrong(format!("{what} must be {allowed}, or left out")));
+            }
+        }
         if config.expires.is_some_and(|expires| expires <= unix_now().as_secs()) {
             return Err(KeyFault::Expired);
         }
@@ -214,57 +223,30 @@ impl MadeKey {
     /// As `[[key]]` has it.
     pub(crate) fn config(&self) -> Result<KeyConfig, String> {
         let key = &self.key;
-        let is_name = |character: char| character.is_ascii_alphanumeric() || "._-".contains(character);
-        if key.name.is_empty() || key.name.len() > NAME_CHARS_MAX || !key.name.chars().all(is_name) {
-            return Err(format!("name must be 1 to {NAME_CHARS_MAX} letters, digits, dots, underscores and dashes"));
-        }
-        let text = |what: &str, value: &Option<String>| match value.as_deref().map(str::trim) {
-            Some("") => Ok(None),
-            Some(value) if value.chars().count() > 256 || value.chars().any(char::is_control) => {
-                Err(format!("{what} must be one line of at most 256 characters"))
-            }
-            value => Ok(value.map(Arc::from)),
+        let must_be =
+            |what: &str, written: &str, allowed: String| format!("{what} must be {allowed}, not {}", quoted(written));
+        let text = |what: &str, value: &Option<String>| {
+            // Earlier versions kept what is empty, as if nothing were given.
+            let value = value.as_deref().filter(|value| !value.trim().is_empty());
+            let read = |value: &str| key_text(value).map(Arc::from).map_err(|allowed| must_be(what, value, allowed));
+            value.map(read).transpose()
         };
-        let priority = |what: &str, word: &Option<String>| match word {
-            None => Ok(None),
-            Some(word) => Priority::parse(word).map(Some).ok_or_else(|| format!("{what} must be low, normal or high")),
-        };
-        let default = KeyConfig::default();
-        let max_priority = priority("max_priority", &key.max_priority)?.unwrap_or(default.max_priority);
-        let wanted = priority("default_priority", &key.default_priority)?;
-        if wanted.is_some_and(|wanted| wanted > max_priority) {
-            return Err("default_priority is above max_priority".to_owned());
-        }
-        let paths = match key.paths.as_deref() {
-            None => default.paths,
-            Some([]) => return Err("paths must be [\"inference\"] or [\"all\"]".to_owned()),
-            Some(words) if words.iter().any(|word| !matches!(word.as_str(), "inference" | "all")) => {
-                return Err("paths must be [\"inference\"] or [\"all\"]".to_owned());
-            }
-            Some(words) if words.iter().any(|word| word == "all") => KeyPaths::All,
-            Some(_) => KeyPaths::Inference,
-        };
+        let (max_priority, default_priority) =
+            key_priorities(key.max_priority.as_deref(), key.default_priority.as_deref())?;
+        let expires = |written: &str| key_expires(written).map_err(|allowed| must_be("expires", written, allowed));
         Ok(KeyConfig {
-            name: key.name.as_str().into(),
+            name: key_name(&key.name).map_err(|allowed| must_be("name", &key.name, allowed))?.into(),
             sha256: token::from_hex(&self.sha256).ok_or("sha256 is no hash")?,
             organization: text("organization", &key.organization)?,
             user: text("user", &key.user)?,
             project: text("project", &key.project)?,
             max_priority,
-            default_priority: wanted.unwrap_or(default.default_priority.min(max_priority)),
-            may_name_users: key.may_name_users.unwrap_or(default.may_name_users),
-            paths,
-            expires: key.expires.as_deref().map(expiry).transpose()?,
+            default_priority,
+            may_name_users: key.may_name_users.unwrap_or(KeyConfig::default().may_name_users),
+            paths: key_paths(key.paths.as_deref())?,
+            expires: key.expires.as_deref().map(expires).transpose()?,
         })
     }
-}
-
-/// A date or an instant in seconds since 1970; a date alone is its first moment, UTC.
-fn expiry(written: &str) -> Result<u64, String> {
-    let full = if written.len() == 10 { format!("{written}T00:00:00Z") } else { written.to_owned() };
-    let at = humantime::parse_rfc3339(&full).ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    at.map(|at| at.as_secs())
-        .ok_or_else(|| "expires must be a date such as 2027-01-01 or 2027-01-01T12:00:00Z".to_owned())
 }
 
 /// A time in seconds since 1970, as people write it.

@@ -53,9 +53,9 @@ mod watching;
 mod websocket;
 mod wishes;
 
-pub use admin::{boost_factor, boost_lasting};
+pub use admin::{boost_factor, boost_lasting, reason_line};
 pub use gateway::{Gateway, GatewayOptions};
-pub use keys::{KeyFault, MadeKey, MadeKeys, NewKey};
+pub use keys::{KEY_PATHS, KeyFault, MadeKey, MadeKeys, NewKey, key_expires, key_name, key_priorities, key_text};
 pub use listener::ListenError;
 pub use reload::ConfigSource;
 pub use shared::StartError;

@@ -120,7 +120,7 @@ pub(crate) struct Done {
     after: Option<Arc<str>>,
     /// Whether the audit trail has it.
     recorded: bool,
-    /// What could not be done as it should be.
+    /// What could not be done as it should be, or is not in force yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<String>,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidegate_core::config::Config;
+use tidegate_core::config::{Config, ListenAddr};
 
 use crate::kept_models;
 use crate::keys::MadeKeys;
@@ -32,23 +32,26 @@ impl fmt::Debug for ConfigSource {
 #[derive(Debug)]
 pub(crate) struct Reloading {
     pub(crate) api_addrs: Vec<SocketAddr>,
+    /// What the start was told of where to listen; no reload changes it.
+    pub(crate) listen: Vec<ListenAddr>,
+    pub(crate) admin_listen: SocketAddr,
     pub(crate) allow_anonymous: bool,
     pub(crate) source: Option<ConfigSource>,
     pub(crate) one_at_a_time: Mutex<()>,
 }
 
 impl Shared {
-    /// Reads the configuration again and takes it over, for the operator `who`, where one wants it. Blocks: not for a thread that
-    /// serves calls.
+    /// Reads the configuration again and takes it over, for the operator `who`, where one wants it. Says what of it waits for a
+    /// restart. Blocks: not for a thread that serves calls.
     ///
     /// # Errors
     /// Why not; the one before stays in force, and log and trail tell of it.
-    pub(crate) fn reread(&self, who: Option<&Arc<str>>) -> Result<(), String> {
+    pub(crate) fn reread(&self, who: Option<&Arc<str>>) -> Result<Vec<String>, String> {
         let source = self.reloading.source.as_ref();
         let read = source.map_or_else(|| Err("this process reads no configuration".to_owned()), |source| (source.0)());
         let taken = read.and_then(|config| self.take_over(config, who).map_err(|error| error.to_string()));
         match &taken {
-            Ok(()) => tracing::info!("configuration reloaded"),
+            Ok(_) => tracing::info!("configuration reloaded"),
             Err(why) => {
                 tracing::error!("configuration not reloaded, the one before stays in force: {why}");
                 self.metrics.reload_successful.set(0);
@@ -58,11 +61,11 @@ impl Shared {
         taken
     }
 
-    /// Takes over `config` for the calls that come, as `who` wants it.
+    /// Takes over `config` for the calls that come, as `who` wants it. Says what of it waits for a restart.
     ///
     /// # Errors
     /// What does not hold together; then nothing has changed.
-    pub(crate) fn take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<(), StartError> {
+    pub(crate) fn take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<Vec<String>, StartError> {
         let _one_at_a_time = self.reloading.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = self.try_take_over(config, who);
         self.metrics.reload_successful.set(i64::from(taken.is_ok()));
@@ -86,7 +89,7 @@ impl Shared {
         Ok(())
     }
 
-    fn try_take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<(), StartError> {
+    fn try_take_over(&self, config: Config, who: Option<&Arc<str>>) -> Result<Vec<String>, StartError> {
         let Reloading { api_addrs, allow_anonymous, .. } = &self.reloading;
         let before = self.settings.load_full();
         let settings = Settings::new(config, &self.made_keys.load(), Some(&before), *allow_anonymous)?;
@@ -101,9 +104,9 @@ impl Shared {
                  api_key; restart it to listen elsewhere"
             )));
         }
-        let (old, new) = (&before.config.server, &settings.config.server);
-        if old.listen != new.listen || old.admin_listen != new.admin_listen {
-            tracing::warn!("addresses to listen on change with a restart only");
+        let waiting = self.waits_for_restart(&settings.config);
+        for what in &waiting {
+            tracing::warn!("{what}");
         }
         self.audit.reloaded(&before.config, &settings.config, who);
         kept_models::carry_over(&before, &settings, &self.metrics);
@@ -111,6 +114,22 @@ impl Shared {
         self.driver.with(|gate, now| gate.reload(policy, now));
         self.alerting.reconfigure(&settings.alerts);
         self.settings.store(Arc::new(settings));
-        Ok(())
+        Ok(waiting)
+    }
+
+    /// What `config` has otherwise than this process was started with, and no reload changes; compared with the start, for what
+    /// waits since an earlier reload waits still.
+    fn waits_for_restart(&self, config: &Config) -> Vec<String> {
+        let Reloading { listen, admin_listen, .. } = &self.reloading;
+        let listening = [
+            ("server.listen", *listen != config.server.listen),
+            ("server.admin_listen", *admin_listen != config.server.admin_listen),
+        ];
+        let listening = listening.into_iter().filter(|(_, is_other)| *is_other).map(|(name, _)| name);
+        let others: Vec<&str> = listening.chain(self.audit.waits_for_restart(&config.audit)).collect();
+        if others.is_empty() {
+            return Vec::new();
+        }
+        vec![format!("not in force before a restart: {}", others.join(", "))]
     }
 }

@@ -1,8 +1,10 @@
 //! Finds the admin listener of a running gateway, and asks it.
 
 use std::fs;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use reqwest::{Client, Method, StatusCode, redirect};
@@ -13,13 +15,22 @@ use tidegate_gateway::{ADMIN_ADDRESS_FILE, ADMIN_TOKEN_FILE};
 use super::table::harmless;
 use crate::outcome::Failure;
 use crate::serve::runtime;
-use crate::state_dir;
+use crate::state_dir::{self, LOCK_FILE, StateDir};
 
 /// Longer than anything takes that the admin listener does.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where `tidegate serve` listens for operators unless told otherwise.
 const DEFAULT_ADMIN: &str = "http://127.0.0.1:8081";
+
+/// How long it is waited for who has the state directory and cannot be asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// A gateway of this machine takes a connection by then.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
+/// After so long it is said that it is waited.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// Which gateway, and what opens it.
 #[derive(Args, Clone, Debug)]
@@ -44,15 +55,27 @@ pub(crate) struct Admin {
     token: String,
 }
 
+/// What keys can be made through.
+#[derive(Debug)]
+pub(crate) enum Reached {
+    /// A gateway that runs.
+    Gateway(Admin),
+    /// None runs: the state directory, this process's alone.
+    State(StateDir),
+}
+
+/// Who has a state directory.
+enum Holder<T> {
+    /// A gateway, at this URL.
+    Gateway(String),
+    /// Nobody.
+    Nobody(T),
+}
+
 impl Reach {
     /// Where state is kept, if anything tells.
-    pub(crate) fn dir(&self) -> Option<PathBuf> {
+    fn dir(&self) -> Option<PathBuf> {
         self.state_dir.clone().or_else(state_dir::usual_place)
-    }
-
-    /// True if a gateway on this machine has the state directory, or another one was named.
-    pub(crate) fn is_running(&self) -> bool {
-        self.admin.is_some() || self.dir().is_some_and(|dir| state_dir::is_in_use(&dir))
     }
 
     fn has_token(&self) -> bool {
@@ -64,34 +87,94 @@ impl Reach {
     /// # Errors
     /// None runs here and none is named, or nothing opens it.
     pub(crate) fn find(&self) -> Result<Admin, Failure> {
+        if let Some(url) = &self.admin {
+            return self.opened(url.clone());
+        }
         let dir = self.dir();
-        let kept = |name: &str| dir.as_deref().map(|dir| dir.join(name)).and_then(|path| read(&path));
-        let base = match &self.admin {
-            Some(url) => url.clone(),
-            None if self.is_running() => {
-                kept(ADMIN_ADDRESS_FILE).map(|addr| format!("http://{addr}")).ok_or_else(|| {
-                    Failure::Failed(
-                        "the gateway does not tell where its admin listener is; name it with --admin URL".to_owned(),
-                    )
-                })?
-            }
-            // One that keeps no state tells nobody where it is: whoever brings a token means the usual place.
-            None if self.has_token() => DEFAULT_ADMIN.to_owned(),
-            None => {
-                let place =
-                    dir.as_deref().map_or_else(|| "no state directory".to_owned(), |dir| dir.display().to_string());
-                return Err(Failure::Failed(format!(
-                    "no gateway is running with its state in {place}; start one with tidegate serve, or name its --state-dir or its \
-                     --admin URL"
-                )));
-            }
+        let nobodys = |dir: &Path| Ok((!state_dir::is_in_use(dir)).then_some(()));
+        if let Some(dir) = &dir
+            && let Holder::Gateway(url) = holder(dir, nobodys)?
+        {
+            return self.opened(url);
+        }
+        // One that keeps no state tells nobody where it is: whoever brings a token means the usual place.
+        if self.has_token() {
+            return self.opened(DEFAULT_ADMIN.to_owned());
+        }
+        let place = dir.map_or_else(|| "no state directory".to_owned(), |dir| dir.display().to_string());
+        Err(Failure::Failed(format!(
+            "no gateway is running with its state in {place}; start one with tidegate serve, or name its --state-dir or its \
+             --admin URL"
+        )))
+    }
+
+    /// The gateway that is meant; where none is named and none runs, the state directory.
+    ///
+    /// # Errors
+    /// Nothing opens the gateway, or there is no directory that can be written, or somebody has it who is no gateway.
+    pub(crate) fn gateway_or_state(&self) -> Result<Reached, Failure> {
+        if let Some(url) = &self.admin {
+            return self.opened(url.clone()).map(Reached::Gateway);
+        }
+        let Some(dir) = self.dir() else {
+            return Err(Failure::Failed(
+                "there is no state directory: neither HOME nor STATE_DIRECTORY is set; name a --state-dir".to_owned(),
+            ));
         };
-        let token = self.token.clone().filter(|_| self.has_token()).or_else(|| kept(ADMIN_TOKEN_FILE));
+        match holder(&dir, StateDir::take_free)? {
+            Holder::Nobody(state) => Ok(Reached::State(state)),
+            Holder::Gateway(url) => self.opened(url).map(Reached::Gateway),
+        }
+    }
+
+    /// The gateway at `base`, with what opens it.
+    fn opened(&self, base: String) -> Result<Admin, Failure> {
+        let kept = || self.dir().and_then(|dir| read(&dir.join(ADMIN_TOKEN_FILE)));
+        let token = self.token.clone().filter(|_| self.has_token()).or_else(kept);
         let token = token.ok_or_else(|| {
             Failure::Failed(format!("no token for {base}: set TIDEGATE_ADMIN_TOKEN, or name the gateway's --state-dir"))
         })?;
         Ok(Admin { base, token })
     }
+}
+
+/// Who has `dir`. Where somebody has it and no gateway answers where one says it is, that is waited for: another `tidegate key`
+/// soon gives it back, and a gateway that starts soon says where it is. `take` says what is done where nobody has it.
+fn holder<T>(dir: &Path, take: impl Fn(&Path) -> Result<Option<T>, Failure>) -> Result<Holder<T>, Failure> {
+    let (mut told, started) = (false, Instant::now());
+    loop {
+        if let Some(taken) = take(dir)? {
+            return Ok(Holder::Nobody(taken));
+        }
+        let address = read(&dir.join(ADMIN_ADDRESS_FILE)).and_then(|address| address.parse().ok());
+        let waited = started.elapsed();
+        match address {
+            // One that does not answer until the end is asked: what comes of that is told.
+            Some(address) if waited >= PATIENCE || is_listening(address) => {
+                return Ok(Holder::Gateway(format!("http://{address}")));
+            }
+            None if waited >= PATIENCE => return Err(in_the_way(dir)),
+            _ => {}
+        }
+        if !told && waited >= TOLD_AFTER {
+            tracing::warn!("{} is in use by another tidegate; waiting for it", dir.display());
+            told = true;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn is_listening(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, CONNECTED_WITHIN).is_ok()
+}
+
+fn in_the_way(dir: &Path) -> Failure {
+    Failure::Failed(format!(
+        "{0} is in use by another tidegate that does not say where its admin listener is: a tidegate key or run at work, or a \
+         gateway that is still starting or cannot write there (lsof {0}/{LOCK_FILE} tells which); try again once it is \
+         done, or name a gateway's --admin URL",
+        dir.display()
+    ))
 }
 
 impl Admin {

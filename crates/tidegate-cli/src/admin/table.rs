@@ -11,7 +11,9 @@ const LEVELS_MAX: usize = 40;
 pub(super) fn status(status: &Value) -> String {
     let mut text = format!("tidegate {}, {}", plain(&status["version"]), plain(&status["state"]));
     if let Some(reason) = status["paused"].as_str() {
-        let _ = write!(text, ", PAUSED: {reason}");
+        let said = &status["overrides"]["paused"];
+        let told = if said.is_object() { said_by(said) } else { harmless(reason) };
+        let _ = write!(text, ", PAUSED {told}");
     }
     let _ = write!(text, "\n\n{}\n\n{}\n\n{}", limits(status), breakers(status), queue(status));
     let _ = write!(text, "\n\n{}", learned(status));
@@ -24,12 +26,8 @@ pub(super) fn status(status: &Value) -> String {
             .map(|(scope, pattern)| format!("{} {}", harmless(scope), plain(pattern)))
             .collect();
         let whose = if whose.is_empty() { String::new() } else { format!(" for {}", whose.join(", ")) };
-        let _ = write!(
-            text,
-            "\n\nboost of {limit} × {factor}{whose} until {}, by {}",
-            plain(&boost["until"]),
-            plain(&boost["by"])
-        );
+        let until = plain(&boost["until"]);
+        let _ = write!(text, "\n\nboost of {limit} × {factor}{whose} until {until}, {}", said_by(boost));
     }
     text
 }
@@ -80,11 +78,7 @@ pub(super) fn breakers(status: &Value) -> String {
         let (name, state, cause) = (plain(&breaker["name"]), plain(&breaker["state"]), plain(&breaker["cause"]));
         let known = rows.iter().position(|row| (&row.name, &row.state) == (&name, &state));
         let at = known.unwrap_or_else(|| {
-            let said = held.into_iter().flatten().find(|held| held["name"] == breaker["name"]).map(|said| {
-                let reason =
-                    said["reason"].as_str().map_or_else(String::new, |reason| format!(": {}", harmless(reason)));
-                format!("by {} at {}{reason}", plain(&said["by"]), plain(&said["at"]))
-            });
+            let said = held.into_iter().flatten().find(|held| held["name"] == breaker["name"]).map(said_by);
             rows.push(Alike { name, state, said, ..Alike::default() });
             rows.len() - 1
         });
@@ -119,6 +113,12 @@ struct Alike {
     causes: Vec<String>,
     /// By whom it is held, since when and why.
     said: Option<String>,
+}
+
+/// By whom something is in force, since when and, where that was said, why.
+fn said_by(said: &Value) -> String {
+    let reason = said["reason"].as_str().map_or_else(String::new, |reason| format!(": {}", harmless(reason)));
+    format!("by {} at {}{reason}", plain(&said["by"]), plain(&said["at"]))
 }
 
 fn queue(status: &Value) -> String {
@@ -199,13 +199,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boost_says_whose_levels_it_raises() {
-        let boost = |matching: Value| json!({"limit": "team", "factor": 2.0, "match": matching, "until": "noon", "by": "local"});
-        let told = status(
-            &json!({"overrides": {"boosts": [boost(json!({"user": "ada", "organization": "acme"})), boost(json!({}))]}}),
-        );
-        assert!(told.contains("boost of team × 2.0 for organization acme, user ada until noon, by local"), "{told}");
-        assert!(told.ends_with("boost of team × 2.0 until noon, by local"), "{told}");
+    fn what_is_in_force_says_of_what_and_by_whom_since_when_and_why() {
+        let boost = |matching: Value| json!({"limit": "team", "factor": 2.0, "match": matching, "until": "noon", "by": "local", "at": "ten"});
+        let mut one = boost(json!({"user": "ada", "organization": "acme"}));
+        one["reason"] = "month's\u{1b} end".into();
+        let paused = json!({"by": "anna", "at": "nine", "reason": "the bill"});
+        let told =
+            status(&json!({"paused": "the bill", "overrides": {"boosts": [one, boost(json!({}))], "paused": paused}}));
+        assert!(told.contains(", PAUSED by anna at nine: the bill\n"), "{told}");
+        let first =
+            "boost of team × 2.0 for organization acme, user ada until noon, by local at ten: month's\u{fffd} end\n";
+        assert!(told.contains(first), "{told}");
+        assert!(told.ends_with("boost of team × 2.0 until noon, by local at ten"), "{told}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod demo;
 mod gateway;
 mod held_stream;
 mod key_trail;
+mod key_waits;
 mod logs;
 mod plan;
 mod process;

@@ -87,3 +87,56 @@ fn what_an_operator_mistypes_exits_with_2_before_anything_is_asked() {
     let bare = place.run(&["admin", "status", "--admin", "127.0.0.1:1", "--token", "x"]);
     assert!(bare.code == Some(1) && bare.stderr.contains("http://127.0.0.1:1 does not answer"), "{bare:?}");
 }
+
+#[test]
+fn what_is_mistyped_of_a_key_exits_with_2_before_anything_is_made_or_asked() {
+    let place = Place::new();
+    let line = "must be one line of at most 500 characters, such as";
+    let long: &str = "a".repeat(501).leak();
+    let text = "must be one line of 1 to 256 characters, such as acme; leave it out";
+    let mistyped = [
+        (
+            &["new", "bad name"][..],
+            ["'bad name'", "1 to 64 letters, digits, dots, underscores and dashes, such as billing"],
+        ),
+        (&["new", ""], ["''", "1 to 64 letters"]),
+        (&["new", "a", "--max-priority", "bogus"], ["'bogus'", "low, normal, high"]),
+        (&["new", "a", "--default-priority", ""], ["--default-priority", "low, normal, high"]),
+        (
+            &["new", "a", "--max-priority", "low", "--default-priority", "high"],
+            ["--default-priority high is above --max-priority low", "such as --default-priority low"],
+        ),
+        (&["new", "a", "--expires", "tomorrow"], ["'tomorrow'", "a date such as 2027-01-01 or"]),
+        (&["new", "a", "--expires", "2001-01-01"], ["'2001-01-01'", "is over already"]),
+        (&["new", "a", "--paths", "bogus"], ["'bogus'", "inference, all"]),
+        (&["new", "a", "--may-name-users", "maybe"], ["'maybe'", "true, false"]),
+        (&["new", "a", "--organization", ""], ["--organization", text]),
+        (&["new", "a", "--project", " "], ["--project", text]),
+        (&["new", "a", "--user", "a\nb"], ["--user", text]),
+        (&["new", "a", "--reason", "a\nb"], ["--reason", line]),
+        (&["revoke", "a", "--reason", long], ["--reason", line]),
+        (&["revoke", ""], ["a value is required", "<NAME>"]),
+    ];
+    let refused = |args: &[&str], hints: [&str; 2]| {
+        let ended = place.run(args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
+        for hint in hints {
+            assert!(ended.stderr.contains(hint), "{args:?}: {}", ended.stderr);
+        }
+        assert!(ended.stdout.is_empty() && !ended.stderr.contains('{'), "{args:?}: {ended:?}");
+    };
+    for (args, hints) in mistyped {
+        refused(&[&["key"], args].concat(), hints);
+    }
+    for reason in ["a\nb", long] {
+        refused(&["admin", "pause", "--reason", reason], ["--reason", line]);
+    }
+    refused(&["admin", "limits", "reset", ""], ["a value is required", "[NAME]"]);
+    assert!(!place.path().join(".local").exists(), "nothing was made");
+    let well =
+        ["key", "new", "a", "--max-priority", "low", "--default-priority", "low", "--paths", "all", "--reason", ""];
+    let made = place.run(&[&well[..], &["--expires", "2999-01-01T00:00:00Z", "--organization", " acme "]].concat());
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let listed = place.run(&["key", "list"]).stdout;
+    assert!(listed.starts_with("a  organization=acme  expires=2999-01-01T00:00:00Z  created-by=local"), "{listed}");
+}

@@ -4,19 +4,44 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use serde::Serialize;
+use serde_json::Value;
 use tidegate_core::config::{KeyConfig, KeyPaths};
 use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
 use super::answer::{Answer, json};
-use super::body;
+use super::body::{self, Field, Fields};
 use super::overriding::reason_of;
-use crate::keys::{KeyFault, MadeKeys, NewKey, shown};
+use crate::keys::{KeyFault, MadeKeys, NewKey, key_expires, key_name, key_text, shown};
 use crate::operating::{self, Change, Done};
 use crate::refusal::OwnReply;
 use crate::shared::{Settings, Shared, unix_now};
 
 const NEW_KEY: &str = r#"{"name":"billing","organization":"acme","project":"…","user":"…","max_priority":"high","default_priority":"normal","may_name_users":true,"paths":["inference"],"expires":"2027-01-01","reason":"…"}, of which only name is needed"#;
+
+impl Fields for NewKey {
+    fn fields() -> Vec<Field> {
+        let text = |name, allowed: Result<&str, String>| -> Field {
+            (name, Value::is_string, allowed.err().unwrap_or_default())
+        };
+        let is_texts = |value: &Value| value.as_array().is_some_and(|items| items.iter().all(Value::is_string));
+        let priority = "low, normal or high";
+        vec![
+            text("name", key_name("")),
+            text("organization", key_text("")),
+            text("project", key_text("")),
+            text("user", key_text("")),
+            text("max_priority", Err(priority.to_owned())),
+            text("default_priority", Err(priority.to_owned())),
+            ("may_name_users", Value::is_boolean, "true or false".to_owned()),
+            ("paths", is_texts, r#"["inference"] or ["all"]"#.to_owned()),
+            ("expires", Value::is_string, key_expires("").err().unwrap_or_default()),
+            body::reason_field(),
+        ]
+    }
+
+    const REQUIRED: &'static [&'static str] = &["name"];
+}
 
 #[derive(Serialize)]
 struct Listed {

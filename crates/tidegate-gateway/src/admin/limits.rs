@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tidegate_core::limit::{Limit, Scope};
 use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
 use super::answer::{Answer, json};
-use super::body;
+use super::body::{self, Field, Fields};
 use super::overriding::reason_of;
+use crate::keys::quoted;
 use crate::operating::{self, Change, Raised, Said, Standing, to_gate};
 use crate::refusal::OwnReply;
 
@@ -31,6 +33,20 @@ struct BoostBody {
     #[serde(rename = "match", default)]
     matching: BTreeMap<String, String>,
     reason: Option<String>,
+}
+
+impl Fields for BoostBody {
+    fn fields() -> Vec<Field> {
+        let is_names = |value: &Value| value.as_object().is_some_and(|names| names.values().all(Value::is_string));
+        vec![
+            ("factor", Value::is_number, format!("a number {}", boost_factor(0.0).err().unwrap_or_default())),
+            ("for", Value::is_string, boost_lasting("").err().unwrap_or_default()),
+            ("match", is_names, r#"names or patterns by what the limit is per, as {"user":"ada"}"#.to_owned()),
+            body::reason_field(),
+        ]
+    }
+
+    const REQUIRED: &'static [&'static str] = &["factor", "match"];
 }
 
 /// Sets every level back to full.
@@ -73,12 +89,12 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
     let BoostBody { factor, lasting, matching, reason } = body::read(ask.request.body_mut(), BOOST).await?;
     let wrong = |message: String| Err(Box::new(OwnReply::invalid_body(format!("{message}; send {BOOST}"))));
     if let Err(allowed) = boost_factor(factor) {
-        return wrong(format!("factor must be {allowed}"));
+        return wrong(format!("factor must be {allowed}, not {factor}"));
     }
-    let lasting = match lasting.as_deref().map(boost_lasting) {
-        Some(Ok(lasting)) => lasting,
+    let lasting = match lasting.as_deref().map(|written| (written, boost_lasting(written))) {
+        Some((_, Ok(lasting))) => lasting,
         None if factor == 1.0 => Duration::ZERO,
-        Some(Err(allowed)) => return wrong(format!("for must be {allowed}")),
+        Some((written, Err(allowed))) => return wrong(format!("for must be {allowed}, not {}", quoted(written))),
         None => return wrong("for is missing".to_owned()),
     };
     let reason = body::reason(reason)?;
@@ -158,11 +174,12 @@ fn check(limit: &Limit, matching: &BTreeMap<String, Arc<str>>) -> Result<(), Box
         let message = format!("match may not name \"{foreign}\": the limit \"{}\" has {has}", limit.name);
         return Err(Box::new(OwnReply::invalid_body(message)));
     }
-    if matching
-        .values()
-        .any(|pattern| pattern.chars().count() > PATTERN_CHARS_MAX || pattern.chars().any(char::is_control))
-    {
-        let message = format!("a name or pattern in match must be one line of at most {PATTERN_CHARS_MAX} characters");
+    let is_wrong = |pattern: &str| pattern.chars().count() > PATTERN_CHARS_MAX || pattern.chars().any(char::is_control);
+    if let Some((scope, pattern)) = matching.iter().find(|(_, pattern)| is_wrong(pattern)) {
+        let message = format!(
+            "{scope} in match must be one line of at most {PATTERN_CHARS_MAX} characters, not {}",
+            quoted(pattern)
+        );
         return Err(Box::new(OwnReply::invalid_body(message)));
     }
     Ok(())

@@ -8,7 +8,7 @@ use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
 use super::answer::{Answer, json};
-use super::body;
+use super::body::{self, Field, Fields};
 use crate::operating::{self, Change, Held, Said, to_gate};
 use crate::refusal::OwnReply;
 use crate::shared::Shared;
@@ -20,6 +20,12 @@ const REASON_ONLY: &str = r#"{"reason":"…"} or nothing"#;
 #[serde(deny_unknown_fields)]
 struct WithReason {
     reason: Option<String>,
+}
+
+impl Fields for WithReason {
+    fn fields() -> Vec<Field> {
+        vec![body::reason_field()]
+    }
 }
 
 /// What is done to a breaker.
@@ -121,16 +127,20 @@ pub(super) async fn resume(mut ask: Ask) -> Answer {
     json(&done.await?)
 }
 
-/// Reads the configuration again. The trail has who wants that and why, then what came of it.
+/// Reads the configuration again. The trail has who wants that and why, then what came of it; the answer,
+/// what waits for a restart.
 pub(super) async fn reload(mut ask: Ask) -> Answer {
     let reason = reason_of(&mut ask).await?;
     let (shared, by) = (ask.shared.clone(), ask.by);
     // To its end, as every change: what the trail tells of is done even where whoever asked for it leaves.
     let reloading = tokio::spawn(async move {
         let record = Record { who: Some(by.clone()), why: reason, ..Record::new(Kind::Override, "reload") };
-        let done = operating::change(&shared, move |_, _| Ok(Change { record, act: None })).await?;
+        let mut done = operating::change(&shared, move |_, _| Ok(Change { record, act: None })).await?;
         match tokio::task::spawn_blocking(move || shared.reread(Some(&by))).await {
-            Ok(Ok(())) => Ok(done),
+            Ok(Ok(waiting)) => {
+                done.warnings.extend(waiting);
+                Ok(done)
+            }
             Ok(Err(why)) => Err(Box::new(OwnReply::not_reloaded(&why))),
             Err(_) => Err(Box::new(OwnReply::draining())),
         }

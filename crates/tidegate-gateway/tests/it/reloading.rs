@@ -1,7 +1,7 @@
-//! A configuration that is read again while the audit trail is locked.
+//! A configuration that is read again: while the audit trail is locked, and where not all of it can take effect.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -12,6 +12,7 @@ use tidegate_watch::audit::{Filter, Reader};
 
 use crate::admin::ask;
 use crate::auditing::records;
+use crate::operating::done;
 use crate::support::*;
 
 /// A gateway whose configuration has a limit of one call a day from the second reading on; how often it was read; its trail, locked.
@@ -135,4 +136,44 @@ async fn by_a_signal_it_takes_effect_and_no_call_goes_before_it_is_recorded() {
     assert_eq!((locked.call().await.0, locked.call().await.0), (200, 429), "the limit is in force");
     let recorded = locked.recorded().await;
     assert_eq!(recorded, said(&[["config", "started", "", ""], ["config", "reloaded", "", ""]]));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_restart_is_told_for_as_long_as_it_waits() {
+    let upstream = Script::listen().await;
+    let started = config(upstream.addr);
+    let configured = Arc::new(Mutex::new(started.clone()));
+    let source = {
+        let configured = configured.clone();
+        move || Ok(configured.lock().unwrap().clone())
+    };
+    let options = GatewayOptions {
+        config: started.clone(),
+        allow_anonymous: false,
+        state_dir: None,
+        admin_token: Some("operator".to_owned()),
+        own_threads: false,
+        source: Some(ConfigSource::new(source)),
+    };
+    let gateway = Gateway::start(options).await.unwrap();
+    let warnings = async || {
+        let told = done(&gateway, "POST /admin/v1/reload", "").await;
+        let warnings: Vec<String> = serde_json::from_value(told["warnings"].clone()).unwrap();
+        warnings.into_iter().filter(|warning| !warning.contains("there is no audit trail")).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings().await, [""; 0]);
+    {
+        let mut config = configured.lock().unwrap();
+        config.server.admin_listen.set_port(1);
+        config.audit.calls = !config.audit.calls;
+        config.server.max_body += 1;
+        config.audit.on_failure = OnAuditFailure::Continue;
+    }
+    for _ in 0..2 {
+        assert_eq!(warnings().await, ["not in force before a restart: server.admin_listen, audit.calls"]);
+    }
+    configured.lock().unwrap().server.listen = vec!["127.0.0.1:1".parse().unwrap()];
+    assert!(warnings().await[0].contains("server.listen, server.admin_listen, audit.calls"));
+    *configured.lock().unwrap() = started;
+    assert_eq!(warnings().await, [""; 0]);
 }
