@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::late;
+use super::lock::Lock;
 use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
 use super::time::{now_micros, shown_time};
@@ -63,12 +64,16 @@ pub(super) struct Writer {
     options: TrailOptions,
     receiver: Receiver<Message>,
     state: Arc<State>,
+    /// `None`: another process writes, or nobody could tell yet. Kept while the file cannot be written: nobody else adds to it then.
+    lock: Option<Lock>,
     /// `None`: not open, at the start or after a failure.
     store: Option<Store>,
     pending: Vec<Record>,
     /// Places in `pending` that somebody waits for and that go if he is told no, the first first; `None`: for all that was there.
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
+    /// The log was told so.
+    head_is_due: bool,
     next_sweep: Instant,
     /// When one may begin that nobody waits for.
     next_commit: Instant,
@@ -80,7 +85,9 @@ impl Writer {
             options,
             receiver,
             state,
+            lock: None,
             store: None,
+            head_is_due: false,
             pending: Vec::new(),
             awaited: Vec::new(),
             unsure: None,
@@ -106,7 +113,7 @@ impl Writer {
     /// Takes what there is for one commit. True: there will be nothing more.
     fn gather(&mut self) -> bool {
         let is_down = self.store.is_none();
-        let mut until = if is_down {
+        let mut until = if is_down || self.head_is_due {
             Instant::now() + RETRY_EVERY
         } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
             self.next_sweep
@@ -188,9 +195,13 @@ impl Writer {
         }
         let length = store.head().sequence;
         let written = if self.pending.is_empty() { Ok(()) } else { store.add(&self.pending) };
+        if written.is_ok() && store.head_due.is_some() {
+            store.settle_head();
+        }
         match written {
             Ok(()) => {
                 store.broken = None;
+                self.tell_of_head(store.head_due.as_deref());
                 self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
@@ -210,9 +221,25 @@ impl Writer {
         written
     }
 
+    /// A head that is due is told of once, and once it is written.
+    fn tell_of_head(&mut self, due: Option<&str>) {
+        match (due, std::mem::replace(&mut self.head_is_due, due.is_some())) {
+            (Some(error), false) => tracing::error!(
+                "the head of the audit trail cannot be written: {error}; trying on. Nothing is lost, but until then nobody can tell \
+                 whether the newest records were cut off"
+            ),
+            (None, true) => tracing::info!("the head of the audit trail is written again"),
+            _ => {}
+        }
+    }
+
     /// Opens the database, and finds out whether the last commit happened after all. A commit is all or nothing.
     fn open(&mut self) -> Result<Store, StoreError> {
-        let store = Store::open(&self.options.path)?;
+        let lock = match self.lock.take() {
+            Some(lock) => lock,
+            None => Lock::of(&self.options.path)?,
+        };
+        let store = Store::open(&self.options.path, self.lock.insert(lock))?;
         let happened = |unsure: &Unsure| store.head().sequence > unsure.length;
         if let Some(unsure) = self.unsure.take().filter(happened) {
             self.pending.drain(..unsure.pending);

@@ -121,6 +121,27 @@ fn a_locked_file_is_waited_for_and_what_found_no_room_is_counted_in_the_trail() 
 }
 
 #[test]
+fn what_is_committed_is_written_also_where_its_head_cannot_be_and_the_head_follows() {
+    let place = Place::new();
+    // Where a head is made before it takes its name.
+    let in_the_way = place.path().with_extension("db.head.new");
+    let trail = place.trail();
+    trail.append_durable(refusal(0)).unwrap();
+    std::fs::create_dir(&in_the_way).unwrap();
+    trail.append_durable(refusal(1)).unwrap();
+    trail.append_durable_or_later(refusal(2)).unwrap();
+    assert!(!trail.is_down());
+    drop(trail);
+    let trail = place.trail();
+    trail.append_durable(refusal(3)).unwrap();
+    let verified = place.verify();
+    assert_eq!((verified.records, verified.uncovered, verified.faults), (4, 3, Vec::new()));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    until("the head is written without another record", || place.verify().uncovered == 0);
+    assert_eq!(place.entries().iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
 fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
     let place = Place::new();
     let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
