@@ -8,6 +8,7 @@ mod chain;
 mod export;
 mod fault;
 mod feed;
+mod gap;
 mod head;
 mod late;
 mod layout;

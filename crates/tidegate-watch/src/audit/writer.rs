@@ -1,18 +1,19 @@
 //! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
-//! commit that succeeds has a record of how many. What is still at hand at the end is left beside the file for the next start.
+//! commit that succeeds, by which alone it is known that writing is possible again, has a record of how long and how many. What is still at hand at the end is left beside the file for the next start.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::gap::{gap, turned_down};
 use super::late;
 use super::lock::Lock;
 use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
-use super::time::{now_micros, shown_time};
+use super::time::now_micros;
 use super::trail::{State, TrailDown, TrailOptions};
 
 /// From so many on a commit does not wait for more: syncing costs each of them next to nothing.
@@ -22,6 +23,8 @@ const BATCH_MAX: usize = 4000;
 /// Commits begin no sooner one after the other. What `kill -9` loses is what came meanwhile, and during a commit: longer would lose more,
 /// shorter would sync more often.
 const PACE: Duration = Duration::from_millis(5);
+/// So many overrides and changes of keys and of the configuration are kept while the file cannot be written, whatever else waits.
+const CHANGES_MAX: usize = 4096;
 /// How often a file that could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How often records are looked for that have had their time.
@@ -56,6 +59,8 @@ struct Unsure {
     pending: usize,
     /// How many lost ones it told of.
     untold: u64,
+    /// Numbers of records in it that were turned down since.
+    turned_down: Vec<u64>,
 }
 
 /// The one that writes.
@@ -69,6 +74,8 @@ pub(super) struct Writer {
     /// `None`: not open, at the start or after a failure.
     store: Option<Store>,
     pending: Vec<Record>,
+    /// How many of those are changes, as [`Record::is_change`] has it; told while the file cannot be written.
+    changes: usize,
     /// Places in `pending` that somebody waits for and that go if he is told no, the first first; `None`: for all that was there.
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
@@ -89,6 +96,7 @@ impl Writer {
             store: None,
             head_is_due: false,
             pending: Vec::new(),
+            changes: 0,
             awaited: Vec::new(),
             unsure: None,
             next_sweep: Instant::now(),
@@ -113,6 +121,7 @@ impl Writer {
     /// Takes what there is for one commit. True: there will be nothing more.
     fn gather(&mut self) -> bool {
         let is_down = self.store.is_none();
+        self.changes = if is_down { self.pending.iter().filter(|record| record.is_change()).count() } else { 0 };
         let mut until = if is_down || self.head_is_due {
             Instant::now() + RETRY_EVERY
         } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
@@ -141,21 +150,35 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message, is_down: bool) {
-        let is_full = is_down && self.pending.len() >= self.options.waiting_max;
         match message {
-            Message::Record(_) if is_full => self.state.lose(1),
-            Message::Record(record) => self.pending.push(*record),
-            Message::Durable { record: Some(_), unwritten: Unwritten::Kept, answer } if is_full => {
+            Message::Record(record) if is_down && !self.has_room(&record) => self.state.lose(1),
+            Message::Record(record) => self.push(*record),
+            Message::Durable { record: Some(record), unwritten: Unwritten::Kept, answer }
+                if is_down && !self.has_room(&record) =>
+            {
                 self.state.lose(1);
-                let error = self.state.error().unwrap_or_default();
-                drop(answer.send(Err(TrailDown(error))));
+                let why = self.state.error().unwrap_or_default();
+                drop(answer.send(Err(TrailDown { why, is_lost: true })));
             }
             Message::Durable { record, unwritten, answer } => {
                 let goes = record.is_some() && unwritten == Unwritten::Forgotten;
                 let place = goes.then_some(self.pending.len());
-                self.pending.extend(record.map(|record| *record));
+                record.into_iter().for_each(|record| self.push(*record));
                 self.awaited.push((place, answer));
             }
+        }
+    }
+
+    fn push(&mut self, record: Record) {
+        self.changes += usize::from(record.is_change());
+        self.pending.push(record);
+    }
+
+    fn has_room(&self, record: &Record) -> bool {
+        if record.is_change() {
+            self.changes < CHANGES_MAX
+        } else {
+            self.pending.len().saturating_sub(self.changes) < self.options.waiting_max
         }
     }
 
@@ -214,7 +237,7 @@ impl Writer {
                 }
             }
             Err(_) => {
-                self.unsure = Some(Unsure { length, pending, untold });
+                self.unsure = Some(Unsure { length, pending, untold, turned_down: Vec::new() });
                 self.pending.truncate(pending);
             }
         }
@@ -250,6 +273,7 @@ impl Writer {
                 }
             }
             self.state.tell(unsure.pending as u64, unsure.untold);
+            self.pending.extend(unsure.turned_down.into_iter().map(turned_down));
         }
         Ok(store)
     }
@@ -284,9 +308,10 @@ impl Writer {
                 self.pending.remove(place);
                 if let Some(unsure) = self.unsure.as_mut().filter(|unsure| place < unsure.pending) {
                     unsure.pending -= 1;
+                    unsure.turned_down.push(unsure.length + place as u64 + 1);
                 }
             }
-            drop(answer.send(Err(TrailDown(error.clone()))));
+            drop(answer.send(Err(TrailDown { why: error.clone(), is_lost: false })));
         }
     }
 
@@ -313,7 +338,8 @@ impl Writer {
         let untold = self.state.untold.load(Relaxed);
         let mut left = self.pending;
         let pending = left.len() as u64;
-        left.extend(gap(&self.state, untold));
+        // That it lasted until the end is told where something was lost by it.
+        left.extend(gap(&self.state, untold).filter(|_| untold > 0));
         if left.is_empty() {
             return;
         }
@@ -331,18 +357,4 @@ impl Writer {
             ),
         }
     }
-}
-
-/// The record of how many are lost, if any are.
-fn gap(state: &State, untold: u64) -> Option<Record> {
-    if untold == 0 {
-        return None;
-    }
-    let since = shown_time(state.untold_since());
-    let is_failing = state.failing_since.load(Relaxed) != 0;
-    let why = match state.error().filter(|_| is_failing) {
-        Some(error) => format!("from {since} on, records found no room: {error}"),
-        None => format!("from {since} on, more came than could be written"),
-    };
-    Some(Record { why: Some(why.into()), ..Record::new(Kind::Gap, "lost").with("lost", untold) })
 }

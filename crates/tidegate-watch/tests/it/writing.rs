@@ -161,6 +161,63 @@ fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
 }
 
 #[test]
+fn a_trail_is_up_again_once_something_was_written_and_says_how_long_nothing_was() {
+    let place = Place::new();
+    let trail = place.trail();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trail.append_durable(refusal(1)).unwrap_err();
+    // Nothing waits, and still nothing can be written.
+    for _ in 0..3 {
+        trail.flush().unwrap_err();
+        assert!(trail.is_down() && trail.status().failing_since.is_some());
+    }
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    let told = place.entries().pop().unwrap().record;
+    assert_eq!((told.kind, &*told.what, told.numbers["lost"]), (Kind::Gap, "interrupted", 0));
+    assert!(told.why.as_ref().unwrap().contains("nothing could be written from "), "{told:?}");
+    assert_eq!(place.entries().len(), 2);
+}
+
+#[test]
+fn a_trail_is_down_until_it_has_written_something() {
+    let place = Place::new();
+    place.trail().append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let trail = place.trail();
+    assert!(trail.is_down() && trail.flush().is_ok() && trail.is_down());
+    lock.execute_batch("ROLLBACK").unwrap();
+    trail.append_durable(refusal(1)).unwrap();
+    assert!(!trail.is_down());
+}
+
+#[test]
+fn what_was_decided_finds_room_where_records_of_calls_find_none() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let lost = |record| trail.append_durable_or_later(record).unwrap_err().is_lost;
+    let told: Vec<bool> = (1..6).map(|n| lost(refusal(n))).collect();
+    assert_eq!(told, [false, false, false, true, true]);
+    assert!(lost(Record::new(Kind::Override, "denied")), "of these there could be any number");
+    let decided = |what: &'static str| Record::new(Kind::Override, what);
+    assert!(!lost(decided("force-open")));
+    trail.append(Record::new(Kind::Config, "reloaded"));
+    assert!(!lost(decided("reset")));
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    let entries = place.entries();
+    let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, ["refused", "refused", "refused", "refused", "force-open", "reloaded", "reset", "lost"]);
+    assert_eq!(trail.status().lost, 3);
+}
+
+#[test]
 fn what_could_not_be_written_until_the_end_is_written_by_the_next_start_and_once() {
     let place = Place::new();
     let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
@@ -202,7 +259,9 @@ fn a_trail_that_cannot_be_opened_is_down_until_it_can() {
     assert!(trail.flush().is_err() && trail.is_down());
     std::fs::create_dir(missing.parent().unwrap()).unwrap();
     until("the trail is up", || !trail.is_down());
-    assert_eq!(Reader::open(&missing).unwrap().end().unwrap().sequence, 1);
+    let entries = Reader::open(&missing).unwrap().after(&Filter::default(), 0).unwrap();
+    let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, ["refused", "interrupted"]);
 }
 
 #[test]
