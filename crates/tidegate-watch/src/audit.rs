@@ -16,6 +16,7 @@ mod lock;
 mod pseudonyms;
 mod read;
 mod record;
+mod reserve;
 mod store;
 mod time;
 mod trail;

@@ -43,3 +43,11 @@ pub(super) fn turned_down(sequence: u64) -> Record {
     let why = format!("record {sequence} was turned down, and did not happen: its commit failed, and was found later");
     Record { why: Some(why.into()), ..Record::new(Kind::Gap, "turned down") }.with("record", sequence)
 }
+
+/// Says how many records, before this one, were not covered by the head when the trail was opened.
+pub(super) fn uncovered(records: u64) -> Record {
+    let why = format!(
+        "the head did not cover the newest {records} at the start, as after a kill: had more been cut off there, nobody could tell"
+    );
+    Record { why: Some(why.into()), ..Record::new(Kind::Gap, "uncovered") }.with("records", records)
+}

@@ -11,9 +11,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::chain::{Hash, Head};
+use super::gap::SINCE;
 use super::head::{self, Vouched};
 use super::layout::{is_ready, text};
-use super::lock::{Lock, private};
+use super::lock::private;
 use super::record::{Kind, Record};
 
 /// How long a commit waits for somebody else's lock. Readers lock nothing.
@@ -87,13 +88,15 @@ pub(super) struct Store {
     begins: i64,
     /// Why the head beside the database is not the chain's. `None`: it is.
     pub(super) head_due: Option<String>,
+    /// How many records the head did not cover when it was opened.
+    pub(super) uncovered: u64,
     /// Something to be told in the trail itself: that the chain did not meet its head.
     pub(super) broken: Option<&'static str>,
 }
 
 impl Store {
-    /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on.
-    pub(super) fn open(path: &Path, _: &Lock) -> Result<Self, StoreError> {
+    /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on. Whoever does holds the lock.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let head_path = head::path_for(path);
         let told = match head::read(&head_path) {
             Ok(told) => Ok(told),
@@ -127,7 +130,9 @@ impl Store {
         };
         let path = path.to_owned();
         let begins = begins.map_or(0, |begins| stored(begins.sequence));
-        let mut store = Self { connection, path, head_path, head, anchor, begins, head_due: None, broken };
+        let covered = vouched_for.filter(|_| broken.is_none()).map_or(last.sequence, |told| told.head.sequence);
+        let uncovered = last.sequence.saturating_sub(covered);
+        let mut store = Self { connection, path, head_path, head, anchor, begins, head_due: None, uncovered, broken };
         if vouched_for != Some(store.vouched()) {
             store.settle_head();
         }
@@ -146,6 +151,22 @@ impl Store {
         let mut statement =
             self.connection.prepare_cached("SELECT 1 FROM records WHERE at = ?1 AND record = ?2").map_err(failed)?;
         statement.exists(params![stored(record.at), text]).map_err(failed)
+    }
+
+    /// Whether there is a record of the outage since `since`.
+    pub(super) fn tells_of(&self, since: u64) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let gaps =
+            "SELECT record FROM records WHERE kind = 'gap' AND kind NOT IN ('throttle', 'retry', 'call') AND at >= ?1";
+        let mut statement = self.connection.prepare_cached(gaps).map_err(failed)?;
+        let mut rows = statement.query([stored(since)]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let record = Record::from_text(&text(row, 0).map_err(failed)?).ok();
+            if record.is_some_and(|record| record.numbers.get(SINCE) == Some(&since)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Adds records in one commit. On an error nobody can tell whether they are there, but [`Store::open`].

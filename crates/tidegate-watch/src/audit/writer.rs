@@ -1,17 +1,20 @@
 //! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
-//! commit that succeeds, by which alone it is known that writing is possible again, has a record of how long and how many. What is still at hand at the end is left beside the file for the next start.
+//! commit that succeeds, by which alone it is known that writing is possible again, has a record of how long and how many. Meanwhile the
+//! reserve says how it stands, in case the process is killed; what is still at hand at the end is left beside the file, if there is room.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use super::gap::{gap, turned_down};
+use super::gap::{SINCE, gap, turned_down, uncovered};
 use super::late;
 use super::lock::Lock;
 use super::record::{Kind, Record};
+use super::reserve::{Outage, Reserve};
 use super::store::{Store, StoreError};
 use super::time::now_micros;
 use super::trail::{State, TrailDown, TrailOptions};
@@ -71,6 +74,14 @@ pub(super) struct Writer {
     state: Arc<State>,
     /// `None`: another process writes, or nobody could tell yet. Kept while the file cannot be written: nobody else adds to it then.
     lock: Option<Lock>,
+    /// `None`: as long as that, or it cannot be made.
+    reserve: Option<Reserve>,
+    /// The log was told that it is no help.
+    reserve_failed: bool,
+    /// What it had at the start.
+    carried: Vec<Record>,
+    /// How many records the head did not cover at the start. `None`: that is not known yet.
+    uncovered: Option<u64>,
     /// `None`: not open, at the start or after a failure.
     store: Option<Store>,
     pending: Vec<Record>,
@@ -93,6 +104,10 @@ impl Writer {
             receiver,
             state,
             lock: None,
+            reserve: None,
+            reserve_failed: false,
+            carried: Vec::new(),
+            uncovered: None,
             store: None,
             head_is_due: false,
             pending: Vec::new(),
@@ -206,6 +221,7 @@ impl Writer {
             }
         };
         let pending = self.pending.len();
+        self.pending.extend(self.uncovered.filter(|records| *records > 0).map(uncovered));
         self.pending.extend(late.iter().flatten().cloned());
         if let Some(what) = store.broken {
             tracing::error!("{}: {what}; `tidegate audit verify` tells more", self.options.path.display());
@@ -228,13 +244,11 @@ impl Writer {
                 self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
+                self.uncovered = Some(0);
                 if let Some(late) = late {
-                    tracing::info!("{} records of the audit trail that were late are written", late.len());
-                    // Where it stays, what is in it is found in the trail.
-                    if let Err(error) = late::remove(&self.options.path) {
-                        tracing::warn!("the file of late records cannot be removed: {error}");
-                    }
+                    self.late_are_written(late.len());
                 }
+                self.clear_reserve();
             }
             Err(_) => {
                 self.unsure = Some(Unsure { length, pending, untold, turned_down: Vec::new() });
@@ -262,7 +276,10 @@ impl Writer {
             Some(lock) => lock,
             None => Lock::of(&self.options.path)?,
         };
-        let store = Store::open(&self.options.path, self.lock.insert(lock))?;
+        self.lock = Some(lock);
+        self.open_reserve();
+        let store = Store::open(&self.options.path)?;
+        self.uncovered.get_or_insert(store.uncovered);
         let happened = |unsure: &Unsure| store.head().sequence > unsure.length;
         if let Some(unsure) = self.unsure.take().filter(happened) {
             self.pending.drain(..unsure.pending);
@@ -278,21 +295,80 @@ impl Writer {
         Ok(store)
     }
 
-    /// What the process before could not write and is not there. `None`: it has left nothing.
+    /// What processes before could not write and is not there. `None`: they have left nothing.
     fn late(&self, store: &Store) -> Result<Option<Vec<Record>>, StoreError> {
         let left = late::read(&self.options.path).unwrap_or_else(|error| {
             tracing::error!("records that were left beside the audit trail cannot be read and stay there: {error}");
             None
         });
-        let Some(left) = left else { return Ok(None) };
-        let mut late = Vec::new();
-        for record in left {
+        if left.is_none() && self.carried.is_empty() {
+            return Ok(None);
+        }
+        let mut late: Vec<Record> = Vec::new();
+        for record in left.into_iter().flatten().chain(self.carried.iter().cloned()) {
+            let outage = record.numbers.get(SINCE).filter(|_| record.kind == Kind::Gap);
+            let is_there = match outage {
+                Some(since) => late.iter().any(|other| other.numbers.get(SINCE) == outage) || store.tells_of(*since)?,
+                None => late.contains(&record) || store.has(&record)?,
+            };
             // A removal is this writer's alone to tell of.
-            if record.kind != Kind::Retention && !store.has(&record)? {
+            if record.kind != Kind::Retention && !is_there {
                 late.push(record);
             }
         }
         Ok(Some(late))
+    }
+
+    fn late_are_written(&mut self, records: usize) {
+        tracing::info!("{records} records of the audit trail that were late are written");
+        self.carried.clear();
+        // Where it stays, what is in it is found in the trail.
+        if let Err(error) = late::remove(&self.options.path) {
+            tracing::warn!("the file of late records cannot be removed: {error}");
+        }
+    }
+
+    /// Says beside the file how it stands, in case this process ends before it can be written.
+    fn reserve(&mut self) {
+        self.open_reserve();
+        let Some(reserve) = &mut self.reserve else { return };
+        let changes = self.pending.iter().filter(|record| record.is_change());
+        let outage = Outage {
+            since: self.state.failing_since.load(Relaxed),
+            waiting: self.pending.iter().filter(|record| !record.is_change()).count() as u64,
+            lost: self.state.untold.load(Relaxed),
+            error: self.state.error().unwrap_or_default(),
+        };
+        let written = reserve.write(outage, self.carried.iter().chain(changes));
+        self.tell_of_reserve(written);
+    }
+
+    /// Of the one that writes alone: else it is another process's.
+    fn open_reserve(&mut self) {
+        if self.reserve.is_some() || self.lock.is_none() {
+            return;
+        }
+        match Reserve::open(&self.options.path) {
+            Ok(reserve) => {
+                self.carried = reserve.left();
+                self.reserve = Some(reserve);
+            }
+            Err(error) => self.tell_of_reserve(Err(error)),
+        }
+    }
+
+    fn clear_reserve(&mut self) {
+        let cleared = self.reserve.as_mut().map_or(Ok(()), Reserve::clear);
+        self.tell_of_reserve(cleared);
+    }
+
+    fn tell_of_reserve(&mut self, done: io::Result<()>) {
+        let Err(error) = done else { return };
+        if !std::mem::replace(&mut self.reserve_failed, true) {
+            tracing::warn!(
+                "the reserve beside the audit trail, for when that cannot be written, cannot be either: {error}"
+            );
+        }
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -303,6 +379,7 @@ impl Writer {
         }
         self.state.set_error(error.clone());
         // Who waited is told no, and where nothing happens then, nothing of it must turn up later.
+        let mut answers = Vec::new();
         for (place, answer) in self.awaited.drain(..).rev() {
             if let Some(place) = place {
                 self.pending.remove(place);
@@ -311,6 +388,10 @@ impl Writer {
                     unsure.turned_down.push(unsure.length + place as u64 + 1);
                 }
             }
+            answers.push(answer);
+        }
+        self.reserve();
+        for answer in answers {
             drop(answer.send(Err(TrailDown { why: error.clone(), is_lost: false })));
         }
     }
@@ -334,10 +415,10 @@ impl Writer {
         }
     }
 
-    fn end(self) {
+    fn end(mut self) {
         let untold = self.state.untold.load(Relaxed);
-        let mut left = self.pending;
-        let pending = left.len() as u64;
+        let mut left = std::mem::take(&mut self.carried);
+        left.append(&mut self.pending);
         // That it lasted until the end is told where something was lost by it.
         left.extend(gap(&self.state, untold).filter(|_| untold > 0));
         if left.is_empty() {
@@ -345,16 +426,24 @@ impl Writer {
         }
         let error = self.state.error().unwrap_or_default();
         match late::leave(&self.options.path, &left) {
-            Ok(path) => tracing::error!(
-                "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and whoever \
-                 writes it next adds them: {}",
-                path.display(),
-                left.len()
-            ),
-            Err(unkept) => tracing::error!(
-                "{} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}",
-                pending + untold
-            ),
+            Ok(path) => {
+                self.clear_reserve();
+                tracing::error!(
+                    "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and \
+                     whoever writes it next adds them: {}",
+                    path.display(),
+                    left.len()
+                );
+            }
+            Err(unkept) => {
+                let lost = left.iter().filter(|record| !record.is_change() && record.kind != Kind::Gap).count() as u64
+                    + untold;
+                let kept =
+                    if self.reserve.is_some() { "; the next who writes it adds the others, and how many" } else { "" };
+                tracing::error!(
+                    "{lost} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}{kept}"
+                );
+            }
         }
     }
 }

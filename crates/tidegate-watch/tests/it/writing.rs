@@ -135,7 +135,8 @@ fn what_is_committed_is_written_also_where_its_head_cannot_be_and_the_head_follo
     let trail = place.trail();
     trail.append_durable(refusal(3)).unwrap();
     let verified = place.verify();
-    assert_eq!((verified.records, verified.uncovered, verified.faults), (4, 3, Vec::new()));
+    // With the record of how many the head did not cover at the start.
+    assert_eq!((verified.records, verified.uncovered, verified.faults), (5, 4, Vec::new()));
     std::fs::remove_dir(&in_the_way).unwrap();
     until("the head is written without another record", || place.verify().uncovered == 0);
     assert_eq!(place.entries().iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 3]);
@@ -248,6 +249,44 @@ fn what_could_not_be_written_until_the_end_is_written_by_the_next_start_and_once
     std::fs::write(&late, "nonsense").unwrap();
     place.trail().flush().unwrap();
     assert!(late.exists() && place.entries().len() == 5);
+}
+
+#[test]
+fn a_process_that_ends_while_nothing_can_be_written_leaves_its_decisions_and_how_many_records_are_lost() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trail.append_durable(Record::new(Kind::Override, "not done")).unwrap_err();
+    for n in 1..6 {
+        trail.append_durable_or_later(refusal(n)).unwrap_err();
+    }
+    trail.append_durable_or_later(Record::new(Kind::Override, "reset")).unwrap_err();
+    let killed = place.copy();
+    place.leave_no_room();
+    drop(trail);
+    // A second one that cannot write either.
+    drop(place.trail());
+    lock.execute_batch("ROLLBACK").unwrap();
+    for (place, outages) in [(killed, &["lost"][..]), (place, &["lost", "interrupted"][..])] {
+        let verified = place.verify();
+        assert_eq!((verified.lost, verified.left, verified.left_lost), (0, 1 + outages.len() as u64, 5));
+        let reserve = place.path().with_extension("db.reserve");
+        let left = std::fs::read(&reserve).unwrap();
+        for n in 1..3 {
+            place.trail().append_durable(refusal(9)).unwrap();
+            let mut entries = place.entries();
+            let again = entries.split_off(entries.len() - n);
+            assert!(again.iter().all(|entry| number(entry) == Some(9)), "{again:?}");
+            let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+            assert_eq!(what, [&["refused", "reset"], outages].concat());
+            let verified = place.verify();
+            assert_eq!((verified.lost, verified.left, verified.faults), (5, 0, Vec::new()));
+            // As if its process had died before it could clear it.
+            std::fs::write(&reserve, &left).unwrap();
+        }
+    }
 }
 
 #[test]
