@@ -4,6 +4,7 @@
 //! one before it, and the chain's end is kept in a file beside the database: what was edited, removed, reordered or cut off is found
 //! by [`verify`]. Prompts, completions and credentials never get here.
 
+mod beside;
 mod chain;
 mod export;
 mod fault;

@@ -4,17 +4,15 @@
 //! commit that succeeds, by which alone it is known that writing is possible again, has a record of how long and how many. Meanwhile the
 //! reserve says how it stands, in case the process is killed; what is still at hand at the end is left beside the file, if there is room.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use super::gap::{SINCE, gap, turned_down, uncovered};
-use super::late;
+use super::beside::Beside;
+use super::gap::{gap, turned_down, uncovered};
 use super::lock::Lock;
 use super::record::{Kind, Record};
-use super::reserve::{Outage, Reserve};
 use super::store::{Store, StoreError};
 use super::time::now_micros;
 use super::trail::{State, TrailDown, TrailOptions};
@@ -74,12 +72,7 @@ pub(super) struct Writer {
     state: Arc<State>,
     /// `None`: another process writes, or nobody could tell yet. Kept while the file cannot be written: nobody else adds to it then.
     lock: Option<Lock>,
-    /// `None`: as long as that, or it cannot be made.
-    reserve: Option<Reserve>,
-    /// The log was told that it is no help.
-    reserve_failed: bool,
-    /// What it had at the start.
-    carried: Vec<Record>,
+    beside: Beside,
     /// How many records the head did not cover at the start. `None`: that is not known yet.
     uncovered: Option<u64>,
     /// `None`: not open, at the start or after a failure.
@@ -100,13 +93,10 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(options: TrailOptions, receiver: Receiver<Message>, state: Arc<State>) -> Self {
         Self {
-            options,
             receiver,
             state,
             lock: None,
-            reserve: None,
-            reserve_failed: false,
-            carried: Vec::new(),
+            beside: Beside::of(&options.path),
             uncovered: None,
             store: None,
             head_is_due: false,
@@ -116,6 +106,7 @@ impl Writer {
             unsure: None,
             next_sweep: Instant::now(),
             next_commit: Instant::now(),
+            options,
         }
     }
 
@@ -216,7 +207,7 @@ impl Writer {
             Some(store) => (store, None),
             None => {
                 let store = self.open()?;
-                let late = self.late(&store)?;
+                let late = self.beside.late(&store)?;
                 (store, late)
             }
         };
@@ -245,10 +236,7 @@ impl Writer {
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
                 self.uncovered = Some(0);
-                if let Some(late) = late {
-                    self.late_are_written(late.len());
-                }
-                self.clear_reserve();
+                self.beside.is_written(late.map(|late| late.len()));
             }
             Err(_) => {
                 self.unsure = Some(Unsure { length, pending, untold, turned_down: Vec::new() });
@@ -277,7 +265,7 @@ impl Writer {
             None => Lock::of(&self.options.path)?,
         };
         self.lock = Some(lock);
-        self.open_reserve();
+        self.beside.open();
         let store = Store::open(&self.options.path)?;
         self.uncovered.get_or_insert(store.uncovered);
         let happened = |unsure: &Unsure| store.head().sequence > unsure.length;
@@ -293,82 +281,6 @@ impl Writer {
             self.pending.extend(unsure.turned_down.into_iter().map(turned_down));
         }
         Ok(store)
-    }
-
-    /// What processes before could not write and is not there. `None`: they have left nothing.
-    fn late(&self, store: &Store) -> Result<Option<Vec<Record>>, StoreError> {
-        let left = late::read(&self.options.path).unwrap_or_else(|error| {
-            tracing::error!("records that were left beside the audit trail cannot be read and stay there: {error}");
-            None
-        });
-        if left.is_none() && self.carried.is_empty() {
-            return Ok(None);
-        }
-        let mut late: Vec<Record> = Vec::new();
-        for record in left.into_iter().flatten().chain(self.carried.iter().cloned()) {
-            let outage = record.numbers.get(SINCE).filter(|_| record.kind == Kind::Gap);
-            let is_there = match outage {
-                Some(since) => late.iter().any(|other| other.numbers.get(SINCE) == outage) || store.tells_of(*since)?,
-                None => late.contains(&record) || store.has(&record)?,
-            };
-            // A removal is this writer's alone to tell of.
-            if record.kind != Kind::Retention && !is_there {
-                late.push(record);
-            }
-        }
-        Ok(Some(late))
-    }
-
-    fn late_are_written(&mut self, records: usize) {
-        tracing::info!("{records} records of the audit trail that were late are written");
-        self.carried.clear();
-        // Where it stays, what is in it is found in the trail.
-        if let Err(error) = late::remove(&self.options.path) {
-            tracing::warn!("the file of late records cannot be removed: {error}");
-        }
-    }
-
-    /// Says beside the file how it stands, in case this process ends before it can be written.
-    fn reserve(&mut self) {
-        self.open_reserve();
-        let Some(reserve) = &mut self.reserve else { return };
-        let changes = self.pending.iter().filter(|record| record.is_change());
-        let outage = Outage {
-            since: self.state.failing_since.load(Relaxed),
-            waiting: self.pending.iter().filter(|record| !record.is_change()).count() as u64,
-            lost: self.state.untold.load(Relaxed),
-            error: self.state.error().unwrap_or_default(),
-        };
-        let written = reserve.write(outage, self.carried.iter().chain(changes));
-        self.tell_of_reserve(written);
-    }
-
-    /// Of the one that writes alone: else it is another process's.
-    fn open_reserve(&mut self) {
-        if self.reserve.is_some() || self.lock.is_none() {
-            return;
-        }
-        match Reserve::open(&self.options.path) {
-            Ok(reserve) => {
-                self.carried = reserve.left();
-                self.reserve = Some(reserve);
-            }
-            Err(error) => self.tell_of_reserve(Err(error)),
-        }
-    }
-
-    fn clear_reserve(&mut self) {
-        let cleared = self.reserve.as_mut().map_or(Ok(()), Reserve::clear);
-        self.tell_of_reserve(cleared);
-    }
-
-    fn tell_of_reserve(&mut self, done: io::Result<()>) {
-        let Err(error) = done else { return };
-        if !std::mem::replace(&mut self.reserve_failed, true) {
-            tracing::warn!(
-                "the reserve beside the audit trail, for when that cannot be written, cannot be either: {error}"
-            );
-        }
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -390,7 +302,10 @@ impl Writer {
             }
             answers.push(answer);
         }
-        self.reserve();
+        if self.lock.is_some() {
+            // Else it is another process's.
+            self.beside.keep(&self.state, &self.pending);
+        }
         for answer in answers {
             drop(answer.send(Err(TrailDown { why: error.clone(), is_lost: false })));
         }
@@ -415,35 +330,11 @@ impl Writer {
         }
     }
 
-    fn end(mut self) {
+    fn end(self) {
         let untold = self.state.untold.load(Relaxed);
-        let mut left = std::mem::take(&mut self.carried);
-        left.append(&mut self.pending);
+        let mut left = self.pending;
         // That it lasted until the end is told where something was lost by it.
         left.extend(gap(&self.state, untold).filter(|_| untold > 0));
-        if left.is_empty() {
-            return;
-        }
-        let error = self.state.error().unwrap_or_default();
-        match late::leave(&self.options.path, &left) {
-            Ok(path) => {
-                self.clear_reserve();
-                tracing::error!(
-                    "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and \
-                     whoever writes it next adds them: {}",
-                    path.display(),
-                    left.len()
-                );
-            }
-            Err(unkept) => {
-                let lost = left.iter().filter(|record| !record.is_change() && record.kind != Kind::Gap).count() as u64
-                    + untold;
-                let kept =
-                    if self.reserve.is_some() { "; the next who writes it adds the others, and how many" } else { "" };
-                tracing::error!(
-                    "{lost} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}{kept}"
-                );
-            }
-        }
+        self.beside.leave(left, untold, &self.state.error().unwrap_or_default());
     }
 }
