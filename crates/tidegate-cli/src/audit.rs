@@ -257,9 +257,9 @@ fn verify(trail: &Trail) -> Result<(), Failure> {
         print(&format!("note: {} could not be kept when they came; see --kind gap", count(*lost, "record")))?;
     }
     if *left > 0 {
-        let lost = if *left_lost > 0 { format!(", and tell of {left_lost} lost") } else { String::new() };
+        let lost = if *left_lost > 0 { format!(", and tells of {left_lost} lost") } else { String::new() };
         print(&format!(
-            "note: {} could not be written and lie beside the database{lost}; whoever writes it next adds them",
+            "note: whoever writes the trail next adds {} that could not be written yet{lost}",
             count(*left, "record")
         ))?;
     }

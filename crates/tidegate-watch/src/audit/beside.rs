@@ -107,14 +107,14 @@ impl Beside {
         }
         let mut left = std::mem::take(&mut self.carried);
         left.extend(records);
+        let counted = left.iter().filter(|record| record.kind != Kind::Gap).count();
         match late::leave(&self.database, &left) {
             Ok(path) => {
                 self.clear();
                 tracing::error!(
                     "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and \
-                     whoever writes it next adds them: {}",
+                     whoever writes it next adds them: {counted}",
                     path.display(),
-                    left.len()
                 );
             }
             Err(unkept) => {

@@ -333,8 +333,9 @@ impl Writer {
     fn end(self) {
         let untold = self.state.untold.load(Relaxed);
         let mut left = self.pending;
-        // That it lasted until the end is told where something was lost by it.
-        left.extend(gap(&self.state, untold).filter(|_| untold > 0));
+        // Where nothing waits the reserve tells of it.
+        let is_told = untold > 0 || !left.is_empty();
+        left.extend(gap(&self.state, untold).filter(|_| is_told));
         self.beside.leave(left, untold, &self.state.error().unwrap_or_default());
     }
 }
