@@ -243,27 +243,47 @@ fn tail(args: TailArgs) -> Result<(), Failure> {
 }
 
 fn verify(trail: &Trail) -> Result<(), Failure> {
-    let verified = audit::verify(&trail.path()?).map_err(failed)?;
-    let Verified { records, first, end, uncovered, lost, faults, fault_count } = &verified;
+    let path = trail.path()?;
+    let verified = audit::verify(&path).map_err(failed)?;
+    let Verified { records, first, end, uncovered, lost, left, left_lost, faults, fault_count } = &verified;
     for fault in faults {
         print(&format!("fault: {fault}"))?;
     }
     let told = faults.len() as u64;
     if *fault_count > told {
-        print(&format!("… and {} faults more", fault_count - told))?;
+        print(&format!("… and {} more", count(fault_count - told, "fault")))?;
     }
     if *lost > 0 {
-        print(&format!("note: {lost} records could not be kept when they came; see --kind gap"))?;
+        print(&format!("note: {} could not be kept when they came; see --kind gap", count(*lost, "record")))?;
+    }
+    if *left > 0 {
+        let lost = if *left_lost > 0 { format!(", and tells of {left_lost} lost") } else { String::new() };
+        print(&format!(
+            "note: whoever writes the trail next adds {} that could not be written yet{lost}",
+            count(*left, "record")
+        ))?;
     }
     if *uncovered > 0 {
-        print(&format!("note: the newest {uncovered} are not covered by the head yet, as while a gateway writes"))?;
+        let why = match audit::is_being_written(&path) {
+            true => "as while a gateway writes",
+            false => "as after a kill or on a full disk: had more been cut off there, nobody could tell",
+        };
+        print(&format!("note: the newest {uncovered} are not covered by the head yet, {why}"))?;
     }
-    let range =
-        if *records > 0 { format!("{records} records, {first} to {}", end.sequence) } else { "no records".to_owned() };
+    let range = if *records > 0 {
+        format!("{}, {first} to {}", count(*records, "record"), end.sequence)
+    } else {
+        "no records".to_owned()
+    };
     if *fault_count == 0 {
         print(&format!("ok: {range}; head {}:{}", end.sequence, end.hash))
     } else {
-        print(&format!("not as written: {range}; {fault_count} faults"))?;
+        print(&format!("not as written: {range}; {}", count(*fault_count, "fault")))?;
         Err(Failure::Ended(1))
     }
+}
+
+/// So many of them, in words: `1 fault`, `2 faults`.
+fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

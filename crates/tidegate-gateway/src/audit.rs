@@ -16,7 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tidegate_core::config::{AuditConfig, Config, OnAuditFailure, RecordedUsers};
-use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailOptions};
+use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailDown, TrailOptions};
 use tokio::time::Instant;
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
@@ -26,6 +26,9 @@ use crate::told::Told;
 
 /// Calls that are refused are told of once in so long.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// A start waits no longer for a disk that does not answer.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
@@ -96,10 +99,22 @@ impl Audit {
 
     /// Returns once everything that was handed over is on disk, or told to be lost.
     pub(crate) async fn flush(&self) {
-        let Some(kept) = &self.kept else { return };
-        let trail = kept.trail.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || trail.flush()).await {
+        if let Err(error) = self.flushed().await {
             tracing::error!("the last records are not in the audit trail: {error}");
+        }
+    }
+
+    async fn flushed(&self) -> Result<(), TrailDown> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let trail = kept.trail.clone();
+        tokio::task::spawn_blocking(move || trail.flush()).await.unwrap_or(Ok(()))
+    }
+
+    /// Returns once the first records are on disk, where calls wait for that, or could not be written; not later than after a while.
+    pub(crate) async fn first_written(&self) {
+        if self.config.on_failure == OnAuditFailure::Refuse && self.kept.is_some() {
+            // What stands in the way is in the log already, and calls are refused for it.
+            let _ = tokio::time::timeout(FIRST_PATIENCE, self.flushed()).await;
         }
     }
 
@@ -137,11 +152,14 @@ impl Audit {
                 let why = write(kept.trail.clone(), record.clone(), on_failure).await.err();
                 if let Some(why) = &why {
                     if on_failure == OnAuditFailure::Refuse {
-                        return Err(Box::new(OwnReply::unchanged(why)));
+                        return Err(Box::new(OwnReply::unchanged(&why.to_string())));
                     }
                     tracing::warn!("an override takes effect before it is recorded: {why}");
                 }
-                why.map(|why| format!("{why}; it is recorded once that is over"))
+                why.map(|why| match why.is_lost {
+                    true => format!("{why}; too many records wait, so it will only be counted among the lost ones"),
+                    false => format!("{why}; it is recorded once that is over"),
+                })
             }
         };
         self.tell(&record);
@@ -235,15 +253,13 @@ impl Audit {
 }
 
 /// Returns once the record is on disk; where it is not, it gets there later if what it tells of happens nevertheless.
-async fn write(trail: Trail, record: Record, on_failure: OnAuditFailure) -> Result<(), String> {
+async fn write(trail: Trail, record: Record, on_failure: OnAuditFailure) -> Result<(), TrailDown> {
     let written = tokio::task::spawn_blocking(move || match on_failure {
         OnAuditFailure::Continue => trail.append_durable_or_later(record),
         OnAuditFailure::Refuse => trail.append_durable(record),
     });
-    let written = written.await;
-    written
-        .map_err(|_| "the audit trail cannot be written: this process is about to end".to_owned())?
-        .map_err(|error| error.to_string())
+    let ended = |_| TrailDown { why: "this process is about to end".to_owned(), is_lost: true };
+    written.await.map_err(ended)?
 }
 
 /// How the trail stands, when asked.

@@ -93,6 +93,7 @@ impl Gateway {
         let anomalies = Anomalies::default();
         let watching = Watching::start(&driver, feed, trail, &metrics, anomalies.clone(), told.clone());
         audit.started(&settings.config);
+        audit.first_written().await;
         driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
             metrics,

@@ -86,9 +86,11 @@ impl Alerts {
             .iter_mut()
             .filter_map(|rule| {
                 let value = window.value(rule.config().when);
+                let (before, total) = window.audit_lost();
+                let lost = rule.lost(before, total);
                 let turn = rule.judge(now, value)?;
                 let about = window.about(rule.config().when);
-                Some(Notice::new(rule, turn, now, about))
+                Some(Notice::new(rule, turn, now, about, lost))
             })
             .collect()
     }
@@ -184,6 +186,24 @@ mod tests {
         let names: Vec<&str> = told.iter().map(|notice| &*notice.alert).collect();
         assert_eq!(names, AlertSignal::ALL.map(AlertSignal::name));
         assert_eq!(alerts.firing().count(), 10);
+    }
+
+    #[test]
+    fn the_end_of_losses_says_how_many_there_were() {
+        let mut alerts = Alerts::new(&[alert("audit", AlertSignal::AuditFailed, 0.0)]);
+        let mut told = Vec::new();
+        for second in 0..200 {
+            let lost = if second < 10 { 5 } else { 5 + (second - 10).min(70) * 100 };
+            let sample = Sample { audit_lost: lost, audit_is_down: (9..90).contains(&second), ..Sample::default() };
+            told.extend(alerts.judge(Time::from_secs(second), sample).iter().map(Notice::text));
+        }
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(told[0], "audit: the audit trail cannot be written; nothing is lost yet; alert above 0");
+        assert_eq!(told[1], "audit: 100 audit records not written, for 2s now; alert above 0");
+        assert!(
+            told[3].starts_with("audit: over after ") && told[3].ends_with("; 7000 audit records lost"),
+            "{told:?}"
+        );
     }
 
     #[test]

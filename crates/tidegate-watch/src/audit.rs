@@ -4,16 +4,20 @@
 //! one before it, and the chain's end is kept in a file beside the database: what was edited, removed, reordered or cut off is found
 //! by [`verify`]. Prompts, completions and credentials never get here.
 
+mod beside;
 mod chain;
 mod export;
 mod fault;
 mod feed;
+mod gap;
 mod head;
 mod late;
 mod layout;
+mod lock;
 mod pseudonyms;
 mod read;
 mod record;
+mod reserve;
 mod store;
 mod time;
 mod trail;
@@ -24,6 +28,7 @@ pub use chain::{Hash, Head};
 pub use export::CSV_HEADER;
 pub use fault::Fault;
 pub use feed::Feed;
+pub use lock::is_being_written;
 pub use pseudonyms::Pseudonyms;
 pub use read::{Entry, Filter, PAGE, Place, Reader};
 pub use record::{Kind, Record, UnknownKind};

@@ -183,6 +183,7 @@ mod tests {
             above: 0.0,
             value: Some(1.0),
             about: Vec::new(),
+            audit_lost: 0,
             at: Time::ZERO,
             since: Time::ZERO,
             number: 1,

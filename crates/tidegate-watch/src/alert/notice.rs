@@ -36,6 +36,8 @@ pub struct Notice {
     pub value: Option<f64>,
     /// Whom it is about, those that most of it is about first: breakers, limits, upstreams and models, callers.
     pub about: Vec<String>,
+    /// How many audit records were lost since it began.
+    pub audit_lost: u64,
     /// When it is told.
     pub at: Time,
     /// Since when the signal is, or was, above.
@@ -70,7 +72,7 @@ struct Slack {
 }
 
 impl Notice {
-    pub(super) fn new(rule: &Rule, turn: Turn, at: Time, about: Vec<String>) -> Self {
+    pub(super) fn new(rule: &Rule, turn: Turn, at: Time, about: Vec<String>, audit_lost: u64) -> Self {
         let config = rule.config();
         let (since, number) = match rule.told_state() {
             State::Firing { since, told, .. } => (since, told + u32::from(turn == Turn::Over)),
@@ -83,6 +85,7 @@ impl Notice {
             above: config.above,
             value: rule.value(),
             about,
+            audit_lost,
             at,
             since,
             number,
@@ -157,6 +160,14 @@ impl Notice {
             AlertSignal::UpstreamLatency => format!("upstreams took {shown} to the first byte (p95)"),
             AlertSignal::QueueWait => format!("calls waited {shown} (p95)"),
             AlertSignal::Overhead => format!("calls spent {shown} in tidegate (p99)"),
+            AlertSignal::AuditFailed if self.turn == Turn::Over => match self.audit_lost {
+                0 => "no audit record was lost".to_owned(),
+                1 => "1 audit record lost".to_owned(),
+                lost => format!("{lost} audit records lost"),
+            },
+            AlertSignal::AuditFailed if self.audit_lost == 0 => {
+                "the audit trail cannot be written; nothing is lost yet".to_owned()
+            }
             AlertSignal::AuditFailed => of("audit record not written", "audit records not written"),
             AlertSignal::StoreDegraded => of("store out of reach", "stores out of reach"),
             AlertSignal::BypassSuspected => {
@@ -217,6 +228,7 @@ mod tests {
             above: 0.25,
             value: Some(value),
             about: about.iter().map(|name| (*name).to_owned()).collect(),
+            audit_lost: 0,
             at: Time::from_secs(1_796_000_600),
             since: Time::from_secs(1_796_000_000),
             number: 2,

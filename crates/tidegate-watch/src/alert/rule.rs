@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_core::config::AlertConfig;
+use tidegate_core::config::{AlertConfig, AlertSignal};
 use tidegate_core::time::Time;
 
 use super::notice::Turn;
@@ -10,8 +10,11 @@ use super::notice::Turn;
 /// An alert is over once its signal has not been above for so long: one that goes up and down around its bound is one alert.
 pub const CALM_FOR: Duration = Duration::from_secs(30);
 
+/// Of losses it is told again, before its time, once they are so many times as many as were told last.
+const GROWN: f64 = 10.0;
+
 /// How an alert stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum State {
     #[default]
     Quiet,
@@ -25,6 +28,8 @@ pub(super) enum State {
         calm_since: Option<Time>,
         /// How often it was told so far.
         told: u32,
+        /// The signal when it was told last.
+        told_value: f64,
     },
 }
 
@@ -54,11 +59,13 @@ pub(super) struct Rule {
     value: Option<f64>,
     /// How it stood before the last turn: a notice of its end tells since when it lasted.
     lasted: State,
+    /// How many audit records had been lost a minute before the last look at which it was quiet.
+    lost_before: u64,
 }
 
 impl Rule {
     pub(super) const fn new(config: AlertConfig) -> Self {
-        Self { config, state: State::Quiet, value: None, lasted: State::Quiet }
+        Self { config, state: State::Quiet, value: None, lasted: State::Quiet, lost_before: 0 }
     }
 
     pub(super) const fn config(&self) -> &AlertConfig {
@@ -77,6 +84,14 @@ impl Rule {
     /// The signal at the last look.
     pub(super) const fn value(&self) -> Option<f64> {
         self.value
+    }
+
+    /// How many audit records are lost since it began, where `total` are and there were `before` at the beginning of the window.
+    pub(super) fn lost(&mut self, before: u64, total: u64) -> u64 {
+        if self.state == State::Quiet {
+            self.lost_before = before;
+        }
+        total.saturating_sub(self.lost_before)
     }
 
     /// Whether `config` is the same alert: where it is posted, and how often, is no part of that.
@@ -105,11 +120,13 @@ impl Rule {
                 self.fire_if_due(now)
             }
             (State::Pending { .. }, true) => self.fire_if_due(now),
-            (State::Firing { told_at, calm_since, told, .. }, true) => {
+            (State::Firing { told_at, calm_since, told, told_value, .. }, true) => {
                 *calm_since = None;
-                let is_due = now.since(*told_at) >= self.config.every;
+                let value = value.unwrap_or_default();
+                let has_grown = self.config.when == AlertSignal::AuditFailed && value >= *told_value * GROWN;
+                let is_due = has_grown || now.since(*told_at) >= self.config.every;
                 is_due.then(|| {
-                    *told_at = now;
+                    (*told_at, *told_value) = (now, value);
                     *told += 1;
                     Turn::Lasts
                 })
@@ -128,7 +145,8 @@ impl Rule {
     fn fire_if_due(&mut self, now: Time) -> Option<Turn> {
         let since = self.state.since().unwrap_or(now);
         (now.since(since) >= self.config.lasting).then(|| {
-            self.state = State::Firing { since, told_at: now, calm_since: None, told: 1 };
+            let told_value = self.value.unwrap_or_default();
+            self.state = State::Firing { since, told_at: now, calm_since: None, told: 1, told_value };
             Turn::Fires
         })
     }
@@ -173,6 +191,14 @@ mod tests {
     fn it_is_repeated_while_it_lasts() {
         let told = told(&mut rule(0, 60), times(2.0, 150));
         assert_eq!(told, [(0, Turn::Fires), (60, Turn::Lasts), (120, Turn::Lasts)]);
+    }
+
+    #[test]
+    fn losses_that_have_grown_tenfold_are_told_of_at_once() {
+        let mut rule = rule(0, 600);
+        rule.config.when = AlertSignal::AuditFailed;
+        let told = told(&mut rule, [2.0, 19.0, 20.0, 20.0, 199.0, 5000.0]);
+        assert_eq!(told, [(0, Turn::Fires), (2, Turn::Lasts), (5, Turn::Lasts)]);
     }
 
     #[test]

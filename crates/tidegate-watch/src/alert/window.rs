@@ -70,6 +70,12 @@ impl Window {
         }
     }
 
+    /// How many audit records had been lost at its beginning, and at its end.
+    pub(super) fn audit_lost(&self) -> (u64, u64) {
+        let of = |sample: Option<&(Time, Sample)>| sample.map_or(0, |(_, sample)| sample.audit_lost);
+        (of(self.samples.front()), of(self.samples.back()))
+    }
+
     /// Whom a signal is about, those that most of it is about first.
     pub(super) fn about(&self, signal: AlertSignal) -> Vec<String> {
         let (Some((_, first)), Some((_, last))) = (self.samples.front(), self.samples.back()) else {

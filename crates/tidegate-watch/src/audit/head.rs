@@ -56,12 +56,12 @@ pub(super) fn write(path: &Path, vouched: Vouched) -> io::Result<()> {
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&aside)?;
     let mut text = serde_json::to_vec(&vouched)?;
     text.push(b'\n');
-    file.write_all(&text)?;
-    file.sync_data()?;
-    fs::rename(&aside, path)
+    let mut file = options.open(&aside)?;
+    let written = file.write_all(&text).and_then(|()| file.sync_data()).and_then(|()| fs::rename(&aside, path));
+    // A full disk takes the name and nothing else.
+    written.inspect_err(|_| drop(fs::remove_file(&aside)))
 }
 
 #[cfg(test)]

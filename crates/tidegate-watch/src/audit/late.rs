@@ -50,9 +50,10 @@ pub(super) fn leave(database: &Path, records: &[Record]) -> io::Result<PathBuf> 
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&aside)?;
-    file.write_all(lines.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, &path)?;
+    let written =
+        file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&aside, &path));
+    // A full disk takes the name and no more than a part of the rest.
+    written.inspect_err(|_| drop(fs::remove_file(&aside)))?;
     Ok(path)
 }
 

@@ -202,6 +202,12 @@ impl Record {
         self
     }
 
+    /// Whether it tells of something that was decided, of which there is little, and which is kept where calls' records find no room.
+    /// Of those who may not decide there could be any number.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(self.kind, Kind::Override | Kind::Config | Kind::Key) && self.what != "denied"
+    }
+
     /// The text that is kept and hashed.
     pub(super) fn text(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string(self)

@@ -1,9 +1,9 @@
 //! Decides how records lie in the database, and where the chain goes on after a start: the writing side of the file.
 //!
 //! One commit is on disk when it returns (`synchronous = FULL`); the head beside the database follows it. A crash between the two
-//! leaves a database that is ahead of its head, never one that is behind.
+//! leaves a database that is ahead of its head, never one that is behind. So does a head that finds no room on a full disk: what is
+//! committed is written all the same, and the head is due.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,8 +11,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::chain::{Hash, Head};
+use super::gap::SINCE;
 use super::head::{self, Vouched};
 use super::layout::{is_ready, text};
+use super::lock::private;
 use super::record::{Kind, Record};
 
 /// How long a commit waits for somebody else's lock. Readers lock nothing.
@@ -84,16 +86,17 @@ pub(super) struct Store {
     anchor: Option<Head>,
     /// The last record that has been removed so. What somebody put before it stays, to be found.
     begins: i64,
-    /// Two writers would make two chains of one. The system takes it back from a process that died.
-    _lock: File,
+    /// Why the head beside the database is not the chain's. `None`: it is.
+    pub(super) head_due: Option<String>,
+    /// How many records the head did not cover when it was opened.
+    pub(super) uncovered: u64,
     /// Something to be told in the trail itself: that the chain did not meet its head.
     pub(super) broken: Option<&'static str>,
 }
 
 impl Store {
-    /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on.
+    /// Opens the database, for its owner alone if it has to be made, and finds where the chain goes on. Whoever does holds the lock.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
         let head_path = head::path_for(path);
         let told = match head::read(&head_path) {
             Ok(told) => Ok(told),
@@ -112,6 +115,7 @@ impl Store {
         write_ahead(&connection).map_err(failed)?;
         let last = last(&connection).map_err(failed)?;
         let begins = anchor(&connection).map_err(failed)?;
+        let vouched_for = told.ok().flatten();
         let (anchor, head, broken) = match told {
             Ok(Some(told)) if begins.is_some_and(|begins| !told.allows(begins)) => {
                 let head = Head { sequence: last.sequence.max(told.head.sequence), hash: told.head.hash };
@@ -126,8 +130,12 @@ impl Store {
         };
         let path = path.to_owned();
         let begins = begins.map_or(0, |begins| stored(begins.sequence));
-        let store = Self { connection, path, head_path, head, anchor, begins, _lock: lock, broken };
-        store.write_head()?;
+        let covered = vouched_for.filter(|_| broken.is_none()).map_or(last.sequence, |told| told.head.sequence);
+        let uncovered = last.sequence.saturating_sub(covered);
+        let mut store = Self { connection, path, head_path, head, anchor, begins, head_due: None, uncovered, broken };
+        if vouched_for != Some(store.vouched()) {
+            store.settle_head();
+        }
         Ok(store)
     }
 
@@ -145,14 +153,36 @@ impl Store {
         statement.exists(params![stored(record.at), text]).map_err(failed)
     }
 
-    /// Adds records in one commit. On an error that comes after the commit, [`Store::open`] finds them there.
+    /// Whether there is a record of the outage since `since`.
+    pub(super) fn tells_of(&self, since: u64) -> Result<bool, StoreError> {
+        let failed = |source| StoreError::Database { path: self.path.clone(), source };
+        let gaps =
+            "SELECT record FROM records WHERE kind = 'gap' AND kind NOT IN ('throttle', 'retry', 'call') AND at >= ?1";
+        let mut statement = self.connection.prepare_cached(gaps).map_err(failed)?;
+        let mut rows = statement.query([stored(since)]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let record = Record::from_text(&text(row, 0).map_err(failed)?).ok();
+            if record.is_some_and(|record| record.numbers.get(SINCE) == Some(&since)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Adds records in one commit. On an error nobody can tell whether they are there, but [`Store::open`].
     pub(super) fn add(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let failed = |source| StoreError::Database { path: self.path.clone(), source };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let head = insert(&transaction, self.head, records).map_err(failed)?;
         transaction.commit().map_err(failed)?;
         self.head = head;
-        self.write_head()
+        self.settle_head();
+        Ok(())
+    }
+
+    /// Writes the head beside the database; where that cannot be done, it is due.
+    pub(super) fn settle_head(&mut self) {
+        self.head_due = self.write_head(self.vouched()).err().map(|error| error.to_string());
     }
 
     /// Removes a slice of the oldest records, of those that are older than `before`; true if there may be more of them.
@@ -169,8 +199,9 @@ impl Store {
             return Ok(false);
         }
         let Some((through, _, hash)) = expired.last() else { return Ok(false) };
-        self.anchor = Some(Head { sequence: number(*through), hash: *hash });
-        self.write_head()?;
+        let anchor = Some(Head { sequence: number(*through), hash: *hash });
+        self.write_head(Vouched { anchor, ..self.vouched() })?;
+        self.anchor = anchor;
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let slice = "DELETE FROM records WHERE sequence > ?1 AND sequence <= ?2";
         transaction.execute(slice, [self.begins, *through]).map_err(failed)?;
@@ -180,12 +211,16 @@ impl Store {
         let head = insert(&transaction, self.head, &[removed]).map_err(failed)?;
         transaction.commit().map_err(failed)?;
         (self.head, self.begins) = (head, *through);
-        self.write_head()?;
+        self.settle_head();
         Ok(expired.len() == SLICE)
     }
 
-    fn write_head(&self) -> Result<(), StoreError> {
-        head::write(&self.head_path, Vouched { head: self.head, anchor: self.anchor })
+    const fn vouched(&self) -> Vouched {
+        Vouched { head: self.head, anchor: self.anchor }
+    }
+
+    fn write_head(&self, vouched: Vouched) -> Result<(), StoreError> {
+        head::write(&self.head_path, vouched)
             .map_err(|source| StoreError::File { path: self.head_path.clone(), source })
     }
 }
@@ -214,28 +249,6 @@ fn continues(
             Some("the chain ended before its head at the start: records were removed"),
         ),
     })
-}
-
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
-    let failed = |source| StoreError::File { path: lock_path.clone(), source };
-    let file = private(&lock_path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// Opens a file, for its owner alone if it has to be made. SQLite gives its other files the permissions of the database.
-fn private(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -1,7 +1,7 @@
 //! Decides what whoever records sees of the trail: a hand that never waits, one that waits until it is on disk, and how it stands.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,7 +19,8 @@ pub struct TrailOptions {
     pub path: PathBuf,
     /// How long records are kept. Zero: for ever.
     pub retention: Duration,
-    /// How many records may wait to be written; beyond that they are counted, not kept.
+    /// How many records may wait to be written; beyond that they are counted, not kept. Overrides and changes of keys and of the
+    /// configuration have room of their own.
     pub waiting_max: usize,
 }
 
@@ -33,8 +34,13 @@ impl TrailOptions {
 
 /// Why something is not in the trail.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the audit trail cannot be written: {0}")]
-pub struct TrailDown(pub String);
+#[error("the audit trail cannot be written: {why}")]
+pub struct TrailDown {
+    /// What stands in the way.
+    pub why: String,
+    /// Whether the record is not kept for later either, as too many wait: the trail will only count it.
+    pub is_lost: bool,
+}
 
 /// How the trail stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,6 +79,8 @@ pub(super) struct State {
     /// 0: it can be written.
     pub(super) failing_since: AtomicU64,
     pub(super) error: Mutex<Option<String>>,
+    /// Something was written since the start: till then nobody can tell whether anything can be.
+    is_proven: AtomicBool,
 }
 
 impl Trail {
@@ -128,10 +136,12 @@ impl Trail {
         self.0.state.lose(records);
     }
 
-    /// Whether what happens now would not get onto disk: what `on_failure = "refuse"` refuses calls for.
+    /// Whether what happens now might not get onto disk: what `on_failure = "refuse"` refuses calls for. Also before the first record
+    /// is there, and until one is after a failure.
     #[must_use]
     pub fn is_down(&self) -> bool {
-        self.0.state.failing_since.load(Relaxed) != 0 || self.0.state.untold.load(Relaxed) != 0
+        let state = &self.0.state;
+        !state.is_proven.load(Relaxed) || state.failing_since.load(Relaxed) != 0 || state.untold.load(Relaxed) != 0
     }
 
     /// How it stands.
@@ -150,7 +160,7 @@ impl Trail {
 impl Handle {
     fn ask(&self, record: Option<Box<Record>>, unwritten: Unwritten) -> Result<(), TrailDown> {
         let (answer, answered) = mpsc::sync_channel(1);
-        let ended = || TrailDown("its writer has ended".to_owned());
+        let ended = || TrailDown { why: "its writer has ended".to_owned(), is_lost: true };
         let sender = self.sender.as_ref().ok_or_else(ended)?;
         // There will be room: the writer takes everything, and counts what it cannot keep.
         sender.send(Message::Durable { record, unwritten, answer }).map_err(|_| ended())?;
@@ -178,6 +188,9 @@ impl State {
     /// So many records are on disk, and the trail tells of so many lost ones.
     pub(super) fn tell(&self, written: u64, untold: u64) {
         self.written.fetch_add(written, Relaxed);
+        if written > 0 {
+            self.is_proven.store(true, Relaxed);
+        }
         let before = self.untold.fetch_sub(untold, Relaxed);
         if before == untold {
             self.untold_since.store(0, Relaxed);

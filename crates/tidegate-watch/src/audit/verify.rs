@@ -13,9 +13,11 @@ use rusqlite::{Connection, ErrorCode, Row, ffi};
 use super::chain::{Hash, Head};
 use super::fault::Fault;
 use super::head::{self, Vouched};
+use super::late;
 use super::layout::{self, APPLICATION_ID, LAYOUT, marks};
 use super::read::{PAGE, connect};
 use super::record::{Kind, Record};
+use super::reserve;
 use super::store::{StoreError, anchor, hash_at, number, stored};
 
 /// No more faults are told one by one.
@@ -36,6 +38,10 @@ pub struct Verified {
     pub uncovered: u64,
     /// How many could not be kept when they came, as the trail itself tells.
     pub lost: u64,
+    /// How many records that could not be written lie beside the database, for whoever writes it next.
+    pub left: u64,
+    /// How many are lost of which the trail does not tell yet, as those say.
+    pub left_lost: u64,
     /// What is wrong: with the database as a whole, then in the order of the records; what concerns the end last. The first thousand.
     pub faults: Vec<Fault>,
     /// How many faults there are.
@@ -56,8 +62,13 @@ const REPLACED: &str = "the database is no audit trail: it was replaced, or its 
 pub fn verify(path: &Path) -> Result<Verified, StoreError> {
     // Before the database: of a trail that is written meanwhile the head is then the older one.
     let told = told_head(path)?;
+    let left = beside(path);
     match open(path)? {
-        Opened::Trail(trail) => trail.verify(told).map_err(|source| database_error(path, source)),
+        Opened::Trail(trail) => {
+            let verified = trail.verify(told).map_err(|source| database_error(path, source))?;
+            let left_lost = left.iter().filter_map(|record| record.numbers.get("lost")).sum();
+            Ok(Verified { left: left.len() as u64, left_lost, ..verified })
+        }
         Opened::None(found) if matches!(told, Told::Absent) => Err(match found {
             NOT_THERE => StoreError::Absent { path: path.to_owned() },
             _ => StoreError::Foreign { path: path.to_owned() },
@@ -73,6 +84,12 @@ pub fn verify(path: &Path) -> Result<Verified, StoreError> {
             Ok(walk.end(told, false, None))
         }
     }
+}
+
+/// What is for whoever writes the trail next. What cannot be read is his to tell of.
+fn beside(path: &Path) -> Vec<Record> {
+    let late = late::read(path).ok().flatten().unwrap_or_default();
+    late.into_iter().chain(reserve::read(path).unwrap_or_default()).collect()
 }
 
 enum Opened {
@@ -293,8 +310,17 @@ struct Walk {
 
 impl Walk {
     fn new(anchor: Head) -> Self {
-        let found =
-            Verified { records: 0, first: 0, end: anchor, uncovered: 0, lost: 0, faults: Vec::new(), fault_count: 0 };
+        let found = Verified {
+            records: 0,
+            first: 0,
+            end: anchor,
+            uncovered: 0,
+            lost: 0,
+            left: 0,
+            left_lost: 0,
+            faults: Vec::new(),
+            fault_count: 0,
+        };
         let (sequence, hash) = (anchor.sequence, Some(anchor.hash));
         Self { found, sequence, hash, stretch: Vec::new(), before_stretch: anchor.hash }
     }

@@ -1,17 +1,20 @@
 //! Decides when what was handed over goes to disk: at once where nothing else is under way, else with all that came meanwhile.
 //!
 //! While the file cannot be written, what is at hand is kept and tried again; what finds no room meanwhile is counted, and the first
-//! commit that succeeds has a record of how many. What is still at hand at the end is left beside the file for the next start.
+//! commit that succeeds, by which alone it is known that writing is possible again, has a record of how long and how many. Meanwhile the
+//! reserve says how it stands, in case the process is killed; what is still at hand at the end is left beside the file, if there is room.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use super::late;
+use super::beside::Beside;
+use super::gap::{gap, turned_down, uncovered};
+use super::lock::Lock;
 use super::record::{Kind, Record};
 use super::store::{Store, StoreError};
-use super::time::{now_micros, shown_time};
+use super::time::now_micros;
 use super::trail::{State, TrailDown, TrailOptions};
 
 /// From so many on a commit does not wait for more: syncing costs each of them next to nothing.
@@ -21,6 +24,8 @@ const BATCH_MAX: usize = 4000;
 /// Commits begin no sooner one after the other. What `kill -9` loses is what came meanwhile, and during a commit: longer would lose more,
 /// shorter would sync more often.
 const PACE: Duration = Duration::from_millis(5);
+/// So many overrides and changes of keys and of the configuration are kept while the file cannot be written, whatever else waits.
+const CHANGES_MAX: usize = 4096;
 /// How often a file that could not be written is tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How often records are looked for that have had their time.
@@ -55,6 +60,8 @@ struct Unsure {
     pending: usize,
     /// How many lost ones it told of.
     untold: u64,
+    /// Numbers of records in it that were turned down since.
+    turned_down: Vec<u64>,
 }
 
 /// The one that writes.
@@ -63,12 +70,21 @@ pub(super) struct Writer {
     options: TrailOptions,
     receiver: Receiver<Message>,
     state: Arc<State>,
+    /// `None`: another process writes, or nobody could tell yet. Kept while the file cannot be written: nobody else adds to it then.
+    lock: Option<Lock>,
+    beside: Beside,
+    /// How many records the head did not cover at the start. `None`: that is not known yet.
+    uncovered: Option<u64>,
     /// `None`: not open, at the start or after a failure.
     store: Option<Store>,
     pending: Vec<Record>,
+    /// How many of those are changes, as [`Record::is_change`] has it; told while the file cannot be written.
+    changes: usize,
     /// Places in `pending` that somebody waits for and that go if he is told no, the first first; `None`: for all that was there.
     awaited: Vec<(Option<usize>, Answer)>,
     unsure: Option<Unsure>,
+    /// The log was told so.
+    head_is_due: bool,
     next_sweep: Instant,
     /// When one may begin that nobody waits for.
     next_commit: Instant,
@@ -77,15 +93,20 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(options: TrailOptions, receiver: Receiver<Message>, state: Arc<State>) -> Self {
         Self {
-            options,
             receiver,
             state,
+            lock: None,
+            beside: Beside::of(&options.path),
+            uncovered: None,
             store: None,
+            head_is_due: false,
             pending: Vec::new(),
+            changes: 0,
             awaited: Vec::new(),
             unsure: None,
             next_sweep: Instant::now(),
             next_commit: Instant::now(),
+            options,
         }
     }
 
@@ -106,7 +127,8 @@ impl Writer {
     /// Takes what there is for one commit. True: there will be nothing more.
     fn gather(&mut self) -> bool {
         let is_down = self.store.is_none();
-        let mut until = if is_down {
+        self.changes = if is_down { self.pending.iter().filter(|record| record.is_change()).count() } else { 0 };
+        let mut until = if is_down || self.head_is_due {
             Instant::now() + RETRY_EVERY
         } else if self.pending.is_empty() && self.state.untold.load(Relaxed) == 0 {
             self.next_sweep
@@ -134,21 +156,35 @@ impl Writer {
     }
 
     fn take(&mut self, message: Message, is_down: bool) {
-        let is_full = is_down && self.pending.len() >= self.options.waiting_max;
         match message {
-            Message::Record(_) if is_full => self.state.lose(1),
-            Message::Record(record) => self.pending.push(*record),
-            Message::Durable { record: Some(_), unwritten: Unwritten::Kept, answer } if is_full => {
+            Message::Record(record) if is_down && !self.has_room(&record) => self.state.lose(1),
+            Message::Record(record) => self.push(*record),
+            Message::Durable { record: Some(record), unwritten: Unwritten::Kept, answer }
+                if is_down && !self.has_room(&record) =>
+            {
                 self.state.lose(1);
-                let error = self.state.error().unwrap_or_default();
-                drop(answer.send(Err(TrailDown(error))));
+                let why = self.state.error().unwrap_or_default();
+                drop(answer.send(Err(TrailDown { why, is_lost: true })));
             }
             Message::Durable { record, unwritten, answer } => {
                 let goes = record.is_some() && unwritten == Unwritten::Forgotten;
                 let place = goes.then_some(self.pending.len());
-                self.pending.extend(record.map(|record| *record));
+                record.into_iter().for_each(|record| self.push(*record));
                 self.awaited.push((place, answer));
             }
+        }
+    }
+
+    fn push(&mut self, record: Record) {
+        self.changes += usize::from(record.is_change());
+        self.pending.push(record);
+    }
+
+    fn has_room(&self, record: &Record) -> bool {
+        if record.is_change() {
+            self.changes < CHANGES_MAX
+        } else {
+            self.pending.len().saturating_sub(self.changes) < self.options.waiting_max
         }
     }
 
@@ -171,11 +207,12 @@ impl Writer {
             Some(store) => (store, None),
             None => {
                 let store = self.open()?;
-                let late = self.late(&store)?;
+                let late = self.beside.late(&store)?;
                 (store, late)
             }
         };
         let pending = self.pending.len();
+        self.pending.extend(self.uncovered.filter(|records| *records > 0).map(uncovered));
         self.pending.extend(late.iter().flatten().cloned());
         if let Some(what) = store.broken {
             tracing::error!("{}: {what}; `tidegate audit verify` tells more", self.options.path.display());
@@ -188,31 +225,49 @@ impl Writer {
         }
         let length = store.head().sequence;
         let written = if self.pending.is_empty() { Ok(()) } else { store.add(&self.pending) };
+        if written.is_ok() && store.head_due.is_some() {
+            store.settle_head();
+        }
         match written {
             Ok(()) => {
                 store.broken = None;
+                self.tell_of_head(store.head_due.as_deref());
                 self.store = Some(store);
                 self.state.tell(self.pending.len() as u64, untold);
                 self.pending.clear();
-                if let Some(late) = late {
-                    tracing::info!("{} records of the audit trail that were late are written", late.len());
-                    // Where it stays, what is in it is found in the trail.
-                    if let Err(error) = late::remove(&self.options.path) {
-                        tracing::warn!("the file of late records cannot be removed: {error}");
-                    }
-                }
+                self.uncovered = Some(0);
+                self.beside.is_written(late.map(|late| late.len()));
             }
             Err(_) => {
-                self.unsure = Some(Unsure { length, pending, untold });
+                self.unsure = Some(Unsure { length, pending, untold, turned_down: Vec::new() });
                 self.pending.truncate(pending);
             }
         }
         written
     }
 
+    /// A head that is due is told of once, and once it is written.
+    fn tell_of_head(&mut self, due: Option<&str>) {
+        match (due, std::mem::replace(&mut self.head_is_due, due.is_some())) {
+            (Some(error), false) => tracing::error!(
+                "the head of the audit trail cannot be written: {error}; trying on. Nothing is lost, but until then nobody can tell \
+                 whether the newest records were cut off"
+            ),
+            (None, true) => tracing::info!("the head of the audit trail is written again"),
+            _ => {}
+        }
+    }
+
     /// Opens the database, and finds out whether the last commit happened after all. A commit is all or nothing.
     fn open(&mut self) -> Result<Store, StoreError> {
+        let lock = match self.lock.take() {
+            Some(lock) => lock,
+            None => Lock::of(&self.options.path)?,
+        };
+        self.lock = Some(lock);
+        self.beside.open();
         let store = Store::open(&self.options.path)?;
+        self.uncovered.get_or_insert(store.uncovered);
         let happened = |unsure: &Unsure| store.head().sequence > unsure.length;
         if let Some(unsure) = self.unsure.take().filter(happened) {
             self.pending.drain(..unsure.pending);
@@ -223,25 +278,9 @@ impl Writer {
                 }
             }
             self.state.tell(unsure.pending as u64, unsure.untold);
+            self.pending.extend(unsure.turned_down.into_iter().map(turned_down));
         }
         Ok(store)
-    }
-
-    /// What the process before could not write and is not there. `None`: it has left nothing.
-    fn late(&self, store: &Store) -> Result<Option<Vec<Record>>, StoreError> {
-        let left = late::read(&self.options.path).unwrap_or_else(|error| {
-            tracing::error!("records that were left beside the audit trail cannot be read and stay there: {error}");
-            None
-        });
-        let Some(left) = left else { return Ok(None) };
-        let mut late = Vec::new();
-        for record in left {
-            // A removal is this writer's alone to tell of.
-            if record.kind != Kind::Retention && !store.has(&record)? {
-                late.push(record);
-            }
-        }
-        Ok(Some(late))
     }
 
     fn failed(&mut self, error: &StoreError) {
@@ -252,14 +291,23 @@ impl Writer {
         }
         self.state.set_error(error.clone());
         // Who waited is told no, and where nothing happens then, nothing of it must turn up later.
+        let mut answers = Vec::new();
         for (place, answer) in self.awaited.drain(..).rev() {
             if let Some(place) = place {
                 self.pending.remove(place);
                 if let Some(unsure) = self.unsure.as_mut().filter(|unsure| place < unsure.pending) {
                     unsure.pending -= 1;
+                    unsure.turned_down.push(unsure.length + place as u64 + 1);
                 }
             }
-            drop(answer.send(Err(TrailDown(error.clone()))));
+            answers.push(answer);
+        }
+        if self.lock.is_some() {
+            // Else it is another process's.
+            self.beside.keep(&self.state, &self.pending);
+        }
+        for answer in answers {
+            drop(answer.send(Err(TrailDown { why: error.clone(), is_lost: false })));
         }
     }
 
@@ -285,37 +333,9 @@ impl Writer {
     fn end(self) {
         let untold = self.state.untold.load(Relaxed);
         let mut left = self.pending;
-        let pending = left.len() as u64;
-        left.extend(gap(&self.state, untold));
-        if left.is_empty() {
-            return;
-        }
-        let error = self.state.error().unwrap_or_default();
-        match late::leave(&self.options.path, &left) {
-            Ok(path) => tracing::error!(
-                "the audit trail could not be written until the end: {error}; records that are not in it lie in {}, and whoever \
-                 writes it next adds them: {}",
-                path.display(),
-                left.len()
-            ),
-            Err(unkept) => tracing::error!(
-                "{} records of the audit trail are lost: {error}; nor can they be left beside it: {unkept}",
-                pending + untold
-            ),
-        }
+        // Where nothing waits the reserve tells of it.
+        let is_told = untold > 0 || !left.is_empty();
+        left.extend(gap(&self.state, untold).filter(|_| is_told));
+        self.beside.leave(left, untold, &self.state.error().unwrap_or_default());
     }
-}
-
-/// The record of how many are lost, if any are.
-fn gap(state: &State, untold: u64) -> Option<Record> {
-    if untold == 0 {
-        return None;
-    }
-    let since = shown_time(state.untold_since());
-    let is_failing = state.failing_since.load(Relaxed) != 0;
-    let why = match state.error().filter(|_| is_failing) {
-        Some(error) => format!("from {since} on, records found no room: {error}"),
-        None => format!("from {since} on, more came than could be written"),
-    };
-    Some(Record { why: Some(why.into()), ..Record::new(Kind::Gap, "lost").with("lost", untold) })
 }

@@ -162,7 +162,7 @@ fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let place = Place::new();
-    let mut records = 0;
+    let (mut records, mut uncovered) = (0, 0);
     for _ in 0..10 {
         let mut writer = Writer::start(this_test(), &place.path());
         let mut promised = 0;
@@ -180,17 +180,20 @@ fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
         let verified = place.verify();
         assert_eq!(verified.faults, []);
         assert!(verified.uncovered <= 4000, "more than one commit: {}", verified.uncovered);
-        let of_this_run: Vec<u64> = place.entries()[records..].iter().filter_map(number).collect();
-        records += of_this_run.len();
+        let entries = place.entries();
+        let of_this_run: Vec<u64> = entries[records..].iter().filter_map(number).collect();
+        // What the head did not cover at the start is told first.
+        let told = entries.get(records).and_then(|entry| entry.record.numbers.get("records")).copied();
+        assert_eq!(told.unwrap_or(0), uncovered);
+        (records, uncovered) = (entries.len(), verified.uncovered);
         assert!(of_this_run.iter().copied().eq(0..of_this_run.len() as u64), "no hole, nothing twice");
         assert!(of_this_run.len() as u64 > promised, "{} of more than {promised}", of_this_run.len());
     }
 }
 
+/// A child whose disk is full, and what it said until then: enough that records find no room.
 #[cfg(target_os = "linux")]
-#[test]
-fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
-    let place = Place::new();
+fn full(place: &Place) -> (Writer, Vec<(bool, u64)>) {
     // No file may grow beyond so many KiB; without the trap the signal would end the process instead of failing the write.
     let mut command = Command::new("bash");
     command.args(["-c", "trap '' XFSZ; ulimit -S -f 400; exec \"$0\" \"$@\""]);
@@ -203,6 +206,32 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     // Enough that records find no room.
     (0..30).for_each(|_| said.push(writer.next()));
     assert!(said[said.len() - 30..].iter().all(|(is_done, _)| !is_done));
+    (writer, said)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn killed_while_its_disk_is_full_it_leaves_how_many_are_lost() {
+    let place = Place::new();
+    let (writer, said) = full(&place);
+    drop(writer);
+    let left = place.verify();
+    assert!(left.lost == 0 && left.left > 0 && left.left_lost > 0, "{left:?}");
+    place.trail().append_durable(Record::new(Kind::Config, "started")).unwrap();
+    let verified = place.verify();
+    assert_eq!((verified.lost, verified.left, verified.faults), (left.left_lost, 0, Vec::new()));
+    let kept = place.entries().iter().filter(|entry| entry.record.kind == Kind::Throttle).count() as u64;
+    // All but each hundredth are of that kind.
+    let handed_over = (said.last().unwrap().1 + 1) / 100 * 99;
+    assert!(kept + verified.lost >= handed_over, "{kept} and {} of {handed_over}", verified.lost);
+    assert!(place.entries().iter().filter(|entry| entry.record.what == "lost").count() == 1);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
+    let place = Place::new();
+    let (mut writer, mut said) = full(&place);
     assert_eq!(place.verify().faults, [], "also while it is full");
 
     let pid = writer.child.id().to_string();

@@ -40,6 +40,21 @@ impl Place {
         audit::verify(&self.path()).unwrap()
     }
 
+    /// The same files elsewhere, as they are now: what is found once whoever writes them has been killed.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        for file in std::fs::read_dir(self.0.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), copy.0.path().join(file.file_name())).unwrap();
+        }
+        copy
+    }
+
+    /// From now on nothing can be left in `audit.db.late`.
+    pub(crate) fn leave_no_room(&self) {
+        std::fs::create_dir(self.0.path().join("audit.db.late.new")).unwrap();
+    }
+
     /// Everything in the trail, in the order of its numbers.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         let reader = self.reader();

@@ -121,6 +121,28 @@ fn a_locked_file_is_waited_for_and_what_found_no_room_is_counted_in_the_trail() 
 }
 
 #[test]
+fn what_is_committed_is_written_also_where_its_head_cannot_be_and_the_head_follows() {
+    let place = Place::new();
+    // Where a head is made before it takes its name.
+    let in_the_way = place.path().with_extension("db.head.new");
+    let trail = place.trail();
+    trail.append_durable(refusal(0)).unwrap();
+    std::fs::create_dir(&in_the_way).unwrap();
+    trail.append_durable(refusal(1)).unwrap();
+    trail.append_durable_or_later(refusal(2)).unwrap();
+    assert!(!trail.is_down());
+    drop(trail);
+    let trail = place.trail();
+    trail.append_durable(refusal(3)).unwrap();
+    let verified = place.verify();
+    // With the record of how many the head did not cover at the start.
+    assert_eq!((verified.records, verified.uncovered, verified.faults), (5, 4, Vec::new()));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    until("the head is written without another record", || place.verify().uncovered == 0);
+    assert_eq!(place.entries().iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
 fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
     let place = Place::new();
     let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
@@ -137,6 +159,63 @@ fn what_happens_in_any_case_is_written_once_when_the_file_can_be() {
     assert_eq!(entries.iter().filter_map(number).collect::<Vec<_>>(), [0, 1, 2, 5]);
     let told: u64 = entries.iter().filter_map(|entry| entry.record.numbers.get("lost")).sum();
     assert_eq!((told, place.verify().faults), (2, Vec::new()));
+}
+
+#[test]
+fn a_trail_is_up_again_once_something_was_written_and_says_how_long_nothing_was() {
+    let place = Place::new();
+    let trail = place.trail();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trail.append_durable(refusal(1)).unwrap_err();
+    // Nothing waits, and still nothing can be written.
+    for _ in 0..3 {
+        trail.flush().unwrap_err();
+        assert!(trail.is_down() && trail.status().failing_since.is_some());
+    }
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    let told = place.entries().pop().unwrap().record;
+    assert_eq!((told.kind, &*told.what, told.numbers["lost"]), (Kind::Gap, "interrupted", 0));
+    assert!(told.why.as_ref().unwrap().contains("nothing could be written from "), "{told:?}");
+    assert_eq!(place.entries().len(), 2);
+}
+
+#[test]
+fn a_trail_is_down_until_it_has_written_something() {
+    let place = Place::new();
+    place.trail().append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let trail = place.trail();
+    assert!(trail.is_down() && trail.flush().is_ok() && trail.is_down());
+    lock.execute_batch("ROLLBACK").unwrap();
+    trail.append_durable(refusal(1)).unwrap();
+    assert!(!trail.is_down());
+}
+
+#[test]
+fn what_was_decided_finds_room_where_records_of_calls_find_none() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let lost = |record| trail.append_durable_or_later(record).unwrap_err().is_lost;
+    let told: Vec<bool> = (1..6).map(|n| lost(refusal(n))).collect();
+    assert_eq!(told, [false, false, false, true, true]);
+    assert!(lost(Record::new(Kind::Override, "denied")), "of these there could be any number");
+    let decided = |what: &'static str| Record::new(Kind::Override, what);
+    assert!(!lost(decided("force-open")));
+    trail.append(Record::new(Kind::Config, "reloaded"));
+    assert!(!lost(decided("reset")));
+    lock.execute_batch("ROLLBACK").unwrap();
+    until("the trail is up again", || !trail.is_down());
+    let entries = place.entries();
+    let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, ["refused", "refused", "refused", "refused", "force-open", "reloaded", "reset", "lost"]);
+    assert_eq!(trail.status().lost, 3);
 }
 
 #[test]
@@ -167,9 +246,49 @@ fn what_could_not_be_written_until_the_end_is_written_by_the_next_start_and_once
         // As if its process had died before it could remove the file.
         std::fs::write(&late, &left).unwrap();
     }
+    let entries = place.entries().len();
+    assert_eq!(entries, 6, "and one of each outage");
     std::fs::write(&late, "nonsense").unwrap();
     place.trail().flush().unwrap();
-    assert!(late.exists() && place.entries().len() == 5);
+    assert!(late.exists() && place.entries().len() == entries);
+}
+
+#[test]
+fn a_process_that_ends_while_nothing_can_be_written_leaves_its_decisions_and_how_many_records_are_lost() {
+    let place = Place::new();
+    let trail = Trail::start(TrailOptions { waiting_max: 3, ..place.options() }).unwrap();
+    trail.append_durable(refusal(0)).unwrap();
+    let lock = Connection::open(place.path()).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    trail.append_durable(Record::new(Kind::Override, "not done")).unwrap_err();
+    for n in 1..6 {
+        trail.append_durable_or_later(refusal(n)).unwrap_err();
+    }
+    trail.append_durable_or_later(Record::new(Kind::Override, "reset")).unwrap_err();
+    let killed = place.copy();
+    place.leave_no_room();
+    drop(trail);
+    // A second one that cannot write either.
+    drop(place.trail());
+    lock.execute_batch("ROLLBACK").unwrap();
+    for (place, outages) in [(killed, &["lost"][..]), (place, &["lost", "interrupted"][..])] {
+        let verified = place.verify();
+        assert_eq!((verified.lost, verified.left, verified.left_lost), (0, 1 + outages.len() as u64, 5));
+        let reserve = place.path().with_extension("db.reserve");
+        let left = std::fs::read(&reserve).unwrap();
+        for n in 1..3 {
+            place.trail().append_durable(refusal(9)).unwrap();
+            let mut entries = place.entries();
+            let again = entries.split_off(entries.len() - n);
+            assert!(again.iter().all(|entry| number(entry) == Some(9)), "{again:?}");
+            let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+            assert_eq!(what, [&["refused", "reset"], outages].concat());
+            let verified = place.verify();
+            assert_eq!((verified.lost, verified.left, verified.faults), (5, 0, Vec::new()));
+            // As if its process had died before it could clear it.
+            std::fs::write(&reserve, &left).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -181,7 +300,9 @@ fn a_trail_that_cannot_be_opened_is_down_until_it_can() {
     assert!(trail.flush().is_err() && trail.is_down());
     std::fs::create_dir(missing.parent().unwrap()).unwrap();
     until("the trail is up", || !trail.is_down());
-    assert_eq!(Reader::open(&missing).unwrap().end().unwrap().sequence, 1);
+    let entries = Reader::open(&missing).unwrap().after(&Filter::default(), 0).unwrap();
+    let what: Vec<&str> = entries.iter().map(|entry| &*entry.record.what).collect();
+    assert_eq!(what, ["refused", "interrupted"]);
 }
 
 #[test]
