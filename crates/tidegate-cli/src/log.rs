@@ -1,9 +1,11 @@
 //! Decides how logs look: always on standard error, which `RUST_LOG` filters and `NO_COLOR` keeps plain.
 
+mod queue;
+
 use std::io::IsTerminal;
+use std::process;
 
 use clap::{Args, ValueEnum};
-use tidegate_bulk::BesideBar;
 use tracing_subscriber::EnvFilter;
 
 /// Flags about logs, of every mode.
@@ -28,7 +30,8 @@ pub(crate) fn start(args: &LogArgs, level: &str) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| BesideBar);
+    queue::start();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| queue::Lines);
     match args.log_format {
         LogFormat::Text => lines.with_ansi(wants_color()).with_target(false).init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
@@ -36,6 +39,22 @@ pub(crate) fn start(args: &LogArgs, level: &str) {
     if let Some(error) = unreadable {
         tracing::warn!("RUST_LOG=\"{written}\" is no filter ({error}); write a level such as \"debug\"");
     }
+}
+
+/// Says something that is no log line, after those before it.
+pub(crate) fn say(text: &str) {
+    queue::say(text);
+}
+
+/// Writes what is still to be written: whoever ends the process calls this first. Takes a second at most.
+pub(crate) fn end() {
+    queue::end();
+}
+
+/// Ends the process at once.
+pub(crate) fn exit(code: i32) -> ! {
+    end();
+    process::exit(code)
 }
 
 /// Source: no-color.org: any value but the empty one.

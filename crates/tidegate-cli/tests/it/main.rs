@@ -10,6 +10,7 @@ mod gateway;
 mod held_stream;
 mod key_trail;
 mod logs;
+mod logs_unread;
 mod plan;
 mod process;
 mod run;
