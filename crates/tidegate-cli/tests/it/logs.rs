@@ -207,6 +207,18 @@ fn a_flood_of_calls_is_logged_at_debug_by_its_first_lines_and_by_how_many_follow
         |line: &str| -> Option<usize> { line.split_once("DEBUG ")?.1.split_once(" more calls were m")?.0.parse().ok() };
     let told = log.matches("time in tidegate").count();
     assert_eq!(told + log.lines().filter_map(left_out).sum::<usize>(), 100, "{log}");
+    assert!(!log.contains("idle connection"), "a bare level is for tidegate's own lines: {log}");
+}
+
+#[test]
+fn lines_of_what_tidegate_is_made_of_are_for_those_who_name_it() {
+    let place = Place::new();
+    let mut command = place.command(&SIM);
+    command.env("RUST_LOG", "hyper_util=debug");
+    let gateway = Running::start(command);
+    assert_eq!(http("GET", &format!("{}/models", gateway.announced("api")), &[], "").0, 200);
+    let log = stop(gateway).stderr;
+    assert!(log.contains("idle connection") && !log.contains("time in tidegate"), "{log}");
 }
 
 #[test]
