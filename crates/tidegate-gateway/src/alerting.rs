@@ -157,9 +157,14 @@ fn tell(notice: &Notice) {
 }
 
 fn record(notice: &Notice) -> Record {
-    let what = if notice.turn.is_end() { "over" } else { "fired" };
-    let record = Record { why: Some(notice.text().into()), ..Record::new(Kind::Alert, what) };
-    record.with("lasted_us", u64::try_from(notice.lasted().as_micros()).unwrap_or(u64::MAX))
+    // As of keys: what there is now stands after, what there is no longer stands before.
+    let name = Some(notice.alert.clone());
+    let (what, before, after) = if notice.turn.is_end() { ("over", name, None) } else { ("fired", None, name) };
+    let record = Record { why: Some(notice.text().into()), before, after, ..Record::new(Kind::Alert, what) };
+    let numbers = notice.numbers().into_iter().filter_map(|(name, number)| Some((name, number?)));
+    numbers
+        .fold(record, |record, (name, number)| record.with(name, number))
+        .with("lasted_us", u64::try_from(notice.lasted().as_micros()).unwrap_or(u64::MAX))
 }
 
 /// How alerts and their deliveries stand, when asked. As many series as alerts are configured.

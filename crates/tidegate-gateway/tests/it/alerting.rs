@@ -287,9 +287,15 @@ async fn an_alert_that_fires_and_is_no_longer_configured_is_over_for_its_webhook
     let text = over["text"].as_str().unwrap();
     assert!(text.contains(": no longer configured; 1 breaker open (openai/gpt-4o)"), "{text}");
     let records = records(&gateway, "alert", 2).await;
-    let mut told: Vec<_> = records.iter().map(|it| it["what"].as_str().unwrap()).collect();
-    told.sort_unstable();
-    assert_eq!(told, ["fired", "over"]);
+    let told: Vec<_> = records.iter().map(|it| (&it["what"], &it["before"], &it["after"])).collect();
+    let (name, none) = (Value::from("breaker_open"), Value::Null);
+    let expected = [(&"over".into(), &name, &none), (&"fired".into(), &none, &name)];
+    assert!(told == expected || told.iter().rev().eq(&expected), "{told:?}");
+    for record in &records {
+        let numbers = &record["numbers"];
+        assert_eq!((&numbers["value"], &numbers["above"]), (&1.into(), &0.into()), "{record}");
+        assert!(numbers["lasted_us"].is_u64(), "{record}");
+    }
 }
 
 #[tokio::test]

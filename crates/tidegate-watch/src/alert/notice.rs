@@ -105,6 +105,18 @@ impl Notice {
         self.at.since(self.since)
     }
 
+    /// The signal and its bound as whole numbers, units last in their names: microseconds, millionths of a share (`ppm`), counts.
+    #[must_use]
+    pub fn numbers(&self) -> [(&'static str, Option<u64>); 2] {
+        let (value, above, per_unit) = match unit(self.when) {
+            "seconds" => ("value_us", "above_us", 1e6),
+            "share" => ("value_ppm", "above_ppm", 1e6),
+            _ => ("value", "above", 1.0),
+        };
+        let whole = |number: f64| (number * per_unit).round() as u64;
+        [(value, self.value.map(whole)), (above, Some(whole(self.above)))]
+    }
+
     /// The line for people: `breaker open: 1 breaker open (openai/gpt-4o)`.
     #[must_use]
     pub fn text(&self) -> String {
@@ -285,6 +297,19 @@ mod tests {
             String::from_utf8(body).unwrap(),
             r#"{"id":"team <a> & b/1796000000000000/2","alert":"team <a> & b","state":"firing","reminder":true,"when":"error_rate","above":0.25,"value":0.5,"unit":"share","about":[],"at":"2026-11-30T01:03:20.000Z","since":"2026-11-30T00:53:20.000Z","lasted_seconds":600.0,"instance":"gw-1","text":"team <a> & b: 50% of calls failed, for 10m now; alert above 25%"}"#
         );
+    }
+
+    #[test]
+    fn a_record_gets_whole_numbers_with_their_unit_in_the_name() {
+        for (when, value, numbers) in [
+            (AlertSignal::ErrorRate, 0.31, [("value_ppm", Some(310_000)), ("above_ppm", Some(250_000))]),
+            (AlertSignal::QueueWait, 2.5, [("value_us", Some(2_500_000)), ("above_us", Some(250_000))]),
+            (AlertSignal::BreakerOpen, 3.0, [("value", Some(3)), ("above", Some(0))]),
+        ] {
+            assert_eq!(notice(Turn::Fires, when, value, &[]).numbers(), numbers);
+        }
+        let unknown = Notice { value: None, ..notice(Turn::Over, AlertSignal::Retries, 0.0, &[]) };
+        assert_eq!(unknown.numbers()[0], ("value_ppm", None));
     }
 
     #[test]
