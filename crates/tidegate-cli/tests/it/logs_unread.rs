@@ -1,9 +1,14 @@
 //! Standard error as a pipe that nobody reads: only log lines suffer from it.
 
-use std::process::Command;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
 use crate::gateway::{SIM, stop};
-use crate::process::{Place, Running, chat, http};
+use crate::process::{Place, Running, chat, http, in_time};
+
+/// So much a pipe holds, where nobody asks for more.
+#[cfg(target_os = "linux")]
+const PIPE_BYTES: usize = 64 << 10;
 
 /// A gateway that says of every call that an SDK sent it before; nobody reads its log yet.
 fn unread(place: &Place) -> Running {
@@ -70,4 +75,27 @@ fn what_is_logged_last_is_written_before_the_process_ends() {
     let gateway = place.start(&SIM);
     let ended = stop(gateway);
     assert!(ended.stderr.contains("stopping: calls under way may finish"), "{ended:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_of_standard_error_who_stalls_does_not_stop_a_run() {
+    let place = Place::new();
+    place.file(
+        "tidegate.toml",
+        "[limit.all]\nrequests_per_minute = 60\nburst_allowance = 1\nalgorithm = \"token_bucket\"\n",
+    );
+    // It takes longer than until progress is shown for the first time.
+    let line = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello"}],"max_tokens":16}"#;
+    place.file("in.jsonl", &[line; 8].join("\n"));
+    let (_unread, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[b'.'; PIPE_BYTES]).unwrap();
+    let mut command = place.command(&["run", "in.jsonl", "-o", "out.jsonl", "--sim"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(full).spawn().unwrap();
+    // It closes when the process ends.
+    let mut stdout = child.stdout.take().unwrap();
+    in_time(move || stdout.read_to_string(&mut String::new()).unwrap());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let answers = std::fs::read_to_string(place.path().join("out.jsonl")).unwrap();
+    assert_eq!(answers.lines().count(), 8);
 }

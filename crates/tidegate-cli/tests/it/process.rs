@@ -197,7 +197,8 @@ impl Drop for Running {
     }
 }
 
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// What `work` comes to, unless it hangs.
+pub(crate) fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || send.send(work()));
     receive.recv_timeout(PATIENCE).expect("it hangs")
