@@ -190,7 +190,9 @@ fn a_flood_of_breaker_changes_is_logged_by_its_first_lines_and_by_how_many_follo
         |line: &str| -> Option<usize> { line.split_once("WARN ")?.1.split_once(" more times")?.0.parse().ok() };
     let told = log.matches("circuit breaker opened breaker=").count();
     assert!(told < opened, "{told} of {opened}");
-    assert_eq!(told + log.lines().filter_map(left_out).sum::<usize>(), opened, "{log}");
+    // What the last second left out may not have been told yet.
+    let left_out: usize = log.lines().filter_map(left_out).sum();
+    assert!(left_out > 0 && told + left_out <= opened, "{log}");
 }
 
 #[test]
@@ -206,7 +208,9 @@ fn a_flood_of_calls_is_logged_at_debug_by_its_first_lines_and_by_how_many_follow
     let left_out =
         |line: &str| -> Option<usize> { line.split_once("DEBUG ")?.1.split_once(" more calls were m")?.0.parse().ok() };
     let told = log.matches("time in tidegate").count();
-    assert_eq!(told + log.lines().filter_map(left_out).sum::<usize>(), 100, "{log}");
+    // What the last second left out may not have been told yet.
+    let left_out: usize = log.lines().filter_map(left_out).sum();
+    assert!(left_out > 0 && told < 100 && told + left_out <= 100, "{log}");
     assert!(!log.contains("idle connection"), "a bare level is for tidegate's own lines: {log}");
 }
 
