@@ -100,7 +100,7 @@ pub(crate) async fn show(shared: Arc<Shared>, how: Show, whole: Whole) {
         Show::Lines | Show::Json => LINE_EVERY,
         Show::Nothing => return,
     };
-    let mut bar = (how == Show::Bar).then(|| Bar::new(whole.lines));
+    let bar = (how == Show::Bar).then(|| Bar::new(whole.lines));
     let mut looks = Looks::new(whole);
     let mut ticks = tokio::time::interval(every);
     // The first tick comes at once, when there is nothing to show.
@@ -108,14 +108,19 @@ pub(crate) async fn show(shared: Arc<Shared>, how: Show, whole: Whole) {
     loop {
         ticks.tick().await;
         let look = looks.look(&shared);
-        let Some(bar) = &mut bar else {
-            let line = if how == Show::Json { serde_json::to_string(&look).unwrap_or_default() } else { look.text() };
-            // Where standard error is gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "{line}");
-            continue;
-        };
-        bar.show(&look);
+        match &bar {
+            Some(bar) => bar.show(look),
+            None if how == Show::Json => say(serde_json::to_string(&look).unwrap_or_default()).await,
+            None => say(look.text()).await,
+        }
     }
+}
+
+/// Writes a line where a reader who stalls holds up nobody but who waits for this.
+async fn say(line: String) {
+    // Where standard error is gone there is nobody left to tell.
+    let write = move || drop(writeln!(std::io::stderr(), "{line}"));
+    let _ = tokio::task::spawn_blocking(write).await;
 }
 
 /// Shows how far the reading of `name` is until the future is dropped.
@@ -129,14 +134,10 @@ pub(crate) async fn show_reading(how: Show, name: &str, lines: &AtomicU64) {
     loop {
         tokio::time::sleep(every).await;
         let lines = lines.load(Relaxed);
-        // Where standard error is gone there is nobody left to tell.
-        let _ = match how {
-            Show::Bar => {
-                bar.get_or_insert_with(|| Bar::new(0)).say(&format!("reading {name}: {lines} lines"));
-                Ok(())
-            }
-            Show::Json => writeln!(std::io::stderr(), "{{\"lines_read\":{lines}}}"),
-            _ => writeln!(std::io::stderr(), "reading {name}: {lines} lines"),
-        };
+        match how {
+            Show::Bar => bar.get_or_insert_with(|| Bar::new(0)).say(format!("reading {name}: {lines} lines")),
+            Show::Json => say(format!("{{\"lines_read\":{lines}}}")).await,
+            _ => say(format!("reading {name}: {lines} lines")).await,
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tidegate_core::config::{self, Config, Diagnostic, Loaded};
 
+use crate::log;
 use crate::outcome::Failure;
 
 /// Where the configuration comes from. Kept, so that a reload looks in the same places again.
@@ -78,7 +79,7 @@ impl From<ConfigFault> for Failure {
             ConfigFault::Unreadable(message) => Self::Usage(message),
             ConfigFault::Wrong(diagnostics) => {
                 for diagnostic in diagnostics {
-                    eprintln!("{diagnostic}");
+                    log::say(&diagnostic.to_string());
                 }
                 Self::Told
             }

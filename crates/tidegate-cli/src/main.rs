@@ -80,5 +80,7 @@ fn main() -> ExitCode {
         Mode::Key(args) => key::run(args),
         Mode::Audit(args) => audit::run(args),
     };
-    outcome::exit_code(ended)
+    let code = outcome::exit_code(ended);
+    log::end();
+    code
 }

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::log;
+
 /// Why a mode did not do what was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -25,8 +27,7 @@ pub(crate) fn exit_code(ended: Result<(), Failure>) -> ExitCode {
         Err(Failure::Usage(message)) => (message, 2),
         Err(Failure::Failed(message)) => (message, 1),
     };
-    // Where standard error is gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    log::say(&format!("error: {message}"));
     ExitCode::from(code)
 }
 

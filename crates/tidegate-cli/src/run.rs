@@ -1,9 +1,8 @@
 //! `tidegate run`: a file of requests, from its flags to its exit code.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -16,6 +15,7 @@ use tidegate_core::limit::{Dimension, Rates};
 use tidegate_core::openai::models::ModelGroups;
 
 use crate::config_files::ConfigFiles;
+use crate::log;
 use crate::outcome::{Failure, print};
 use crate::serve::{self, API_KEY_VARIABLE, INTERRUPTED, upstream_url};
 use crate::signals::Signals;
@@ -159,7 +159,7 @@ async fn run_file(args: RunArgs) -> Result<(), Failure> {
             stop.ask();
             signals.stop().await;
             BesideBar.clear();
-            process::exit(INTERRUPTED);
+            log::exit(INTERRUPTED);
         }
     });
     let mut config = ConfigFiles::new(args.config.clone()).read()?;
@@ -248,8 +248,7 @@ fn failure(error: RunError) -> Failure {
         RunError::Usage(why) => Failure::Usage(why),
         RunError::Failed(why) => Failure::Failed(why),
         RunError::Interrupted => {
-            // Where standard error is gone there is nobody left to tell.
-            let _ = writeln!(io::stderr(), "{error}");
+            log::say(&error.to_string());
             Failure::Ended(INTERRUPTED as u8)
         }
     }
@@ -337,7 +336,6 @@ fn say(summary: &Summary, is_json: bool, to_stdout: bool) -> Result<(), Failure>
     if !to_stdout {
         return print(&text);
     }
-    // Where standard error is gone there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "{text}");
+    log::say(&text);
     Ok(())
 }

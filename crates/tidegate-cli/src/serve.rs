@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process;
 
 use clap::Args;
 use tidegate_core::config::{AlertSignal, Config, ListenAddr, SecretSource, UpstreamConfig, parse_base_url};
@@ -11,6 +10,7 @@ use tidegate_gateway::{ConfigSource, Gateway, GatewayOptions, StartError};
 use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::{ConfigFault, ConfigFiles};
+use crate::log;
 use crate::outcome::{Failure, print};
 use crate::signals::{Asked, Signals};
 use crate::sim;
@@ -138,7 +138,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
         () = gateway.drain() => {}
         () = signals.stop() => {
             tracing::warn!("stopped at once: calls under way were cut off");
-            process::exit(INTERRUPTED);
+            log::exit(INTERRUPTED);
         }
     }
     if let Some(simulator) = simulator {

@@ -13,9 +13,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tidegate_core::config::AlertConfig;
+use tidegate_core::time::Time;
 use tidegate_watch::alert::{Alerts, Notice, Sample, Turn};
 use tidegate_watch::audit::{Kind, Record};
 
+use crate::audit::Audit;
 use crate::shared::Shared;
 
 pub(crate) use destination::Destination;
@@ -43,15 +45,26 @@ impl Alerting {
     /// Those of `configured`, all quiet.
     pub(crate) fn new(configured: &[Configured]) -> Self {
         let alerting = Self::default();
-        alerting.reconfigure(configured);
+        // None has fired before there were any.
+        drop(alerting.take(Time::ZERO, configured));
         alerting
     }
 
-    /// Takes over another configuration: what is the same goes on as it was, also what waits to be posted.
-    pub(crate) fn reconfigure(&self, configured: &[Configured]) {
+    /// Takes over another configuration: what is the same goes on as it was, also what waits to be posted; what was firing and is gone
+    /// is told to be over.
+    pub(crate) fn reconfigure(&self, now: Time, configured: &[Configured], audit: &Audit) {
+        for notice in self.take(now, configured) {
+            tell(&notice);
+            audit.note(record(&notice));
+        }
+    }
+
+    fn take(&self, now: Time, configured: &[Configured]) -> Vec<Notice> {
         let mut state = self.lock();
         let alerts: Vec<AlertConfig> = configured.iter().map(|(alert, _)| alert.clone()).collect();
-        state.alerts.reconfigure(&alerts);
+        let notices = state.alerts.reconfigure(now, &alerts);
+        // Before the way there is given up: that posts what waits in it.
+        notices.iter().for_each(|notice| state.post(notice));
         let mut before = std::mem::take(&mut state.posts);
         for (alert, destination) in configured {
             let same = |post: &Option<Post>| post.as_ref().is_some_and(|post| post.is_still(alert, destination));
@@ -59,6 +72,7 @@ impl Alerting {
             let made = || destination.clone().map(|destination| Post::start(alert.name.clone(), destination));
             state.posts.push(same.or_else(made));
         }
+        notices
     }
 
     /// Judges them again and again, until the gateway is gone.
@@ -90,6 +104,13 @@ impl Alerting {
     }
 }
 
+impl State {
+    fn post(&self, notice: &Notice) {
+        let post = self.posts.iter().flatten().find(|post| post.alert == notice.alert);
+        post.into_iter().for_each(|post| post.send(notice.clone()));
+    }
+}
+
 async fn judge(shared: Weak<Shared>) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -104,14 +125,12 @@ async fn judge(shared: Weak<Shared>) {
         if state.alerts.is_empty() {
             continue;
         }
-        let State { alerts, posts } = &mut *state;
-        for notice in alerts.judge(now, sample(&shared)) {
+        for notice in state.alerts.judge(now, sample(&shared)) {
             tell(&notice);
             if notice.turn != Turn::Lasts {
                 shared.audit.note(record(&notice));
             }
-            let post = posts.iter().flatten().find(|post| post.alert == notice.alert);
-            post.into_iter().for_each(|post| post.send(notice.clone()));
+            state.post(&notice);
         }
     }
 }
@@ -130,7 +149,7 @@ fn sample(shared: &Shared) -> Sample {
 
 fn tell(notice: &Notice) {
     let (alert, when, value, about) = (&*notice.alert, notice.when.name(), notice.value, notice.about.join(" "));
-    if notice.turn == Turn::Over {
+    if notice.turn.is_end() {
         tracing::info!(alert, when, value, about, "alert over: {}", notice.text());
     } else {
         tracing::warn!(alert, when, value, about, "alert: {}", notice.text());
@@ -138,9 +157,14 @@ fn tell(notice: &Notice) {
 }
 
 fn record(notice: &Notice) -> Record {
-    let what = if notice.turn == Turn::Over { "over" } else { "fired" };
-    let record = Record { why: Some(notice.text().into()), ..Record::new(Kind::Alert, what) };
-    record.with("lasted_us", u64::try_from(notice.lasted().as_micros()).unwrap_or(u64::MAX))
+    // As of keys: what there is now stands after, what there is no longer stands before.
+    let name = Some(notice.alert.clone());
+    let (what, before, after) = if notice.turn.is_end() { ("over", name, None) } else { ("fired", None, name) };
+    let record = Record { why: Some(notice.text().into()), before, after, ..Record::new(Kind::Alert, what) };
+    let numbers = notice.numbers().into_iter().filter_map(|(name, number)| Some((name, number?)));
+    numbers
+        .fold(record, |record, (name, number)| record.with(name, number))
+        .with("lasted_us", u64::try_from(notice.lasted().as_micros()).unwrap_or(u64::MAX))
 }
 
 /// How alerts and their deliveries stand, when asked. As many series as alerts are configured.

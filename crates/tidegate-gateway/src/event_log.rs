@@ -2,39 +2,45 @@
 //!
 //! Of what calls bring about only so many lines a second, since a flood of them is told by its first lines and by how many followed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tidegate_watch::audit::{Kind, Record};
+use tracing::Level;
 
-/// So many lines of one kind …
-const LINES_MAX: u32 = 10;
-/// … in so long.
-const WINDOW: Duration = Duration::from_secs(1);
+use crate::flood::{Sample, WINDOW};
 
 /// Logs what the audit trail has records of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EventLog {
     throttles: Sample,
     retries: Sample,
+    /// Apart from other changes: those that matter most must find room.
+    openings: Sample,
+    changes: Sample,
     missed: Missed,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self {
+            throttles: Sample::new(Level::INFO, "calls were held or refused"),
+            retries: Sample::new(Level::INFO, "retries were scheduled, succeeded or gave up"),
+            openings: Sample::new(Level::WARN, "times a circuit breaker opened"),
+            changes: Sample::new(Level::INFO, "times a circuit breaker changed its state"),
+            missed: Missed::default(),
+        }
+    }
 }
 
 impl EventLog {
     /// Logs a record, if it is worth a line and there are not too many of them.
     pub(crate) fn tell(&mut self, record: &Record, now: Instant) {
+        if !self.may_tell(record, now) {
+            return;
+        }
         match record.kind {
-            Kind::Throttle => {
-                tell_rest(self.throttles.roll(now), "calls were held or refused");
-                if self.throttles.may_tell() {
-                    throttle(record);
-                }
-            }
-            Kind::Retry => {
-                tell_rest(self.retries.roll(now), "retries were scheduled, succeeded or gave up");
-                if self.retries.may_tell() {
-                    retry(record);
-                }
-            }
+            Kind::Throttle => throttle(record),
+            Kind::Retry => retry(record),
             Kind::Breaker => breaker(record),
             Kind::Degradation => {
                 tracing::warn!(times = record.numbers.get("times"), "{}", record.what);
@@ -45,6 +51,18 @@ impl EventLog {
             }
             // Operators' own doing, and what is logged where it happens.
             _ => {}
+        }
+    }
+
+    fn may_tell(&mut self, record: &Record, now: Instant) -> bool {
+        match record.kind {
+            Kind::Throttle => self.throttles.may_tell(now),
+            Kind::Retry => self.retries.may_tell(now),
+            // What an operator does comes singly, and is told whatever else happens.
+            Kind::Breaker if record.what == "forced" => true,
+            Kind::Breaker if opens(record) => self.openings.may_tell(now),
+            Kind::Breaker => self.changes.may_tell(now),
+            _ => true,
         }
     }
 
@@ -65,13 +83,15 @@ impl EventLog {
     /// Says how many lines were left out, once a second has passed since.
     pub(crate) fn tell_rest(&mut self, now: Instant) {
         self.tell_missed(now);
-        tell_rest(self.throttles.roll(now), "calls were held or refused");
-        tell_rest(self.retries.roll(now), "retries were scheduled, succeeded or gave up");
+        for sample in [&mut self.throttles, &mut self.retries, &mut self.openings, &mut self.changes] {
+            sample.tell_rest(now);
+        }
     }
 
     /// Whether lines were left out of which nothing has been said.
     pub(crate) const fn has_rest(&self) -> bool {
-        self.throttles.left_out + self.retries.left_out + self.missed.events > 0
+        let breakers = self.openings.left_out() + self.changes.left_out();
+        self.throttles.left_out() + self.retries.left_out() + breakers + self.missed.events > 0
     }
 }
 
@@ -91,40 +111,6 @@ impl Missed {
         }
         self.told_at = Some(now);
         Some(std::mem::take(&mut self.events))
-    }
-}
-
-/// How many lines there were in the present window.
-#[derive(Debug, Default)]
-struct Sample {
-    began_at: Option<Instant>,
-    told: u32,
-    left_out: u64,
-}
-
-impl Sample {
-    /// Begins another window if this one is over; how many lines were left out of it.
-    fn roll(&mut self, now: Instant) -> u64 {
-        if self.began_at.is_some_and(|began_at| now.saturating_duration_since(began_at) < WINDOW) {
-            return 0;
-        }
-        let left_out = self.left_out;
-        *self = Self { began_at: Some(now), told: 0, left_out: 0 };
-        left_out
-    }
-
-    fn may_tell(&mut self) -> bool {
-        self.told += 1;
-        if self.told > LINES_MAX {
-            self.left_out += 1;
-        }
-        self.told <= LINES_MAX
-    }
-}
-
-fn tell_rest(left_out: u64, what: &str) {
-    if left_out > 0 {
-        tracing::info!("{left_out} more {what}; of such only {LINES_MAX} a second are logged one by one");
     }
 }
 
@@ -160,9 +146,13 @@ fn retry(record: &Record) {
     );
 }
 
+fn opens(record: &Record) -> bool {
+    record.after.as_deref().is_some_and(|to| to.ends_with("open") && to != "half_open")
+}
+
 fn breaker(record: &Record) {
     let (breaker, from, to) = (record.target.as_deref(), record.before.as_deref(), record.after.as_deref());
-    if to.is_some_and(|to| to.ends_with("open") && to != "half_open") {
+    if opens(record) {
         tracing::warn!(breaker, from, to, "circuit breaker opened");
     } else {
         tracing::info!(breaker, from, to, "circuit breaker changed its state");
@@ -178,15 +168,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_flood_the_first_lines_are_told_and_how_many_followed() {
-        let mut sample = Sample::default();
-        let start = Instant::now();
-        assert_eq!(sample.roll(start), 0);
-        assert_eq!((0..100).filter(|_| sample.may_tell()).count(), LINES_MAX as usize);
-        assert_eq!(sample.roll(start + WINDOW / 2), 0, "not before the second is over");
-        assert_eq!(sample.roll(start + WINDOW), 90);
-        assert!(sample.may_tell());
-        assert_eq!(sample.roll(start + 2 * WINDOW), 0, "nothing was left out");
+    fn of_a_flood_of_breakers_only_some_are_told_and_all_that_an_operator_forces() {
+        let mut log = EventLog::default();
+        let now = Instant::now();
+        let change =
+            |what: &'static str, after: &str| Record { after: Some(after.into()), ..Record::new(Kind::Breaker, what) };
+        let mut told =
+            |what, after, times: usize| (0..times).filter(|_| log.may_tell(&change(what, after), now)).count();
+        assert_eq!(told("changed", "half_open", 100), 10);
+        assert_eq!(told("changed", "open", 100), 10, "they have room of their own");
+        assert_eq!((told("forced", "forced_open", 30), told("forced", "closed", 30)), (30, 30));
+        assert_eq!((log.changes.left_out(), log.openings.left_out(), log.has_rest()), (90, 90, true));
+        log.tell_rest(now + WINDOW);
+        assert!(!log.has_rest());
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod dashboard;
 mod delivery;
 mod event_log;
 mod exposition;
+mod flood;
 mod gateway;
 mod guard;
 mod headers;

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::attempt::Reply;
 use crate::body::Passage;
 use crate::candidates::Candidates;
+use crate::flood::CallLines;
 use crate::identity::Identity;
 use crate::leg::{Cannot, Ended, Leg};
 use crate::metrics::{CallEnd, FELL_BACK, REFUSED};
@@ -27,6 +28,8 @@ use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Settings, Shared};
 use crate::wishes::Wishes;
+
+static MEASURED: CallLines = CallLines::new("calls were measured");
 
 /// What a caller gets.
 pub(crate) type Answer = Result<Response<ReplyBody>, Box<OwnReply>>;
@@ -280,7 +283,9 @@ impl Order<'_> {
         if stamp.attempts > 0 {
             self.shared.metrics.overhead.observe(ours.as_secs_f64());
         }
-        tracing::debug!(call = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
+        if MEASURED.may_tell() {
+            tracing::debug!(call = %stamp.id(), overhead_us = ours.as_micros() as u64, attempts = stamp.attempts, "time in tidegate");
+        }
     }
 
     /// All of its body is here, so that it can be sent again.

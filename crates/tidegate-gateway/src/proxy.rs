@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::asking::{is_multipart, model_in_query, narrow_encodings};
 use crate::body::{self, Passage};
 use crate::candidates::Wanted;
+use crate::flood::CallLines;
 use crate::headers;
 use crate::identity::Identity;
 use crate::order::{Answer, Order};
@@ -28,6 +29,8 @@ use crate::wishes::Wishes;
 
 /// No model's name is longer.
 const MODEL_BYTES_MAX: usize = 256;
+
+static ANSWERED: CallLines = CallLines::new("calls were answered by tidegate itself");
 
 /// Answers one request that came in at `local`.
 pub(crate) async fn serve(
@@ -42,7 +45,9 @@ pub(crate) async fn serve(
     let mut stamp = Stamp::for_call(request.headers());
     let answer = handle(&shared, local, request, arrived_at, &mut stamp).await;
     Ok(answer.unwrap_or_else(|own| {
-        tracing::debug!(status = own.status.as_u16(), reason = own.reason(), "answered by tidegate itself");
+        if ANSWERED.may_tell() {
+            tracing::debug!(status = own.status.as_u16(), reason = own.reason(), "answered by tidegate itself");
+        }
         own.into_response(&stamp)
     }))
 }

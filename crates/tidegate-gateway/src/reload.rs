@@ -112,7 +112,7 @@ impl Shared {
         kept_models::carry_over(&before, &settings, &self.metrics);
         let policy = settings.config.policy.clone();
         self.driver.with(|gate, now| gate.reload(policy, now));
-        self.alerting.reconfigure(&settings.alerts);
+        self.alerting.reconfigure(self.driver.now(), &settings.alerts, &self.audit);
         self.settings.store(Arc::new(settings));
         Ok(waiting)
     }

@@ -62,14 +62,18 @@ impl Alerts {
         Self { rules: configured.iter().cloned().map(Rule::new).collect(), window: Window::default() }
     }
 
-    /// Takes over another configuration. An alert that judges as before stands as it stood.
-    pub fn reconfigure(&mut self, configured: &[AlertConfig]) {
+    /// Takes over another configuration. An alert of the same name on the same signal stands as it stood, and is judged as it says
+    /// now from the next look on. What is to be told: those that were firing and are no longer configured.
+    #[must_use]
+    pub fn reconfigure(&mut self, now: Time, configured: &[AlertConfig]) -> Vec<Notice> {
         let mut before = std::mem::take(&mut self.rules);
         for config in configured {
-            let same = before.iter().position(|rule| rule.judges_as(config));
-            let rule = same.map(|at| before.swap_remove(at).with(config.clone()));
+            let same = before.iter().position(|rule| rule.is_still(config));
+            let rule = same.map(|at| before.remove(at).with(config.clone()));
             self.rules.push(rule.unwrap_or_else(|| Rule::new(config.clone())));
         }
+        let fired = before.iter().filter(|rule| matches!(rule.state(), State::Firing { .. }));
+        fired.map(|rule| Notice::new(rule, Turn::Removed, now, self.window.about(rule.config().when))).collect()
     }
 
     /// Whether there is nothing to judge.
@@ -207,16 +211,33 @@ mod tests {
     }
 
     #[test]
-    fn what_a_new_configuration_judges_as_before_stands_as_it_stood() {
+    fn an_alert_whose_configuration_changes_stands_as_it_stood_and_is_judged_as_it_says_now() {
         let before = [alert("a", AlertSignal::BreakerOpen, 0.0), alert("b", AlertSignal::BreakerOpen, 0.0)];
         let mut alerts = Alerts::new(&before);
         assert_eq!(alerts.judge(Time::from_secs(1), open(&["openai/o3"])).len(), 2);
         let posted = AlertConfig { format: WebhookFormat::Slack, ..before[1].clone() };
-        alerts.reconfigure(&[alert("a", AlertSignal::BreakerOpen, 5.0), posted]);
-        let states: Vec<&str> = alerts.standings().iter().map(|standing| standing.state).collect();
-        assert_eq!(states, ["quiet", "firing"], "another bound is another alert");
-        assert_eq!(alerts.judge(Time::from_secs(2), open(&["openai/o3"])), []);
+        let after = [alert("a", AlertSignal::BreakerOpen, 5.0), posted];
+        assert_eq!(alerts.reconfigure(Time::from_secs(2), &after), []);
+        assert_eq!(alerts.firing().count(), 2);
         let standing = &alerts.standings()[1];
         assert_eq!((standing.since.as_deref(), standing.value), (Some("1970-01-01T00:00:01.000Z"), Some(1.0)));
+        let told = (2..60).flat_map(|second| alerts.judge(Time::from_secs(second), open(&["openai/o3"])));
+        let told: Vec<_> = told.map(|notice| (notice.alert, notice.turn, notice.since, notice.number)).collect();
+        assert_eq!(told, [("a".into(), Turn::Over, Time::from_secs(1), 2)], "one breaker is not above 5");
+    }
+
+    #[test]
+    fn an_alert_that_is_firing_and_no_longer_configured_is_told_to_be_over_once() {
+        let all = ["gone", "other signal", "stays"].map(|name| alert(name, AlertSignal::BreakerOpen, 0.0));
+        let quiet = alert("quiet", AlertSignal::Retries, 0.0);
+        let mut alerts = Alerts::new(&[&all[..], &[quiet]].concat());
+        assert_eq!(alerts.judge(Time::from_secs(1), open(&["openai/o3"])).len(), 3);
+        let after = [alert("other signal", AlertSignal::Retries, 0.0), all[2].clone()];
+        let told = alerts.reconfigure(Time::from_secs(9), &after);
+        let told: Vec<_> = told.iter().map(|it| (&*it.alert, it.turn, it.since, it.number, &it.about[..])).collect();
+        let (since, about) = (Time::from_secs(1), &["openai/o3".to_owned()][..]);
+        assert_eq!(told, [("gone", Turn::Removed, since, 2, about), ("other signal", Turn::Removed, since, 2, about)]);
+        assert_eq!(alerts.reconfigure(Time::from_secs(10), &after), []);
+        assert_eq!(alerts.standings().iter().map(|it| it.state).collect::<Vec<_>>(), ["quiet", "firing"]);
     }
 }

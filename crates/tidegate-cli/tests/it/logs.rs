@@ -173,6 +173,59 @@ fn a_breaker_that_opens_is_a_warning_and_each_change_is_logged() {
 }
 
 #[test]
+fn a_flood_of_breaker_changes_is_logged_by_its_first_lines_and_by_how_many_followed() {
+    let place = Place::new();
+    let config = "[retry]\nmax_attempts = 1\n\
+                  [breaker]\nfailure_threshold = 1\nrecovery_timeout = \"1ms\"\nhalf_open_max_calls = 1\n";
+    let mut gateway = gateway(&place, &upstream(&[503]), config);
+    (0..200).for_each(|n| assert_eq!(call(&gateway, &format!("c-{n}")), 503));
+    gateway.logs("more times a circuit breaker opened; of such only 10 a second are logged one by one");
+    let metrics = http("GET", &format!("{}/metrics", gateway.announced("admin")), &[], "").1;
+    let opened = metrics
+        .lines()
+        .filter(|line| line.starts_with("tidegate_breaker_transitions_total{") && line.contains("to=\"open\""));
+    let opened: usize = opened.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum();
+    let log = stop(gateway).stderr;
+    let left_out =
+        |line: &str| -> Option<usize> { line.split_once("WARN ")?.1.split_once(" more times")?.0.parse().ok() };
+    let told = log.matches("circuit breaker opened breaker=").count();
+    assert!(told < opened, "{told} of {opened}");
+    // What the last second left out may not have been told yet.
+    let left_out: usize = log.lines().filter_map(left_out).sum();
+    assert!(left_out > 0 && told + left_out <= opened, "{log}");
+}
+
+#[test]
+fn a_flood_of_calls_is_logged_at_debug_by_its_first_lines_and_by_how_many_followed() {
+    let place = Place::new();
+    let mut command = place.command(&SIM);
+    command.env("RUST_LOG", "debug");
+    let mut gateway = Running::start(command);
+    let api = gateway.announced("api");
+    (0..100).for_each(|_| assert_eq!(http("GET", &format!("{api}/models"), &[], "").0, 200));
+    gateway.logs("more calls were measured; of such only 10 a second are logged one by one");
+    let log = stop(gateway).stderr;
+    let left_out =
+        |line: &str| -> Option<usize> { line.split_once("DEBUG ")?.1.split_once(" more calls were m")?.0.parse().ok() };
+    let told = log.matches("time in tidegate").count();
+    // What the last second left out may not have been told yet.
+    let left_out: usize = log.lines().filter_map(left_out).sum();
+    assert!(left_out > 0 && told < 100 && told + left_out <= 100, "{log}");
+    assert!(!log.contains("idle connection"), "a bare level is for tidegate's own lines: {log}");
+}
+
+#[test]
+fn lines_of_what_tidegate_is_made_of_are_for_those_who_name_it() {
+    let place = Place::new();
+    let mut command = place.command(&SIM);
+    command.env("RUST_LOG", "hyper_util=debug");
+    let gateway = Running::start(command);
+    assert_eq!(http("GET", &format!("{}/models", gateway.announced("api")), &[], "").0, 200);
+    let log = stop(gateway).stderr;
+    assert!(log.contains("idle connection") && !log.contains("time in tidegate"), "{log}");
+}
+
+#[test]
 fn an_alert_on_the_store_is_accepted_and_said_to_stay_quiet() {
     let place = Place::new();
     let alert = "[[alert]]\nname = \"apart\"\nwhen = \"store_degraded\"\nabove = 0\n";

@@ -11,6 +11,7 @@ mod held_stream;
 mod key_trail;
 mod key_waits;
 mod logs;
+mod logs_unread;
 mod plan;
 mod process;
 mod run;

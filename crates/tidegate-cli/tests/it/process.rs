@@ -63,6 +63,8 @@ pub(crate) struct Running {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
     logs: Receiver<String>,
+    /// Held, it keeps standard error from being read.
+    unread: Option<mpsc::Sender<()>>,
     seen: String,
     /// The first line on standard output.
     pub(crate) ready: String,
@@ -70,18 +72,39 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts it without waiting for anything.
-    pub(crate) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(command: Command) -> Self {
+        let mut running = Self::spawn_unread(command);
+        running.read_logs();
+        running
+    }
+
+    /// Starts it with a pipe as standard error that is not read before [`Running::read_logs`].
+    pub(crate) fn spawn_unread(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (send, logs) = mpsc::channel();
+        let (unread, read) = mpsc::channel();
         // Ends with the pipe, or with whoever listens.
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        Self { child, stdout: Some(stdout), logs, seen: String::new(), ready: String::new() }
+        thread::spawn(move || {
+            let _ = read.recv();
+            stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+        });
+        Self { child, stdout: Some(stdout), logs, unread: Some(unread), seen: String::new(), ready: String::new() }
+    }
+
+    /// Reads standard error from now on.
+    pub(crate) fn read_logs(&mut self) {
+        self.unread = None;
     }
 
     pub(crate) fn start(command: Command) -> Self {
-        let mut running = Self::spawn(command);
+        Self::spawn(command).when_ready()
+    }
+
+    /// Waits for its first line on standard output.
+    pub(crate) fn when_ready(self) -> Self {
+        let mut running = self;
         let mut stdout = running.stdout.take().unwrap();
         let (stdout, ready) = in_time(move || {
             let mut line = String::new();
@@ -141,6 +164,14 @@ impl Running {
         }
     }
 
+    /// Waits for its end while nobody reads its standard error: the exit code.
+    pub(crate) fn wait(mut self) -> Option<i32> {
+        // It closes when the process ends.
+        let mut stdout = self.stdout.take().unwrap();
+        in_time(move || stdout.read_to_string(&mut String::new()).unwrap());
+        self.child.wait().unwrap().code()
+    }
+
     /// Waits for its end.
     pub(crate) fn end(&mut self) -> Ended {
         let mut stdout = self.stdout.take().unwrap();
@@ -166,7 +197,8 @@ impl Drop for Running {
     }
 }
 
-fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// What `work` comes to, unless it hangs.
+pub(crate) fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || send.send(work()));
     receive.recv_timeout(PATIENCE).expect("it hangs")

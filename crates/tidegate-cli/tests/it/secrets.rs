@@ -8,6 +8,9 @@ use std::thread;
 
 use crate::process::{PATIENCE, Place, Running, http};
 
+/// The log at its most talkative: tidegate, and what it is made of.
+const EVERYTHING: &str = "trace,h=trace,m=trace,reqwest=trace,rustls=trace,to=trace,tungstenite=trace,want=trace";
+
 const PROMPT: &str = "planted-prompt-7f3a";
 const COMPLETION: &str = "planted-completion-91bc";
 const UPSTREAM_KEY: &str = "sk-planted-upstream-5d17";
@@ -156,7 +159,7 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
     let key = made.stdout.trim().to_owned();
     assert!(key.starts_with("tg-"), "{made:?}");
     let mut command = place.command(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    command.env("RUST_LOG", "trace").env("TIDEGATE_ADMIN_TOKEN", ADMIN_TOKEN);
+    command.env("RUST_LOG", EVERYTHING).env("TIDEGATE_ADMIN_TOKEN", ADMIN_TOKEN);
     let mut gateway = Running::start(command);
     let admin = gateway.announced("admin");
     // What is told and is not what a caller was sent of his own call.
@@ -282,7 +285,7 @@ fn no_secret_prompt_or_completion_is_in_any_log_metric_event_record_error_page_o
 fn the_token_that_a_gateway_makes_for_itself_is_in_its_own_file_alone() {
     let place = Place::new();
     let mut command = place.command(&["serve", "--sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    command.env("RUST_LOG", "trace");
+    command.env("RUST_LOG", EVERYTHING);
     let mut gateway = Running::start(command);
     let state = place.path().join(".local/state/tidegate");
     let token = std::fs::read_to_string(state.join("admin-token")).unwrap().trim().to_owned();
@@ -308,7 +311,7 @@ fn the_token_that_a_gateway_makes_for_itself_is_in_its_own_file_alone() {
 /// All that a mode says, and logs at its most talkative.
 fn said_by(place: &Place, args: &[&str], token: Option<&str>) -> Vec<u8> {
     let mut command = place.command(args);
-    command.env("RUST_LOG", "trace").envs(token.map(|token| ("TIDEGATE_ADMIN_TOKEN", token)));
+    command.env("RUST_LOG", EVERYTHING).envs(token.map(|token| ("TIDEGATE_ADMIN_TOKEN", token)));
     let ended = Running::spawn(command).end();
     format!("{}\n{}", ended.stdout, ended.stderr).into_bytes()
 }

@@ -14,7 +14,7 @@ use super::destination::Destination;
 
 /// So many notices wait for a webhook that does not answer.
 const WAITING_MAX: usize = 16;
-/// So many times a notice is posted; with the pauses in between it takes some four minutes.
+/// So many times a notice is posted; the pauses in between are 137 to 183 s.
 const ATTEMPTS_MAX: u32 = 9;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -157,7 +157,7 @@ const fn turn(notice: &Notice) -> &'static str {
     match notice.turn {
         Turn::Fires => "fires",
         Turn::Lasts => "lasts",
-        Turn::Over => "over",
+        Turn::Over | Turn::Removed => "over",
     }
 }
 

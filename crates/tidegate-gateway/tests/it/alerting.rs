@@ -251,6 +251,53 @@ async fn a_reload_keeps_what_fires_and_changes_where_it_is_posted() {
     assert_eq!((&body["reminder"], &body["since"]), (&true.into(), &before["since"]));
 }
 
+/// The records of `kind`, once there are `count`, the newest first.
+async fn records(gateway: &Gateway, kind: &str, count: usize) -> Vec<Value> {
+    let head = "host: localhost\r\nconnection: close\r\nauthorization: Bearer operator";
+    let request = format!("GET /admin/v1/audit?kind={kind} HTTP/1.1\r\n{head}\r\n\r\n");
+    within(async {
+        loop {
+            let records: Value = serde_json::from_slice(&call_admin(gateway, &request).await.body).unwrap();
+            let records = records["records"].as_array().unwrap();
+            if records.len() >= count {
+                return records.iter().map(|entry| entry["record"].clone()).collect();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_alert_that_fires_and_is_no_longer_configured_is_over_for_its_webhook_and_the_trail() {
+    let (webhook, upstream) = (Script::listen().await, Script::listen().await);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(upstream.addr);
+    brittle(&mut config);
+    config.audit.path = dir.path().join("audit.db");
+    config.alerts = vec![posted_to(&webhook, alert(AlertSignal::BreakerOpen))];
+    let gateway = start(config.clone()).await;
+    answered(&gateway, &upstream, "503 Service Unavailable").await;
+    let (mut receiver, fired) = webhook.request().await;
+    receiver.reply("200 OK", "", "ok").await;
+    let fired: Value = serde_json::from_slice(&fired.body).unwrap();
+    config.alerts.clear();
+    gateway.reload(config).unwrap();
+    let over: Value = serde_json::from_slice(&receiver.message(false).await.body).unwrap();
+    assert_eq!((&over["state"], &over["since"]), (&"over".into(), &fired["since"]), "{over}");
+    let text = over["text"].as_str().unwrap();
+    assert!(text.contains(": no longer configured; 1 breaker open (openai/gpt-4o)"), "{text}");
+    let records = records(&gateway, "alert", 2).await;
+    let told: Vec<_> = records.iter().map(|it| (&it["what"], &it["before"], &it["after"])).collect();
+    let (name, none) = (Value::from("breaker_open"), Value::Null);
+    let expected = [(&"over".into(), &name, &none), (&"fired".into(), &none, &name)];
+    assert!(told == expected || told.iter().rev().eq(&expected), "{told:?}");
+    for record in &records {
+        let numbers = &record["numbers"];
+        assert_eq!((&numbers["value"], &numbers["above"]), (&1.into(), &0.into()), "{record}");
+        assert!(numbers["lasted_us"].is_u64(), "{record}");
+    }
+}
+
 #[tokio::test]
 async fn a_key_that_brings_ever_new_users_is_suspected_told_and_recorded() {
     let dir = tempfile::tempdir().unwrap();
@@ -278,17 +325,7 @@ async fn a_key_that_brings_ever_new_users_is_suspected_told_and_recorded() {
     }
     let fired = told(&gateway, |alert| alert["state"] == "firing").await;
     assert_eq!(fired["value"], 1.0);
-    let head = "host: localhost\r\nconnection: close\r\nauthorization: Bearer operator";
-    let request = format!("GET /admin/v1/audit?kind=anomaly HTTP/1.1\r\n{head}\r\n\r\n");
-    let record = within(async {
-        loop {
-            let records: Value = serde_json::from_slice(&call_admin(&gateway, &request).await.body).unwrap();
-            if let Some(entry) = records["records"].as_array().unwrap().first() {
-                return entry["record"].clone();
-            }
-        }
-    })
-    .await;
+    let record = &records(&gateway, "anomaly", 1).await[0];
     assert_eq!((&record["tenant"], &record["why"]), (&"anonymous".into(), &"new_users".into()), "{record}");
     drop(upstream);
 }

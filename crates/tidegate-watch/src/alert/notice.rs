@@ -19,6 +19,16 @@ pub enum Turn {
     Lasts,
     /// It is over.
     Over,
+    /// It is over because it is no longer configured.
+    Removed,
+}
+
+impl Turn {
+    /// Whether the alert ends with it.
+    #[must_use]
+    pub const fn is_end(self) -> bool {
+        matches!(self, Self::Over | Self::Removed)
+    }
 }
 
 /// One thing to tell of one alert.
@@ -75,7 +85,7 @@ impl Notice {
     pub(super) fn new(rule: &Rule, turn: Turn, at: Time, about: Vec<String>, audit_lost: u64) -> Self {
         let config = rule.config();
         let (since, number) = match rule.told_state() {
-            State::Firing { since, told, .. } => (since, told + u32::from(turn == Turn::Over)),
+            State::Firing { since, told, .. } => (since, told + u32::from(turn.is_end())),
             State::Quiet | State::Pending { .. } => (at, 1),
         };
         Self {
@@ -98,20 +108,37 @@ impl Notice {
         self.at.since(self.since)
     }
 
+    /// The signal and its bound as whole numbers, units last in their names: microseconds, millionths of a share (`ppm`), counts.
+    #[must_use]
+    pub fn numbers(&self) -> [(&'static str, Option<u64>); 2] {
+        let (value, above, per_unit) = match unit(self.when) {
+            "seconds" => ("value_us", "above_us", 1e6),
+            "share" => ("value_ppm", "above_ppm", 1e6),
+            _ => ("value", "above", 1.0),
+        };
+        let whole = |number: f64| (number * per_unit).round() as u64;
+        [(value, self.value.map(whole)), (above, Some(whole(self.above)))]
+    }
+
     /// The line for people: `breaker open: 1 breaker open (openai/gpt-4o)`.
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!("{}: ", self.alert);
         let lasted = humantime::format_duration(Duration::from_secs(self.lasted().as_secs()));
+        // Whoever was not reached when it began reads only this.
+        let began = humantime::format_rfc3339_seconds(at(self.since));
         let _ = match self.turn {
             Turn::Fires => write!(text, "{}", self.said()),
             Turn::Lasts => write!(text, "{}, for {lasted} now", self.said()),
-            Turn::Over => write!(text, "over after {lasted}; {}", self.said()),
+            Turn::Over => write!(text, "over after {lasted}, began {began}; {}", self.said()),
+            Turn::Removed => {
+                write!(text, "over after {lasted}, began {began}: no longer configured; {}", self.said())
+            }
         };
         if !self.about.is_empty() {
             let _ = write!(text, " ({})", self.about.join(", "));
         }
-        if self.turn != Turn::Over {
+        if !self.turn.is_end() {
             let _ = write!(text, "; alert above {}", quantity(self.when, self.above));
         }
         text
@@ -124,14 +151,14 @@ impl Notice {
     pub fn body(&self, format: WebhookFormat, instance: &str) -> Result<Vec<u8>, serde_json::Error> {
         match format {
             WebhookFormat::Slack => {
-                let sign = if self.turn == Turn::Over { ":white_check_mark:" } else { ":rotating_light:" };
+                let sign = if self.turn.is_end() { ":white_check_mark:" } else { ":rotating_light:" };
                 let place = if instance.is_empty() { String::new() } else { format!(" on {instance}") };
                 serde_json::to_vec(&Slack { text: escaped(&format!("{sign} tidegate{place}: {}", self.text())) })
             }
             WebhookFormat::Generic => serde_json::to_vec(&Generic {
                 id: format!("{}/{}/{}", self.alert, self.since.as_micros(), self.number),
                 alert: &self.alert,
-                state: if self.turn == Turn::Over { "over" } else { "firing" },
+                state: if self.turn.is_end() { "over" } else { "firing" },
                 reminder: self.turn == Turn::Lasts,
                 when: self.when.name(),
                 above: self.above,
@@ -179,8 +206,12 @@ impl Notice {
 
 /// RFC 3339; the driver's clock counts from the Unix epoch.
 pub(super) fn shown(time: Time) -> String {
+    humantime::format_rfc3339_millis(at(time)).to_string()
+}
+
+fn at(time: Time) -> SystemTime {
     let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(time.as_micros()));
-    humantime::format_rfc3339_millis(at.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
+    at.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 const fn unit(signal: AlertSignal) -> &'static str {
@@ -250,7 +281,13 @@ mod tests {
                 Turn::Over,
                 AlertSignal::Overhead,
                 0.0012,
-                "over after 10m; calls spent 1.2ms in tidegate (p99) (openai/gpt-4o)",
+                "over after 10m, began 2026-11-30T00:53:20Z; calls spent 1.2ms in tidegate (p99) (openai/gpt-4o)",
+            ),
+            (
+                Turn::Removed,
+                AlertSignal::Retries,
+                0.5,
+                "over after 10m, began 2026-11-30T00:53:20Z: no longer configured; retries are 50% of calls (openai/gpt-4o)",
             ),
             (
                 Turn::Fires,
@@ -262,7 +299,7 @@ mod tests {
             assert_eq!(notice(turn, when, value, &about).text(), format!("team <a> & b: {text}"));
         }
         let unknown = Notice { value: None, ..notice(Turn::Over, AlertSignal::Retries, 0.0, &[]) };
-        assert_eq!(unknown.text(), "team <a> & b: over after 10m; too few calls to tell");
+        assert_eq!(unknown.text(), "team <a> & b: over after 10m, began 2026-11-30T00:53:20Z; too few calls to tell");
     }
 
     #[test]
@@ -275,11 +312,24 @@ mod tests {
     }
 
     #[test]
+    fn a_record_gets_whole_numbers_with_their_unit_in_the_name() {
+        for (when, value, numbers) in [
+            (AlertSignal::ErrorRate, 0.31, [("value_ppm", Some(310_000)), ("above_ppm", Some(250_000))]),
+            (AlertSignal::QueueWait, 2.5, [("value_us", Some(2_500_000)), ("above_us", Some(250_000))]),
+            (AlertSignal::BreakerOpen, 3.0, [("value", Some(3)), ("above", Some(0))]),
+        ] {
+            assert_eq!(notice(Turn::Fires, when, value, &[]).numbers(), numbers);
+        }
+        let unknown = Notice { value: None, ..notice(Turn::Over, AlertSignal::Retries, 0.0, &[]) };
+        assert_eq!(unknown.numbers()[0], ("value_ppm", None));
+    }
+
+    #[test]
     fn slack_gets_text_that_it_shows_as_it_is() {
         let body = notice(Turn::Over, AlertSignal::Retries, 0.0, &[]).body(WebhookFormat::Slack, "gw-1").unwrap();
         assert_eq!(
             String::from_utf8(body).unwrap(),
-            r#"{"text":":white_check_mark: tidegate on gw-1: team &lt;a&gt; &amp; b: over after 10m; retries are 0% of calls"}"#
+            r#"{"text":":white_check_mark: tidegate on gw-1: team &lt;a&gt; &amp; b: over after 10m, began 2026-11-30T00:53:20Z; retries are 0% of calls"}"#
         );
     }
 }

@@ -94,10 +94,9 @@ impl Rule {
         total.saturating_sub(self.lost_before)
     }
 
-    /// Whether `config` is the same alert: where it is posted, and how often, is no part of that.
-    pub(super) fn judges_as(&self, config: &AlertConfig) -> bool {
-        let of = |config: &AlertConfig| (config.name.clone(), config.when, config.above.to_bits(), config.lasting);
-        of(&self.config) == of(config)
+    /// Whether `config` is the same alert: what it takes to fire, how often it is told and where may be others.
+    pub(super) fn is_still(&self, config: &AlertConfig) -> bool {
+        (&self.config.name, self.config.when) == (&config.name, config.when)
     }
 
     /// The same as it stands, configured so.
@@ -246,6 +245,7 @@ mod tests {
                     Some(Turn::Fires) => assert!(!fires && is_above && second - changed_at == lasting),
                     Some(Turn::Lasts) => assert!(fires && is_above && second - told_at >= every),
                     Some(Turn::Over) => assert!(fires && second - above_at > CALM_FOR.as_secs()),
+                    Some(Turn::Removed) => panic!("it is configured"),
                     None => assert!(fires || !is_above || second - changed_at < lasting),
                 }
                 if let Some(turn) = turn {
