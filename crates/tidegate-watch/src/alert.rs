@@ -72,8 +72,15 @@ impl Alerts {
             let rule = same.map(|at| before.remove(at).with(config.clone()));
             self.rules.push(rule.unwrap_or_else(|| Rule::new(config.clone())));
         }
-        let fired = before.iter().filter(|rule| matches!(rule.state(), State::Firing { .. }));
-        fired.map(|rule| Notice::new(rule, Turn::Removed, now, self.window.about(rule.config().when))).collect()
+        let fired = before.iter_mut().filter(|rule| matches!(rule.state(), State::Firing { .. }));
+        let window = &self.window;
+        let (lost_before, lost) = window.audit_lost();
+        fired
+            .map(|rule| {
+                let lost = rule.lost(lost_before, lost);
+                Notice::new(rule, Turn::Removed, now, window.about(rule.config().when), lost)
+            })
+            .collect()
     }
 
     /// Whether there is nothing to judge.

@@ -187,7 +187,7 @@ impl Notice {
             AlertSignal::UpstreamLatency => format!("upstreams took {shown} to the first byte (p95)"),
             AlertSignal::QueueWait => format!("calls waited {shown} (p95)"),
             AlertSignal::Overhead => format!("calls spent {shown} in tidegate (p99)"),
-            AlertSignal::AuditFailed if self.turn == Turn::Over => match self.audit_lost {
+            AlertSignal::AuditFailed if self.turn.is_end() => match self.audit_lost {
                 0 => "no audit record was lost".to_owned(),
                 1 => "1 audit record lost".to_owned(),
                 lost => format!("{lost} audit records lost"),
