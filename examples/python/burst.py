@@ -56,7 +56,11 @@ async def main():
         except Exception as error:  # every kind of failure counts alike here
             failed.append(str(error))
 
-    await asyncio.gather(*(one(number) for number in range(CALLS)))
+    async def say_when_all_have_come():
+        await asyncio.sleep(ARRIVE_WITHIN)
+        print(f"all {CALLS} calls have come", flush=True)
+
+    await asyncio.gather(say_when_all_have_come(), *(one(number) for number in range(CALLS)))
     took = time.monotonic() - started
     ideal = (CALLS - RPM) / RPM * 60
     print(f"{CALLS - len(failed)} of {CALLS} served in {took:.1f} s; the limit allows it in {ideal:.1f} s")
