@@ -29,6 +29,24 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// In what it is wrong, however busy the machine is.
+    pub(crate) fn wrongs(&self) -> impl Iterator<Item = String> {
+        let all = [
+            (self.served == 0, "served nobody".to_owned()),
+            (
+                self.too_many > self.failed + self.served + CALLERS as u64,
+                format!("met {} 429s, more than one for each call", self.too_many),
+            ),
+            (
+                self.came_early > ON_THEIR_WAY,
+                format!("sent {} before a told wait was over, not at most {ON_THEIR_WAY}", self.came_early),
+            ),
+            (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
+        ];
+        those(all)
+    }
+
+    /// In what it is worse than the row may be.
     pub(crate) fn misses(&self, bounds: Bounds) -> impl Iterator<Item = String> {
         let Bounds { used, too_many, held_back, mended, waited } = bounds;
         let ended_well =
@@ -38,23 +56,17 @@ impl Report {
             (self.too_many > too_many, format!("met {} 429s, not at most {too_many}", self.too_many)),
             (self.held_back > held_back, format!("held {:.1} % back, not at most {held_back}", self.held_back)),
             ((self.mended as f64) < mended / 100.0 * self.failed_once as f64, ended_well),
-            (self.served == 0, "served nobody".to_owned()),
-            (
-                self.too_many > self.failed + self.served + CALLERS as u64,
-                format!("met {} 429s, more than one for each call", self.too_many),
-            ),
             (
                 self.interactive.is_some_and(|(_, those)| those > waited),
                 format!("let more than {waited} interactive calls wait"),
             ),
-            (
-                self.came_early > ON_THEIR_WAY,
-                format!("sent {} before a told wait was over, not at most {ON_THEIR_WAY}", self.came_early),
-            ),
-            (self.sent_while_open > 0, format!("sent {} to an open breaker", self.sent_while_open)),
         ];
-        all.into_iter().filter_map(|(is_missed, miss)| is_missed.then_some(miss))
+        those(all)
     }
+}
+
+fn those<const N: usize>(all: [(bool, String); N]) -> impl Iterator<Item = String> {
+    all.into_iter().filter_map(|(holds, text)| holds.then_some(text))
 }
 
 impl fmt::Display for Report {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tidegate_core::config::Policy;
 
+use crate::run::CALLERS;
+
 /// One row.
 #[derive(Clone)]
 pub(crate) struct Row {
@@ -42,7 +44,7 @@ pub(crate) struct Row {
 }
 
 /// What a row may not be worse than. Wide enough for a machine that does other things meanwhile: what no machine excuses is
-/// asserted of each row.
+/// asserted of each row (`Report::wrongs`).
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     /// The least of what was available that is used, in per cent.
@@ -308,16 +310,17 @@ pub(crate) fn rows() -> Vec<Row> {
             ..PLAIN
         },
         Row {
-            // A slow machine has not emptied the bucket by then, and goes on at half the rate that it had come to.
+            // A slow machine has not emptied the bucket by then: it goes on at half the rate that it had come to, and every caller
+            // may have a call on its way before the first refusal is heard.
             name: "slow_down for a fortieth",
             tables: "[[fault]]\nkind = 'slow_down'\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds::of(8.0, 60).held_back(15.0),
+            held_to: Bounds::of(8.0, CALLERS as u64).held_back(15.0),
             ..PLAIN
         },
         Row {
             name: "the same, as a 503",
             tables: "[[fault]]\nkind = 'slow_down'\nstatus = 503\nfrom = '{0.3}'\nuntil = '{0.325}'\n",
-            held_to: Bounds::of(8.0, 60).held_back(15.0),
+            held_to: Bounds::of(8.0, CALLERS as u64).held_back(15.0),
             ..PLAIN
         },
         Row {
