@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::{Entry, Gate, Output, State, Ticket};
 use crate::breaker::{BreakerSays, BreakerState};
-use crate::call::{Call, WhenOpen};
+use crate::call::{Call, Priority, WhenOpen};
 use crate::cost::Cost;
 use crate::event::{Event, Interest};
 use crate::ledger::Amounts;
@@ -94,9 +94,9 @@ impl Gate {
     /// A call that is not in the queue wants its turn: newly arrived, or back from a back-off.
     pub(super) fn start(&mut self, ticket: Ticket) {
         let now = self.clock;
-        let (route, class, when_open, charged) = {
+        let (route, class, when_open, charged, start_by) = {
             let entry = &self.entries[ticket.index()];
-            (entry.route, entry.class, entry.when_open, entry.own_request_charged)
+            (entry.route, entry.class, entry.when_open, entry.own_request_charged, entry.start_by)
         };
         self.refresh_route(route);
         let cost = self.entries[ticket.index()].cost;
@@ -123,6 +123,13 @@ impl Gate {
         if let Some(meter) = self.never_fits(route, &amounts) {
             return self.refuse_for_good(ticket, meter);
         }
+        // Who has no place to wait in goes before lower classes as those who wait do: what they may not have is kept for it.
+        if (start_by <= now || self.queue_is_full(ticket))
+            && self.only_lower_classes_wait(route, class, &amounts)
+            && self.verdict(route, &amounts, class, lane, self.reserve_permille) == Verdict::Go
+        {
+            return self.grant(ticket, None);
+        }
         let meter = self.contended_meter(route, &amounts);
         self.wait_at(ticket, meter, None);
     }
@@ -138,6 +145,14 @@ impl Gate {
                 let meter = &self.ledger.meters[*meter];
                 !meter.lot.is_empty() && amounts.of(meter) > 0
             })
+    }
+
+    /// Whether of those that wait for what this call would take none is of its class or a higher one.
+    fn only_lower_classes_wait(&self, route: u32, class: Priority, amounts: &Amounts) -> bool {
+        self.routes[route].meters.iter().all(|meter| {
+            let meter = &self.ledger.meters[*meter];
+            amounts.of(meter) == 0 || meter.lot.classes_in_turn().all(|waiting| waiting.index() < class.index())
+        })
     }
 
     pub(super) fn contended_meter(&self, route: u32, amounts: &Amounts) -> u32 {
@@ -166,7 +181,7 @@ impl Gate {
         &mut self,
         route: u32,
         amounts: &Amounts,
-        class: crate::call::Priority,
+        class: Priority,
         lane: Option<LaneId>,
         reserve_permille: u64,
     ) -> Verdict {
@@ -309,7 +324,7 @@ impl Entry {
             state: State::Free,
             id,
             cost: Cost::default(),
-            class: crate::call::Priority::Normal,
+            class: Priority::Normal,
             start_by: Time::NEVER,
             end_by: Time::NEVER,
             when_open: WhenOpen::Refuse,

@@ -25,12 +25,7 @@ impl Gate {
         };
         self.refill_route(route);
         let predicted = self.predicted_wait(ticket);
-        let queue = &self.policy.queue;
-        let retry = self.entries[ticket.index()].attempts > 0;
-        let full = self.queue.total_waiting() >= queue.max_waiting
-            || (bytes > 0 && self.queue.waiting_bytes.saturating_add(bytes) > queue.max_bytes);
-        // Who has been let in once is not turned away for those that came after.
-        if full && !retry {
+        if self.queue_is_full(ticket) {
             let waiting = self.queue.total_waiting();
             let after = Again::after(predicted.map_or(0, |(micros, _)| micros), true);
             return self.refuse_bound(ticket, Reason::QueueFull { waiting }, after, None);
@@ -85,6 +80,15 @@ impl Gate {
             let (limit, dimension) = (level.name.clone(), Some(self.ledger.meters[parked_at].dimension));
             self.emit(|| Event::Queued { call: report_call, limit, dimension });
         }
+    }
+
+    /// Whether there is no place to wait in. Who has been let in once is not turned away for those that came after.
+    pub(super) fn queue_is_full(&self, ticket: Ticket) -> bool {
+        let (queue, entry) = (&self.policy.queue, &self.entries[ticket.index()]);
+        let bytes = entry.body_bytes;
+        let is_full = self.queue.total_waiting() >= queue.max_waiting
+            || (bytes > 0 && self.queue.waiting_bytes.saturating_add(bytes) > queue.max_bytes);
+        is_full && entry.attempts == 0
     }
 
     pub(super) fn open_lane(&mut self, route: u32, class: crate::call::Priority) -> LaneId {

@@ -145,6 +145,49 @@ fn interactive_calls_within_the_reserve_do_not_wait_beside_a_batch_job() {
 }
 
 #[test]
+fn who_has_no_place_to_wait_in_goes_at_once_where_only_lower_classes_wait_and_there_is_room() {
+    let mut policy = policy(vec![bucket("team", &[], &[(RPM, 600)])]);
+    policy.queue.max_waiting = 1000;
+    let mut bench = Bench::new(policy);
+    bench.admit(call("person", 1));
+    let batch = many(&mut bench, 1300, || of_class("batch", 1, Priority::Low));
+    assert_eq!((granted(&bench, &batch), bench.gate.waiting()), (299, 1000), "half is kept, and the queue is full");
+    let may_not_wait = |bench: &Bench, priority| Call { start_by: bench.now, ..of_class("person", 1, priority) };
+    for (made, goes) in [
+        (call("person", 1), true),
+        (may_not_wait(&bench, Priority::Normal), true),
+        (may_not_wait(&bench, Priority::High), true),
+        (may_not_wait(&bench, Priority::Low), false),
+        (of_class("person", 1, Priority::Low), false),
+    ] {
+        let ticket = bench.admit(made);
+        assert_eq!((bench.is_granted(ticket), bench.refusal(ticket).is_some()), (goes, !goes));
+    }
+    let normal = bench.admit(may_not_wait(&bench, Priority::Normal));
+    assert!(bench.refusal(normal).is_some(), "what is kept for the high is not for it");
+    // The level is empty: now nobody has room.
+    many(&mut bench, 297, || of_class("person", 1, Priority::High));
+    let late = bench.admit(may_not_wait(&bench, Priority::High));
+    assert!(bench.refusal(late).is_some());
+}
+
+#[test]
+fn calls_that_may_not_wait_take_no_more_than_their_share_from_those_that_do() {
+    let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(RPM, 600)])]);
+    let batch = many(&mut bench, 2000, || of_class("batch", 1, Priority::Low));
+    let before = granted(&bench, &batch);
+    let mut went = 0;
+    for _ in 0..6000 {
+        bench.run_for(Duration::from_millis(10));
+        let ticket = bench.admit(Call { start_by: bench.now, ..of_class("person", 1, Priority::High) });
+        went += usize::from(bench.is_granted(ticket));
+    }
+    let batch = granted(&bench, &batch) - before;
+    assert!((598..=601).contains(&(went + batch)), "{went} {batch}");
+    assert!(batch >= 600 / 9 - 2, "a ninth at least is for the low ones: {batch}");
+}
+
+#[test]
 fn high_goes_before_low_when_both_wait() {
     let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(RPM, 60)])]);
     many(&mut bench, 60, || call("start", 1));
