@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::event_log::EventLog;
+use crate::flood::WINDOW;
 use crate::metrics::{Held, Metrics, Transitions};
 use crate::told::Told;
 
@@ -68,7 +69,14 @@ struct Watcher {
 
 impl Watcher {
     /// Until there is nobody left whose events could come, or `ended`.
-    async fn run(mut self, mut ended: oneshot::Receiver<()>) {
+    async fn run(mut self, ended: oneshot::Receiver<()>) {
+        self.watch(ended).await;
+        self.take_rest();
+        // No window follows the last one.
+        self.log.tell_rest(Instant::now() + WINDOW);
+    }
+
+    async fn watch(&mut self, mut ended: oneshot::Receiver<()>) {
         loop {
             let has_rest = self.log.has_rest();
             tokio::select! {
@@ -78,12 +86,12 @@ impl Watcher {
                     Err(RecvError::Closed) => return,
                 },
                 () = tokio::time::sleep(SAY_REST_AFTER), if has_rest => self.log.tell_rest(Instant::now()),
-                _ = &mut ended => return self.take_rest(),
+                _ = &mut ended => return,
             }
             self.take_rest();
             tokio::select! {
                 () = tokio::time::sleep(TAKE_EVERY) => {}
-                _ = &mut ended => return self.take_rest(),
+                _ = &mut ended => return,
             }
         }
     }
