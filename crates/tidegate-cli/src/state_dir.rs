@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tidegate_gateway::ADMIN_ADDRESS_FILE;
 
@@ -13,6 +15,10 @@ use crate::outcome::Failure;
 
 /// The file in it that is locked for as long as the process lives.
 pub(crate) const LOCK_FILE: &str = "lock";
+/// Who has the directory and says of no gateway that it is one, as a `tidegate key` does, soon gives it back: it is waited for so long …
+const PATIENCE: Duration = Duration::from_secs(3);
+/// … and looked for each time after so long.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A state directory that this process alone has; given back when dropped.
 #[derive(Debug)]
@@ -36,7 +42,7 @@ impl StateDir {
             );
             return Ok(None);
         };
-        match lock(&path) {
+        match lock_soon(&path, || thread::sleep(LOOK_EVERY)) {
             Ok(lock) => Ok(Some(Self { path, _lock: lock })),
             Err(TryLockError::WouldBlock) if is_named => Err(Failure::Failed(format!(
                 "{} is in use by another tidegate; give this one a --state-dir of its own",
@@ -69,7 +75,7 @@ impl StateDir {
         if is_in_use(path) {
             return Ok(None);
         }
-        match lock(path) {
+        match make_private(path).map_err(TryLockError::Error).and_then(|()| lock(path)) {
             Ok(lock) => Ok(Some(Self { path: path.to_owned(), _lock: lock })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => {
@@ -103,8 +109,24 @@ pub(crate) fn is_in_use(path: &Path) -> bool {
     opened.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
+/// Locks the directory, making it if need be; waits a little for who only has something to do in it.
+fn lock_soon(path: &Path, mut pause: impl FnMut()) -> Result<File, TryLockError> {
+    make_private(path).map_err(TryLockError::Error)?;
+    let started = Instant::now();
+    loop {
+        match lock(path) {
+            Err(TryLockError::WouldBlock)
+                if started.elapsed() < PATIENCE && !path.join(ADMIN_ADDRESS_FILE).exists() =>
+            {
+                pause();
+            }
+            other => return other,
+        }
+    }
+}
+
 fn lock(path: &Path) -> Result<File, TryLockError> {
-    let file = make_private(path).and_then(|()| open_private(&path.join(LOCK_FILE))).map_err(TryLockError::Error)?;
+    let file = open_private(&path.join(LOCK_FILE)).map_err(TryLockError::Error)?;
     file.try_lock()?;
     // Of a gateway that has ended: nobody is to be sent there while somebody else has the directory.
     let _ = fs::remove_file(path.join(ADMIN_ADDRESS_FILE));
@@ -166,6 +188,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("state");
         let held = StateDir::take(Some(path.clone())).unwrap().unwrap();
+        fs::write(path.join(ADMIN_ADDRESS_FILE), "127.0.0.1:8081").unwrap();
         let refused = StateDir::take(Some(path.clone())).unwrap_err();
         assert!(matches!(refused, Failure::Failed(ref message) if message.contains("in use")), "{refused:?}");
         drop(held);
@@ -177,6 +200,21 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             assert_eq!(others_may(&path).unwrap(), Some(0o755));
         }
+    }
+
+    #[test]
+    fn who_only_has_something_to_do_in_it_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let mut held = StateDir::take(Some(root.path().to_owned())).unwrap();
+        let mut pauses = 0;
+        let taken = lock_soon(root.path(), || {
+            pauses += 1;
+            if pauses == 3 {
+                held = None;
+            }
+        });
+        assert!(taken.is_ok(), "{taken:?}");
+        assert_eq!(pauses, 3);
     }
 
     #[test]
