@@ -23,6 +23,7 @@ MIXED = sys.argv[2:3] != ["alike"]
 SIMULATOR = sys.argv[3] if len(sys.argv) > 3 else None
 MODEL = "gpt-4o-mini" if MIXED else "gpt-4.1"
 CALLS, RPM, ARRIVE_WITHIN = 1500, 500, 20
+POOLS = 25
 PRIORITIES = ("low", "normal", "high") if MIXED else ("normal",)
 
 
@@ -35,19 +36,30 @@ def upstream():
 
 
 async def main():
-    limits = httpx.Limits(max_connections=None)
-    http = httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(300))
-    client = AsyncOpenAI(base_url=BASE_URL, api_key="tidegate", max_retries=0, http_client=http)
-    refused_before, lost_before = upstream()
-    started = time.monotonic()
-    came = []
+    came, went = [], []
 
-    async def note_that_it_came(_request):
-        came.append(time.monotonic() - started)
+    async def note_that_it_came(request):
+        request.extensions["came"] = time.monotonic() - started
+        came.append(request.extensions["came"])
         if len(came) == CALLS:
             print(f"all {CALLS} calls have come after {came[-1]:.1f} s", flush=True)
 
-    http.event_hooks = {"request": [note_that_it_came]}
+    async def note_when_it_went(response):
+        waited = float(response.headers.get("x-tidegate-queued-ms", 0)) / 1000
+        went.append(response.request.extensions["came"] + waited)
+
+    def client():
+        http = httpx.AsyncClient(
+            limits=httpx.Limits(max_connections=None),
+            timeout=httpx.Timeout(300),
+            event_hooks={"request": [note_that_it_came], "response": [note_when_it_went]},
+        )
+        return AsyncOpenAI(base_url=BASE_URL, api_key="tidegate", max_retries=0, http_client=http)
+
+    # With a thousand connections in one of its pools httpx itself is what calls wait for.
+    clients = [client() for _ in range(POOLS)]
+    refused_before, lost_before = upstream()
+    started = time.monotonic()
     ends = {priority: [] for priority in PRIORITIES}
     failed = []
 
@@ -55,7 +67,7 @@ async def main():
         priority = PRIORITIES[number % len(PRIORITIES)]
         await asyncio.sleep(ARRIVE_WITHIN * number / CALLS)
         try:
-            await client.chat.completions.create(
+            await clients[number % POOLS].chat.completions.create(
                 model=MODEL,
                 messages=[{"role": "user", "content": f"call {number}"}],
                 max_tokens=5,
@@ -67,20 +79,21 @@ async def main():
 
     await asyncio.gather(*(one(number) for number in range(CALLS)))
     took = time.monotonic() - started
-    ideal = (CALLS - RPM) / RPM * 60
-    # The high ones took no more than what flowed in, nor half of what is kept for them.
+    bucket = RPM
+    # They took no more than what flowed in, and half of what is kept for them.
     if MIXED and CALLS / len(PRIORITIES) < RPM / 60 * came[-1] + RPM / 4:
         print("the high ones came too slowly to need what is kept for them, half of the bucket")
-        ideal += RPM / 2 / RPM * 60
-    print(f"{CALLS - len(failed)} of {CALLS} served in {took:.1f} s; the limit allows it in {ideal:.1f} s")
+        bucket = RPM / 2
+    ideal = (CALLS - bucket) / RPM * 60
+    print(f"{CALLS - len(failed)} of {CALLS} served in {took:.1f} s; the limit lets the last one go after {ideal:.1f} s")
     for priority in reversed(PRIORITIES):
         times = sorted(ends[priority])
         print(f"  {priority:<7} half were done after {times[len(times) // 2]:6.1f} s, the last after {times[-1]:6.1f} s")
     if failed:
         print("first failure:", failed[0])
     refused, lost = (after - before for after, before in zip(upstream(), (refused_before, lost_before)))
-    used = CALLS / (RPM + RPM / 60 * took)
-    print(f"  {used:.1%} of what was there was used")
+    used = CALLS / (bucket + RPM / 60 * max(went))
+    print(f"  the last one went after {max(went):.1f} s: {used:.1%} of what was there until then was used")
     if SIMULATOR:
         print(f"  {refused} 429s upstream; refill lost at a full bucket: {lost:.1f} calls")
     assert not failed, f"{len(failed)} calls failed"
@@ -90,8 +103,7 @@ async def main():
     if MIXED:
         half = {priority: sorted(times)[len(times) // 2] for priority, times in ends.items()}
         assert half["high"] < half["normal"] < half["low"], "they go in priority order"
-    # One second and a half for the latency of the last call.
-    assert took <= ideal / 0.99 + 1.5, f"{took:.1f} s: less than 99 % of the limit was used"
+    assert used >= 0.99, "less than 99 % of the limit was used"
 
 
 asyncio.run(main())
