@@ -23,7 +23,7 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 12] = [
+const FILES: [File; 15] = [
     file!("/", "text/html; charset=utf-8", "index.html"),
     file!("/dashboard/style.css", "text/css; charset=utf-8", "style.css"),
     file!("/dashboard/icon.svg", "image/svg+xml", "icon.svg"),
@@ -31,7 +31,10 @@ const FILES: [File; 12] = [
     file!("/dashboard/charts.js", "text/javascript; charset=utf-8", "charts.js"),
     file!("/dashboard/dom.js", "text/javascript; charset=utf-8", "dom.js"),
     file!("/dashboard/link.js", "text/javascript; charset=utf-8", "link.js"),
+    file!("/dashboard/orders.js", "text/javascript; charset=utf-8", "orders.js"),
     file!("/dashboard/refused.js", "text/javascript; charset=utf-8", "refused.js"),
+    file!("/dashboard/theme.js", "text/javascript; charset=utf-8", "theme.js"),
+    file!("/dashboard/trail.js", "text/javascript; charset=utf-8", "trail.js"),
     file!("/dashboard/verdict.js", "text/javascript; charset=utf-8", "verdict.js"),
     file!("/dashboard/views.js", "text/javascript; charset=utf-8", "views.js"),
     file!("/dashboard/uPlot.js", "text/javascript; charset=utf-8", "uplot/uPlot.iife.min.js"),
