@@ -72,8 +72,13 @@ class Callers:
         headers |= {"x-tidegate-user": user, "x-tidegate-priority": priority, "x-tidegate-max-wait": patience}
         while not self.over.wait(random.uniform(0.5, 1.5) * pause):
             connection = http.client.HTTPConnection(api, timeout=60)
-            connection.request("POST", "/v1/chat/completions", body, headers)
-            connection.getresponse().read()
+            try:
+                connection.request("POST", "/v1/chat/completions", body, headers)
+                connection.getresponse().read()
+            except (OSError, http.client.HTTPException):
+                # The gateway may end before a call does.
+                if not self.over.is_set():
+                    raise
             connection.close()
 
 
