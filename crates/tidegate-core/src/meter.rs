@@ -381,7 +381,8 @@ impl Meter {
     /// Whether `cost` may be taken by a call of `class` that waits in `lane` (if it does).
     ///
     /// `reserve_permille`: the share kept for higher classes; 0 where that does not apply.
-    #[inline]
+    // Asked of every level of every call: called as a function it takes a tenth more of a decision's instructions.
+    #[inline(always)]
     pub(crate) fn says(
         &self,
         cost: u64,
