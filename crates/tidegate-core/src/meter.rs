@@ -347,6 +347,17 @@ impl Meter {
         }
     }
 
+    /// Whether what is left after `cost` is half of the whole reserve at least. Of credit nobody is promised any: never.
+    pub(crate) fn leaves_of_reserve(&self, cost: u64, share_permille: u64) -> bool {
+        match self.kind {
+            Kind::Gauge { .. } => true,
+            Kind::Credit(_) => false,
+            Kind::Bucket(_) | Kind::Window(_) => {
+                self.level().saturating_sub(as_level(cost)) >= as_level(self.whole_reserve(share_permille) / 2)
+            }
+        }
+    }
+
     /// How long until a lower class has its part of the refill since it last took something. 0: it has.
     fn lower_part_in(&self, cost: u64, now: Time) -> u64 {
         let flow = cost.saturating_mul(LOWER_PART);

@@ -123,9 +123,9 @@ impl Gate {
         if let Some(meter) = self.never_fits(route, &amounts) {
             return self.refuse_for_good(ticket, meter);
         }
-        // Who has no place to wait in goes before lower classes as those who wait do: what they may not have is kept for it.
+        // Who has no place to wait in is kept some room for too.
         if (start_by <= now || self.queue_is_full(ticket))
-            && self.only_lower_classes_wait(route, class, &amounts)
+            && self.may_pass(route, class, &amounts)
             && self.verdict(route, &amounts, class, lane, self.reserve_permille) == Verdict::Go
         {
             return self.grant(ticket, None);
@@ -147,12 +147,20 @@ impl Gate {
             })
     }
 
-    /// Whether of those that wait for what this call would take none is of its class or a higher one.
-    fn only_lower_classes_wait(&self, route: u32, class: Priority, amounts: &Amounts) -> bool {
-        self.routes[route].meters.iter().all(|meter| {
-            let meter = &self.ledger.meters[*meter];
-            amounts.of(meter) == 0 || meter.lot.classes_in_turn().all(|waiting| waiting.index() < class.index())
-        })
+    /// Whether a call may go before those that wait for what it would take: they are of lower classes, it takes of what is kept
+    /// from them, and leaves enough of that for them to have their part.
+    pub(super) fn may_pass(&self, route: u32, class: Priority, amounts: &Amounts) -> bool {
+        let route = &self.routes[route];
+        let own_wait = route.lanes[class.index()].is_some_and(|lane| self.queue.lane(lane).parked_at.is_some());
+        !own_wait
+            && route.meters.iter().all(|meter| {
+                let meter = &self.ledger.meters[*meter];
+                let amount = amounts.of(meter);
+                amount == 0
+                    || meter.lot.is_empty()
+                    || (meter.lot.classes_in_turn().all(|waiting| waiting < class)
+                        && meter.leaves_of_reserve(amount, self.reserve_permille))
+            })
     }
 
     pub(super) fn contended_meter(&self, route: u32, amounts: &Amounts) -> u32 {

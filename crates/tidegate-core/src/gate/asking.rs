@@ -41,7 +41,8 @@ impl Gate {
         self.entries[ticket.index()].amounts = amounts;
         let lane = self.routes[route].lanes[class.index()];
         let verdict = self.verdict(route, &amounts, class, lane, self.reserve_permille);
-        let queued = self.is_contended(route, lane, &amounts).then(|| self.predicted_wait(ticket)).flatten();
+        let has_to_queue = self.is_contended(route, lane, &amounts) && !self.may_pass(route, class, &amounts);
+        let queued = has_to_queue.then(|| self.predicted_wait(ticket)).flatten();
         let (binding, wait) = match (verdict, queued) {
             (Verdict::Never { meter }, _) => (Some(meter), None),
             (Verdict::Wait { meter, wait, .. }, queued) => {

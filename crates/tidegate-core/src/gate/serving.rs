@@ -111,7 +111,11 @@ impl Gate {
                         self.earmark(ticket, lane, wait);
                         return Served::Holds(wait, obstacle);
                     }
-                    Obstacle::Reserve => return Served::Holds(wait, obstacle),
+                    Obstacle::Reserve => {
+                        // Who cannot wait may have taken of what is kept; its part of what flows in it gets all the same.
+                        self.earmark(ticket, lane, wait);
+                        return Served::Holds(wait, obstacle);
+                    }
                     Obstacle::Shortage => {
                         self.demand(ticket);
                         self.earmark(ticket, lane, wait);

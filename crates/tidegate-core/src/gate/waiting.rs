@@ -26,6 +26,7 @@ impl Gate {
         self.refill_route(route);
         let predicted = self.predicted_wait(ticket);
         if self.queue_is_full(ticket) {
+            self.ledger.meters[meter].mark_active(class, now);
             let waiting = self.queue.total_waiting();
             let after = Again::after(predicted.map_or(0, |(micros, _)| micros), true);
             return self.refuse_bound(ticket, Reason::QueueFull { waiting }, after, None);
@@ -47,6 +48,8 @@ impl Gate {
             if meter == self.targets[self.routes[route].target].waits_for_breaker {
                 return self.refuse_for_breaker(ticket);
             }
+            // The next of its class is to find room.
+            self.ledger.meters[binding].mark_active(class, now);
             return self.refuse_for_limit(ticket, binding, longest);
         }
         self.note_held(ticket, Some(meter));
