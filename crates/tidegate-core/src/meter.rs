@@ -424,6 +424,8 @@ impl Meter {
                 match self.plain_fit(cost, margin, now) {
                     Fit::Now if part_in == 0 => self.past_earmark(cost, lane, now),
                     Fit::Now => MeterSays::Wait(wait.min(Wait::from_micros(part_in)), Obstacle::Reserve),
+                    // Its part is due: the others do not take what it waits for.
+                    Fit::Later(short) if part_in == 0 => MeterSays::Wait(short, Obstacle::Shortage),
                     Fit::Later(short) => {
                         MeterSays::Wait(wait.min(short.max(Wait::from_micros(part_in))), Obstacle::Reserve)
                     }
