@@ -245,7 +245,7 @@ fn tail(args: TailArgs) -> Result<(), Failure> {
 fn verify(trail: &Trail) -> Result<(), Failure> {
     let path = trail.path()?;
     let verified = audit::verify(&path).map_err(failed)?;
-    let Verified { records, first, end, uncovered, lost, left, left_lost, faults, fault_count } = &verified;
+    let Verified { records, first, end, uncovered, lost, breaks, left, left_lost, faults, fault_count } = &verified;
     for fault in faults {
         print(&format!("fault: {fault}"))?;
     }
@@ -256,7 +256,14 @@ fn verify(trail: &Trail) -> Result<(), Failure> {
     if *lost > 0 {
         print(&format!("note: {} could not be kept when they came; see --kind gap", count(*lost, "record")))?;
     }
-    if *left > 0 {
+    for (sequence, how) in breaks {
+        print(&format!(
+            "note: record {sequence} tells that {how}: whether what stood before it was cut off there, nobody can tell"
+        ))?;
+    }
+    if *left > 0 && audit::is_being_written(&path) {
+        print(&format!("note: {} wait to be written", count(*left, "record")))?;
+    } else if *left > 0 {
         let lost = if *left_lost > 0 { format!(", and tells of {left_lost} lost") } else { String::new() };
         print(&format!(
             "note: whoever writes the trail next adds {} that could not be written yet{lost}",

@@ -67,6 +67,8 @@ struct Flags {
     listen: Vec<ListenAddr>,
     admin_listen: Option<SocketAddr>,
     upstream: Option<UpstreamFlag>,
+    /// The state directory, where it cannot be written: a trail that fails there is seen, and alerts tell of it.
+    no_trail_in: Option<PathBuf>,
 }
 
 enum UpstreamFlag {
@@ -106,14 +108,16 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let files = ConfigFiles::new(args.config);
     let mut config = files.read()?;
     warn_of_what_is_not_in_force(&config);
-    let state_dir = StateDir::take(args.state_dir)?;
+    let state_dir = StateDir::take(args.state_dir.clone())?;
+    let no_trail_in = if state_dir.is_none() { StateDir::unwritable(args.state_dir) } else { None };
 
     let simulator = if args.sim { Some(start_simulator().await?) } else { None };
     let upstream = match &simulator {
         Some(simulator) => Some(UpstreamFlag::Simulator(simulator.base_url())),
         None => args.upstream.map(UpstreamFlag::Url),
     };
-    let flags = Flags { listen: args.listen, admin_listen: args.admin_listen.map(ListenAddr::socket), upstream };
+    let admin_listen = args.admin_listen.map(ListenAddr::socket);
+    let flags = Flags { listen: args.listen, admin_listen, upstream, no_trail_in };
     flags.lay_on(&mut config)?;
     let scheme = if config.server.tls.is_some() { "https" } else { "http" };
 
@@ -162,6 +166,9 @@ impl Flags {
         }
         if let Some(addr) = self.admin_listen {
             config.server.admin_listen = addr;
+        }
+        if let Some(dir) = &self.no_trail_in {
+            config.audit.path = dir.join(&config.audit.path);
         }
         match &self.upstream {
             Some(UpstreamFlag::Simulator(base_url)) => {

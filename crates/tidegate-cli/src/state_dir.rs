@@ -50,20 +50,26 @@ impl StateDir {
             ))),
             Err(TryLockError::WouldBlock) => {
                 tracing::warn!(
-                    "{} is in use by another tidegate; going on without it: levels will not survive a restart \
-                     (--state-dir gives this one its own)",
+                    "{} is in use by another tidegate; going on without it: levels will not survive a restart, and there is \
+                     no audit trail (--state-dir gives this one its own)",
                     path.display()
                 );
                 Ok(None)
             }
             Err(TryLockError::Error(error)) => {
                 tracing::warn!(
-                    "cannot write {}: {error}; going on without it: levels will not survive a restart",
+                    "cannot write {}: {error}; going on without it: neither levels nor what operators say will survive a \
+                     restart",
                     path.display()
                 );
                 Ok(None)
             }
         }
+    }
+
+    /// Where state was to be kept, of a directory that could not be taken as it cannot be written.
+    pub(crate) fn unwritable(named: Option<PathBuf>) -> Option<PathBuf> {
+        named.or_else(usual_place).filter(|path| !is_in_use(path))
     }
 
     /// Takes the directory `path`, making it if need be. `None`: another process has it.
@@ -222,6 +228,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(StateDir::take(Some(file.join("below"))).unwrap().is_none());
+        let below = file.join("below");
+        assert!(StateDir::take(Some(below.clone())).unwrap().is_none());
+        assert_eq!(StateDir::unwritable(Some(below.clone())), Some(below), "its trail is to tell that it fails");
     }
 }

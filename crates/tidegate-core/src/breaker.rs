@@ -379,6 +379,7 @@ impl Breaker {
                 self.closed_at = None;
             }
             BreakerState::Closed => {
+                self.cause = "".into();
                 self.last_open_micros = now.micros_since(self.opened_at);
                 self.closed_at = Some(now);
                 self.bins = [Counts::default(); BINS];
@@ -431,6 +432,12 @@ impl Breaker {
     /// How many calls left the monitoring period since this was last asked.
     pub fn take_passed(&mut self) -> u64 {
         std::mem::take(&mut self.passed)
+    }
+
+    /// What opened it, for people. Empty where it is closed.
+    #[must_use]
+    pub fn cause(&self) -> Arc<str> {
+        self.cause.clone()
     }
 
     /// How it stands, for a refusal or a status page.

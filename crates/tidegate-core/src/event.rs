@@ -193,6 +193,8 @@ pub enum Event {
         from: BreakerState,
         /// Now.
         to: BreakerState,
+        /// What opened it, for people. Empty: nothing did, or nobody knows.
+        cause: Arc<str>,
     },
     /// A breaker saw an attempt go well.
     CallSuccess {

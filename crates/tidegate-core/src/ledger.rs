@@ -334,7 +334,8 @@ impl Ledger {
     }
 
     /// How the limit behind a meter stands, for a refusal.
-    pub(crate) fn report(&self, meter: u32, requested: u64) -> LimitReport {
+    /// `kept`: what has to be left for higher classes.
+    pub(crate) fn report(&self, meter: u32, requested: u64, kept: u64) -> LimitReport {
         let meter = &self.meters[meter];
         let level = &self.levels[meter.level];
         let allowed = meter.limit();
@@ -346,6 +347,7 @@ impl Ledger {
             allowed,
             used,
             requested,
+            kept,
         }
     }
 }

@@ -324,7 +324,7 @@ impl Meter {
 
     /// Units that a call of `class` must leave for higher classes that were active lately.
     #[inline]
-    fn reserve(&self, class: Priority, share_permille: u64, cost: u64, now: Time) -> u64 {
+    pub(crate) fn reserve(&self, class: Priority, share_permille: u64, cost: u64, now: Time) -> u64 {
         // What is kept of a shared level is its keeper's to keep.
         let is_own = !matches!(self.kind, Kind::Credit(_));
         if share_permille == 0 || !is_own || class == Priority::High || !self.reserve.is_kept_from(class, now) {

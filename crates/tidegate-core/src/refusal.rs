@@ -62,6 +62,8 @@ pub struct LimitReport {
     pub used: u64,
     /// Units asked.
     pub requested: u64,
+    /// Units that it has to leave for calls of higher priority (`queue.reserve`). 0: none.
+    pub kept: u64,
 }
 
 impl LimitReport {

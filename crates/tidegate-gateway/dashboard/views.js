@@ -324,7 +324,7 @@ export function explanation(answer) {
   const said = [`${answer.target}, priority ${answer.priority}, of ${answer.tenant}. Since ${clock(answer.at)}; waited ${span(answer.waited_ms / 1000)}.`];
   if (binding) {
     said.push(
-      `Held by ${binding.limit}${binding.key ? ` of ${binding.key}` : ""} on ${dimension(binding.dimension)}: it asked for ${count(binding.requested)}, ${count(binding.remaining)} of ${count(binding.allowed)} were left, and ${count(binding.waiting)} were wanted before it.`,
+      `Held by ${binding.limit}${binding.key ? ` of ${binding.key}` : ""} on ${dimension(binding.dimension)}: it asked for ${count(binding.requested)}, ${count(binding.remaining)} of ${count(binding.allowed)} were left${binding.kept ? `, of which ${count(binding.kept)} are kept for calls of higher priority` : ""}, and ${count(binding.waiting)} were wanted before it.`,
     );
   }
   if (answer.after) said.push(`It waited after the upstream answered: ${words(answer.after)}.`);

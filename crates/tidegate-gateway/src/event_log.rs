@@ -152,10 +152,11 @@ fn opens(record: &Record) -> bool {
 
 fn breaker(record: &Record) {
     let (breaker, from, to) = (record.target.as_deref(), record.before.as_deref(), record.after.as_deref());
+    let why = record.why.as_deref();
     if opens(record) {
-        tracing::warn!(breaker, from, to, "circuit breaker opened");
+        tracing::warn!(breaker, from, to, why, "circuit breaker opened");
     } else {
-        tracing::info!(breaker, from, to, "circuit breaker changed its state");
+        tracing::info!(breaker, from, to, why, "circuit breaker changed its state");
     }
 }
 

@@ -184,12 +184,13 @@ impl OwnReply {
         let waited =
             if refusal.waited.is_zero() { String::new() } else { format!(" Waited {}.", Spoken(refusal.waited)) };
         let message = format!(
-            "limit \"{}\" reached{model} on {}: Limit {}, Used {}, Requested {}.{waited}{again}",
+            "limit \"{}\" reached{model} on {}: Limit {}, Used {}, Requested {}{}.{waited}{again}",
             report.limit,
             report.dimension.openai_phrase(),
             report.allowed,
             report.used,
             report.requested,
+            kept(report),
         );
         let kind = kind_of(report.dimension);
         Self {
@@ -326,6 +327,14 @@ fn of_model(refusal: &Refusal) -> String {
     if refusal.model.is_empty() { String::new() } else { format!(" for {}", refusal.model) }
 }
 
+/// What it would have had to leave for others, where that is anything.
+fn kept(report: &LimitReport) -> String {
+    if report.kept == 0 {
+        return String::new();
+    }
+    format!(", and {} are kept for calls of higher priority", report.kept)
+}
+
 fn kind_of(dimension: Dimension) -> &'static str {
     if dimension.counts_tokens() { "tokens" } else { "requests" }
 }
@@ -354,7 +363,15 @@ mod tests {
     use super::*;
 
     fn report(dimension: Dimension, used: u64, requested: u64) -> LimitReport {
-        LimitReport { limit: Arc::from("team"), key: Arc::from("acme"), dimension, allowed: 90_000, used, requested }
+        LimitReport {
+            limit: Arc::from("team"),
+            key: Arc::from("acme"),
+            dimension,
+            allowed: 90_000,
+            used,
+            requested,
+            kept: 0,
+        }
     }
 
     fn refusal(reason: Reason, retry_after_ms: u64) -> Refusal {
@@ -374,6 +391,12 @@ mod tests {
             reply.message,
             "tidegate: limit \"team\" reached for gpt-4o on tokens per min (TPM): Limit 90000, Used 89210, \
              Requested 1500. Waited 2.5s. Please try again in 473ms."
+        );
+        let held = LimitReport { kept: 45_000, ..report(Dimension::TokensPerMinute, 45_210, 1500) };
+        let message = OwnReply::refused(&refusal(Reason::Limit(held), 473), Time::ZERO).message;
+        assert!(
+            message.contains("Used 45210, Requested 1500, and 45000 are kept for calls of higher priority. Waited"),
+            "{message}"
         );
         let response = reply.into_response(&Stamp::new("abc"));
         assert_eq!(response.status(), 429);

@@ -18,7 +18,7 @@ async fn log(mut events: Events) {
                     tracing::warn!(%call, attempt, ?kind, "attempt failed")
                 }
                 Event::RetryScheduled { call, delay, .. } => tracing::info!(%call, ?delay, "will be tried again"),
-                Event::StateChanged { breaker, from, to } => tracing::info!(%breaker, ?from, ?to, "state changed"),
+                Event::StateChanged { breaker, from, to, .. } => tracing::info!(%breaker, ?from, ?to, "state changed"),
                 event => tracing::debug!(?event),
             },
             Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "fell behind"),

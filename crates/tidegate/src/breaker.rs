@@ -56,10 +56,16 @@ struct Inner {
     changes: Mutex<Changes>,
 }
 
+struct Change {
+    from: BreakerState,
+    to: BreakerState,
+    cause: Arc<str>,
+}
+
 /// Changes of state that have yet to be told, in their order.
 #[derive(Default)]
 struct Changes {
-    untold: VecDeque<(BreakerState, BreakerState)>,
+    untold: VecDeque<Change>,
     /// Somebody tells them: whoever brings about another leaves it to him.
     is_telling: bool,
 }
@@ -247,7 +253,7 @@ impl Inner {
     /// Puts a change among those to be told; under the breaker's lock, so that they stand in their order.
     fn note(&self, breaker: &Breaker, before: Option<BreakerState>) -> bool {
         if let Some(from) = before {
-            self.changes().untold.push_back((from, breaker.state()));
+            self.changes().untold.push_back(Change { from, to: breaker.state(), cause: breaker.cause() });
         }
         before.is_some()
     }
@@ -265,13 +271,13 @@ impl Inner {
             let next = changes.untold.pop_front();
             changes.is_telling = next.is_some();
             drop(changes);
-            let Some((from, to)) = next else { return };
-            self.tell_change(from, to);
+            let Some(change) = next else { return };
+            self.tell_change(change);
         }
     }
 
-    fn tell_change(&self, from: BreakerState, to: BreakerState) {
-        self.teller.tell(|| Event::StateChanged { breaker: self.name.clone(), from, to });
+    fn tell_change(&self, Change { from, to, cause }: Change) {
+        self.teller.tell(|| Event::StateChanged { breaker: self.name.clone(), from, to, cause });
         let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for callback in callbacks {
             if let Some(Err(error)) = self.teller.call("on_state_change", || callback(to)) {

@@ -239,12 +239,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { limit, waited, .. } => {
-                let LimitReport { dimension, allowed, used, requested, .. } = **limit;
+                let LimitReport { dimension, allowed, used, requested, kept, .. } = **limit;
                 let (path, phrase) = (limit.path(), dimension.openai_phrase());
-                write!(
-                    f,
-                    "limit \"{path}\" reached on {phrase}: Limit {allowed}, Used {used}, Requested {requested}; waited {waited:?}"
-                )?;
+                write!(f, "limit \"{path}\" reached on {phrase}: Limit {allowed}, Used {used}, Requested {requested}")?;
+                if kept > 0 {
+                    write!(f, ", and {kept} are kept for higher priorities")?;
+                }
+                write!(f, "; waited {waited:?}")?;
             }
             Self::TooLarge { limit, .. } if limit.allowed == 0 => {
                 let (path, phrase) = (limit.path(), limit.dimension.openai_phrase());

@@ -329,7 +329,7 @@ fn say(event: &Arc<Event>) {
         Event::AttemptFailed { call, attempt, kind, .. } => {
             tracing::warn!(operation_id = %call, attempt, error = kind.error_class(), "attempt failed");
         }
-        Event::StateChanged { breaker, from, to } => {
+        Event::StateChanged { breaker, from, to, .. } => {
             tracing::info!(%breaker, from = from.name(), state = to.name(), "circuit breaker state changed");
         }
         Event::CallFailure { breaker, kind, failure_count, .. } => {

@@ -56,7 +56,7 @@ impl Gate {
             (Verdict::Go, Some((micros, meter))) => (Some(meter), Some(Duration::from_micros(micros))),
             (Verdict::Go, None) => (None, Some(Duration::ZERO)),
         };
-        let limit = binding.map(|meter| self.ledger.report(meter, amounts.of(&self.ledger.meters[meter])));
+        let limit = binding.map(|meter| self.report(meter, class, &amounts));
         let tightest = |gate: &Self, dimensions: &[Dimension]| {
             let meters = gate.routes[route].meters.iter().map(|meter| (*meter, &gate.ledger.meters[*meter]));
             meters

@@ -69,6 +69,8 @@ pub struct LimitThen {
     pub remaining: i64,
     /// What the call asked for.
     pub requested: u64,
+    /// Units that it had to leave for calls of higher priority.
+    pub kept: u64,
     /// Units asked for by those that waited for it already.
     pub waiting: u64,
     /// Whether it is the one that held the call.
@@ -142,6 +144,7 @@ impl Gate {
                     allowed: meter.limit(),
                     remaining: meter.level(),
                     requested,
+                    kept: meter.reserve(entry.class, self.reserve_permille, requested, self.clock),
                     waiting: meter.backlog.iter().fold(0, |sum, units| sum.saturating_add(*units)),
                     binds: binding == Some(*id),
                     shadow: !meter.enforce,

@@ -139,7 +139,7 @@ impl Gate {
         let waits_for_breaker = |place: u32| self.targets.get(place).is_some_and(|it| it.waits_for_breaker == meter);
         let level = &self.ledger.levels[self.ledger.meters[meter].level];
         let is_breaker = matches!(level.source, Source::Target(place) if waits_for_breaker(place));
-        (!is_breaker).then(|| self.ledger.report(meter, 0).path())
+        (!is_breaker).then(|| self.ledger.report(meter, 0, 0).path())
     }
 
     fn who_backs_off(&self, most: usize) -> Vec<BackingOffStatus> {

@@ -233,7 +233,8 @@ impl Gate {
         let Some(from) = before else { return };
         let to = self.targets[target].breaker.state();
         let breaker = self.targets[target].name.clone();
-        self.emit(|| Event::StateChanged { breaker, from, to });
+        let cause = self.targets[target].breaker.cause();
+        self.emit(|| Event::StateChanged { breaker, from, to, cause });
         let lot = self.targets[target].waits_for_breaker;
         match to {
             BreakerState::Open | BreakerState::ForcedOpen => {

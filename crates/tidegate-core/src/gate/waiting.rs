@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::{Gate, Output, State, Ticket, Timer};
+use crate::call::Priority;
 use crate::event::{Event, Interest};
-use crate::ledger::Charge;
+use crate::ledger::{Amounts, Charge};
 use crate::meter::{Kind, MeterSays};
 use crate::queue::LaneId;
-use crate::refusal::{BreakerReport, Reason, Refusal};
+use crate::refusal::{BreakerReport, LimitReport, Reason, Refusal};
 use crate::time::Wait;
 
 /// What a caller is told where nobody knows when there will be room: the least that `retry-after` can say.
@@ -159,6 +160,7 @@ impl Gate {
                 continue;
             }
             let backlog = meter.backlog[class];
+            let kept = meter.reserve(entry.class, self.reserve_permille, cost, now);
             let my_part = scale(backlog, mine.min(of_class), of_class);
             let others = scale(backlog - my_part, others_part, 1 << 20);
             let in_class = my_part.saturating_add(others);
@@ -170,7 +172,8 @@ impl Gate {
                     meter.backlog[other].min(by_share)
                 })
                 .sum();
-            if let Some(wait) = meter.predicted_wait_micros(in_class.saturating_add(other_classes), cost, now)
+            if let Some(wait) =
+                meter.predicted_wait_micros(in_class.saturating_add(other_classes).saturating_add(kept), cost, now)
                 && longest.is_none_or(|(other, _)| wait > other)
             {
                 longest = Some((wait, *id));
@@ -196,20 +199,28 @@ impl Gate {
         }
     }
 
+    /// How a limit stands for a call of `class`.
+    pub(super) fn report(&self, meter: u32, class: Priority, amounts: &Amounts) -> LimitReport {
+        let found = &self.ledger.meters[meter];
+        let requested = amounts.of(found);
+        self.ledger.report(meter, requested, found.reserve(class, self.reserve_permille, requested, self.clock))
+    }
+
     /// `micros`: how long it would have had to wait, as far as is known; 0: it is not.
     fn refuse_for_limit(&mut self, ticket: Ticket, meter: u32, micros: u64) {
         let found = &self.ledger.meters[meter];
         // A place in flight is free when another call ends: what other limits need is not when this one goes.
         let ends_by_event = matches!(found.kind, Kind::Gauge { .. }) && found.paused_until <= self.clock;
         let after = Again::after(micros, !ends_by_event);
-        let report = self.ledger.report(meter, self.entries[ticket.index()].amounts.of(found));
+        let entry = &self.entries[ticket.index()];
+        let report = self.report(meter, entry.class, &entry.amounts);
         self.refuse_bound(ticket, Reason::Limit(report), after, Some(meter));
     }
 
     pub(super) fn refuse_for_good(&mut self, ticket: Ticket, meter: u32) {
         let entry = &self.entries[ticket.index()];
         let requested = entry.amounts.of(&self.ledger.meters[meter]);
-        let report = self.ledger.report(meter, requested);
+        let report = self.ledger.report(meter, requested, 0);
         self.refuse_bound(ticket, Reason::TooLarge(report), Again::default(), Some(meter));
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Some of what is in a record was written by callers: nothing of it may act on a terminal or in a spreadsheet.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use super::read::Entry;
@@ -68,13 +69,32 @@ fn plain(text: &str) -> String {
     if !text.is_empty() && text.chars().all(is_word) { text.to_owned() } else { format!("{text:?}") }
 }
 
+/// With everything escaped that a terminal might obey, or that turns the order of what follows.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || is_direction(c);
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
+}
+
+/// Source: Unicode Standard Annex 9, explicit directional formatting characters.
+const fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 fn field(line: &mut String, text: &str) {
     line.push(',');
     // Spreadsheets take these for the beginning of a formula, which could fetch or send something.
     let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let text = harmless(text);
     let needs_quotes = is_formula || text.contains([',', '"', '\n', '\r']);
     if !needs_quotes {
-        line.push_str(text);
+        line.push_str(&text);
         return;
     }
     let guard = if is_formula { "'" } else { "" };
@@ -121,6 +141,7 @@ mod tests {
         let fields = |user: &str| entry(user).csv_line();
         assert!(fields("a,\"b\"").contains(",\"a,\"\"b\"\"\","), "{}", fields("a,\"b\""));
         assert!(fields("=1+1").contains(",\"'=1+1\","));
+        assert!(fields("a\u{1b}[31m\u{202e}b").contains(",a\\u{1b}[31m\\u{202e}b,"), "it acts on no terminal");
         assert!(fields("ada").starts_with("1,1970-01-01T00:00:00.000000Z,throttle,refused,,,ada,team/acme"));
         assert_eq!(fields("ada").split(',').count(), CSV_HEADER.split(',').count());
     }

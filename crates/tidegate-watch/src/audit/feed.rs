@@ -76,13 +76,12 @@ impl Feed {
                     Some(wait) => record.with("retry_after_us", micros(*wait)),
                     None => record,
                 };
-                Some(match limit {
-                    Some(report) => Record { limit: Some(report.path().into()), ..record }
-                        .with("allowed", report.allowed)
-                        .with("used", report.used)
-                        .with("requested", report.requested),
-                    None => record,
-                })
+                let Some(report) = limit else { return Some(record) };
+                let record = Record { limit: Some(report.path().into()), ..record }
+                    .with("allowed", report.allowed)
+                    .with("used", report.used)
+                    .with("requested", report.requested);
+                Some(if report.kept > 0 { record.with("kept", report.kept) } else { record })
             }
             Event::AttemptFailed { call, whose, kind, .. } => {
                 if let Some(whose) = whose {
@@ -108,7 +107,8 @@ impl Feed {
                 self.forget(call);
                 Some(record.with("attempts", u64::from(*attempts)))
             }
-            Event::StateChanged { breaker, from, to, .. } => Some(Record {
+            Event::StateChanged { breaker, from, to, cause } => Some(Record {
+                why: Some(cause.clone()).filter(|cause| !cause.is_empty()),
                 target: Some(breaker.clone()),
                 before: Some(from.name().into()),
                 after: Some(to.name().into()),
@@ -251,6 +251,7 @@ mod tests {
             allowed: 90_000,
             used: 89_210,
             requested: 1500,
+            kept: 0,
         };
         let refused = Event::Refused {
             call: "c-1".into(),
@@ -323,13 +324,18 @@ mod tests {
     }
 
     #[test]
-    fn a_breaker_says_from_what_to_what() {
+    fn a_breaker_says_from_what_to_what_and_after_what() {
         let mut feed = Feed::new(false, None);
         let breaker: Arc<str> = "openai/gpt-4o".into();
-        let event = Event::StateChanged { breaker, from: BreakerState::Closed, to: BreakerState::Open };
+        let event = Event::StateChanged {
+            breaker,
+            from: BreakerState::Closed,
+            to: BreakerState::Open,
+            cause: "5 failures in a row".into(),
+        };
         assert_eq!(
             text(feed.record(&event)),
-            r#""kind":"breaker","what":"changed","target":"openai/gpt-4o","before":"closed","after":"open"}"#
+            r#""kind":"breaker","what":"changed","target":"openai/gpt-4o","why":"5 failures in a row","before":"closed","after":"open"}"#
         );
     }
 

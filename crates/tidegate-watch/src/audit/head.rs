@@ -39,7 +39,10 @@ pub(super) fn path_for(database: &Path) -> PathBuf {
 /// If it cannot be read; `InvalidData` where it is not what is written here.
 pub(super) fn read(path: &Path) -> io::Result<Option<Vouched>> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from),
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            // Of one that was cut off serde says that more was expected.
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
@@ -79,7 +82,9 @@ mod tests {
             write(&path, vouched).unwrap();
             assert_eq!(read(&path).unwrap(), Some(vouched));
         }
-        fs::write(&path, "{").unwrap();
-        assert!(read(&path).is_err());
+        for cut_off in ["", "{", "12:abc"] {
+            fs::write(&path, cut_off).unwrap();
+            assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData, "{cut_off}");
+        }
     }
 }

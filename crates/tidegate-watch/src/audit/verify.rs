@@ -7,6 +7,7 @@
 mod walk;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::{fs, io};
 
 use rusqlite::{Connection, ErrorCode, ffi};
@@ -35,6 +36,8 @@ pub struct Verified {
     pub uncovered: u64,
     /// How many could not be kept when they came, as the trail itself tells.
     pub lost: u64,
+    /// Records that tell that the chain was found broken when a gateway started, each with how. The first thousand.
+    pub breaks: Vec<(u64, Arc<str>)>,
     /// How many records that could not be written lie beside the database, for whoever writes it next.
     pub left: u64,
     /// How many are lost of which the trail does not tell yet, as those say.

@@ -303,7 +303,12 @@ async fn events_tell_of_each_call_and_of_what_it_changed() {
         Event::CallSuccess { breaker: name.clone(), duration: Duration::ZERO, state: closed },
         failure(1, closed),
         failure(2, open),
-        Event::StateChanged { breaker: name.clone(), from: closed, to: open },
+        Event::StateChanged {
+            breaker: name.clone(),
+            from: closed,
+            to: open,
+            cause: "2 failures in a row, last 500".into(),
+        },
     ];
     for event in expected {
         assert_eq!(*events.try_recv().unwrap(), event);

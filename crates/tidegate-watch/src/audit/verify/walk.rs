@@ -1,4 +1,4 @@
-//! Decides of each record whether it follows from what stands before it, and what the end of the chain is. Reads nothing itself.
+//! Decides of each record whether it follows from what stands before it, and what the end of the chain is. Walks no table itself.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
@@ -86,6 +86,7 @@ impl Walk {
             end: anchor,
             uncovered: 0,
             lost: 0,
+            breaks: Vec::new(),
             left: 0,
             left_lost: 0,
             faults: Vec::new(),
@@ -109,6 +110,9 @@ impl Walk {
         self.found.records += 1;
         match &row.record {
             Some(record) if record.kind == Kind::Gap => {
+                if record.what == "broken" && self.found.breaks.len() < FAULTS_MAX {
+                    self.found.breaks.push((row.sequence, record.why.clone().unwrap_or_default()));
+                }
                 self.found.lost += record.numbers.get("lost").copied().unwrap_or(0);
             }
             Some(_) => {}
