@@ -36,23 +36,18 @@ def upstream():
 
 
 async def main():
-    came, went = [], []
+    came = []
 
-    async def note_that_it_came(request):
-        request.extensions["came"] = time.monotonic() - started
-        came.append(request.extensions["came"])
+    async def note_that_it_came(_request):
+        came.append(time.monotonic() - started)
         if len(came) == CALLS:
             print(f"all {CALLS} calls have come after {came[-1]:.1f} s", flush=True)
-
-    async def note_when_it_went(response):
-        waited = float(response.headers.get("x-tidegate-queued-ms", 0)) / 1000
-        went.append(response.request.extensions["came"] + waited)
 
     def client():
         http = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=None),
             timeout=httpx.Timeout(300),
-            event_hooks={"request": [note_that_it_came], "response": [note_when_it_went]},
+            event_hooks={"request": [note_that_it_came]},
         )
         return AsyncOpenAI(base_url=BASE_URL, api_key="tidegate", max_retries=0, http_client=http)
 
@@ -85,15 +80,15 @@ async def main():
         print("the high ones came too slowly to need what is kept for them, half of the bucket")
         bucket = RPM / 2
     ideal = (CALLS - bucket) / RPM * 60
-    print(f"{CALLS - len(failed)} of {CALLS} served in {took:.1f} s; the limit lets the last one go after {ideal:.1f} s")
+    print(f"{CALLS - len(failed)} of {CALLS} served in {took:.1f} s; the limit allows it in {ideal:.1f} s")
     for priority in reversed(PRIORITIES):
         times = sorted(ends[priority])
         print(f"  {priority:<7} half were done after {times[len(times) // 2]:6.1f} s, the last after {times[-1]:6.1f} s")
     if failed:
         print("first failure:", failed[0])
     refused, lost = (after - before for after, before in zip(upstream(), (refused_before, lost_before)))
-    used = CALLS / (bucket + RPM / 60 * max(went))
-    print(f"  the last one went after {max(went):.1f} s: {used:.1%} of what was there until then was used")
+    used = CALLS / (bucket + RPM / 60 * took)
+    print(f"  {used:.1%} of what was there was used")
     if SIMULATOR:
         print(f"  {refused} 429s upstream; refill lost at a full bucket: {lost:.1f} calls")
     assert not failed, f"{len(failed)} calls failed"
@@ -103,7 +98,8 @@ async def main():
     if MIXED:
         half = {priority: sorted(times)[len(times) // 2] for priority, times in ends.items()}
         assert half["high"] < half["normal"] < half["low"], "they go in priority order"
-    assert used >= 0.99, "less than 99 % of the limit was used"
+    # One second and a half for the latency of the last call.
+    assert took <= ideal / 0.99 + 1.5, f"{took:.1f} s: less than 99 % of the limit was used"
 
 
 asyncio.run(main())

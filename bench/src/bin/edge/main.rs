@@ -2,7 +2,7 @@
 //!
 //! `edge [SECONDS]` (default 120) runs every scenario, ten at a time, each with a simulator, a gateway with no limits
 //! configured and its own callers, and prints a row for each. Loopback only; it ends by itself. `edge SECONDS check` fails if
-//! a row is worse than it may be, and is so again when few others run; what no machine excuses fails at once. `edge SECONDS
+//! a row is worse than it may be, and is so again when few others run; what no machine excuses may not happen at all. `edge SECONDS
 //! WORDS` runs those with such a name. The same scenarios run in virtual time in `tidegate-core/tests/it/simulation`.
 
 mod callers;
