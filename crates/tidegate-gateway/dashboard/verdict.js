@@ -91,6 +91,17 @@ function calm(status) {
   return percent > 0 ? `The fullest limit is ${fullest.limit}${fullest.key ? ` of ${fullest.key}` : ""}, used to ${percent} %.` : "No limit has been used lately.";
 }
 
+/** What is wrong with the audit trail, if anything is. */
+function unwritten({ state, why, lost, on_failure: onFailure }) {
+  const refuses = onFailure === "refuse";
+  if (state === "off") return refuses ? "There is no audit trail, and calls are refused without one." : "";
+  if (state !== "failing") return "";
+  const said = [`The audit trail is not being written${why ? `: ${why}` : ""}`];
+  if (refuses) said.push("calls are refused until it is");
+  if (lost > 0) said.push(`${plural(lost, "record is", "records are")} lost so far`);
+  return `${said.join("; ")}.`;
+}
+
 /** `minute`: the counters of the last one; `causes`: of its refusals. */
 export function verdict(status, minute, causes) {
   const { queue } = status;
@@ -99,6 +110,9 @@ export function verdict(status, minute, causes) {
   const [title, said] = [[], []];
   if (isPause(status.paused)) title.push("Calls are paused by an operator.");
   if (status.state === "draining") title.push("The process is about to end and takes no new calls.");
+  const trail = unwritten(status.audit);
+  if (trail) title.push(trail);
+  else if (status.audit.lost > 0) said.push(`${plural(status.audit.lost, "record", "records")} of the audit trail could not be kept since the start.`);
   if (status.paused) said.push(`Reason: ${status.paused}.`);
   if (queue.depth > 0) {
     const callers = held(status);
@@ -110,7 +124,7 @@ export function verdict(status, minute, causes) {
     said.push(`${plural(queue.backing_off, "call waits", "calls wait")} to be sent again.`);
   }
   for (const cause of causes.slice(0, TOLD)) title.push(refusal(cause, open));
-  if (causes.length === 0 && reasons.length > 0) title.push(`Calls were refused by ${reason(reasons[0][0])}.`);
+  if (causes.length === 0 && reasons.length > 0 && !(trail && reasons[0][0] === "audit")) title.push(`Calls were refused by ${reason(reasons[0][0])}.`);
   if (title.length === 0) title.push("Nothing is being held back.");
   const told = new Set(causes.slice(0, TOLD).map(({ target }) => target));
   const untold = open.filter(({ name }) => !told.has(name));
@@ -118,8 +132,8 @@ export function verdict(status, minute, causes) {
   if (untold.length > TOLD) said.push(`${count(open.length)} breakers are not closed: ${each(open.map(({ name }) => name)).slice(0, 5).join(", ")}${open.length > 5 ? ", …" : ""}.`);
   if (reasons.length > 0) said.push(`Refused within the last minute: ${reasons.map(([name, calls]) => `${count(calls)} by ${reason(name)}`).join(", ")}.`);
   if (said.length === 0) said.push(calm(status));
-  const isBroken = reasons.some(([name]) => name === "audit" || (name === "breaker" && open.length > 0));
-  const isQuiet = queue.depth + queue.backing_off + open.length + causes.length + reasons.length === 0 && status.state === "serving";
+  const isBroken = (trail && status.audit.on_failure === "refuse") || reasons.some(([name]) => name === "audit" || (name === "breaker" && open.length > 0));
+  const isQuiet = !trail && queue.depth + queue.backing_off + open.length + causes.length + reasons.length === 0 && status.state === "serving";
   $("verdict").dataset.level = isPause(status.paused) || isBroken ? "bad" : isQuiet ? "good" : "warn";
   say($("verdict-title"), title.join(" "));
   say($("verdict-text"), said.join(" "));

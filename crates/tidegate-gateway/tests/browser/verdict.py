@@ -130,6 +130,21 @@ def a_gateway_that_is_started_again_is_found_again(tab, gateway):
     expect(tab.title).to_contain_text("those of mallory")
 
 
+def a_trail_that_is_not_written_is_told_with_why(browser, binary, upstream):
+    for on_failure, level in [("continue", "warn"), ("refuse", "bad")]:
+        audit = f'[audit]\npath = "/nonexistent/x/audit.db"\non_failure = "{on_failure}"\n'
+        gateway = Gateway(binary, CONFIG.format(openai=upstream.base_url, spare=upstream.base_url) + audit)
+        try:
+            tab = Tab(browser, gateway)
+            tab.enter(OPERATOR)
+            end = "; calls are refused until it is" if on_failure == "refuse" else ""
+            expect(tab.title).to_have_text(re.compile(rf"^The audit trail is not being written: [^;]+{end}\.$"))
+            expect(tab.page.locator("#verdict")).to_have_attribute("data-level", level)
+            tab.context.close()
+        finally:
+            gateway.stop()
+
+
 def main(binary):
     openai, spare = Upstream(), Upstream()
     gateway = Gateway(binary, CONFIG.format(openai=openai.base_url, spare=spare.base_url))
@@ -144,6 +159,7 @@ def main(binary):
         a_breaker_whose_calls_go_elsewhere_refuses_nobody(tab, gateway, openai)
         of_a_crowd_no_more_are_counted_than_are_told_apart(tab, gateway)
         the_gateways_clock_counts(browser, gateway)
+        a_trail_that_is_not_written_is_told_with_why(browser, binary, openai)
         assert not tab.complaints, tab.complaints
         a_gateway_that_is_started_again_is_found_again(tab, gateway)
     print("the first line says what is")
