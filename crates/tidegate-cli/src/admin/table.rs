@@ -26,7 +26,11 @@ pub(super) fn status(status: &Value) -> String {
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(scope, pattern)| format!("{} {}", harmless(scope), plain(pattern)))
+            .map(|(scope, pattern)| match plain(pattern) {
+                // It is for whom no name is known.
+                none if none.is_empty() => format!("{} \"\"", harmless(scope)),
+                pattern => format!("{} {pattern}", harmless(scope)),
+            })
             .collect();
         let whose = if whose.is_empty() { String::new() } else { format!(" for {}", whose.join(", ")) };
         let until = plain(&boost["until"]);
@@ -235,6 +239,8 @@ mod tests {
             "boost of team × 2.0 for organization acme, user ada until noon, by local at ten: month's\u{fffd} end\n";
         assert!(told.contains(first), "{told}");
         assert!(told.ends_with("boost of team × 2.0 until noon, by local at ten"), "{told}");
+        let nameless = status(&json!({"overrides": {"boosts": [boost(json!({"organization": ""}))]}}));
+        assert!(nameless.contains("boost of team × 2.0 for organization \"\" until noon"), "{nameless}");
     }
 
     #[test]
