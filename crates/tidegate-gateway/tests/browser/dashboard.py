@@ -37,6 +37,7 @@ when = "breaker_open"
 
 def loads_and_lets_nobody_in_without_the_token(tab):
     expect(tab.page.get_by_role("dialog", name="Admin token")).to_be_visible()
+    expect(tab.page.locator("#alerts-empty")).to_be_hidden()
     tab.enter("wrong")
     expect(tab.page.get_by_role("alert")).to_contain_text("not known here")
     tab.enter(OPERATOR)
