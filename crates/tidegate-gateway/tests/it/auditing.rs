@@ -186,6 +186,8 @@ async fn calls_go_on_without_a_trail_unless_the_operator_wants_otherwise() {
             assert!(reply.error("message").contains("audit trail cannot be written"), "{}", reply.text());
             let series = metrics(&gateway).await;
             assert!(series.contains("tidegate_refusals_total{reason=\"audit\"} 1"), "{series}");
+            let refused = "model=\"gpt-4o\",priority=\"normal\",outcome=\"refused\"} 1";
+            assert!(series.contains(refused), "{series}");
             std::fs::create_dir(&missing).unwrap();
             within(async { while !metrics(&gateway).await.contains("tidegate_audit_up 1") {} }).await;
             assert_eq!(standing(&gateway).await, json!({"state": "well", "lost": 0, "on_failure": "refuse"}));
