@@ -42,15 +42,20 @@ class Counts {
   }
 }
 
+/** The limit that held or refused a call. The level of a user or an organization is whose it is, and has no key as a cause; that of a model or an account has. */
+export function causing({ limit, tenant, user }) {
+  const { name, key, dimension } = limitParts(limit);
+  const isCallers = key !== "" && key.split("/").every((part) => part === user || part === tenant);
+  return { name, key: isCallers ? "" : key, dimension, level: key };
+}
+
 /** By what a call was refused, in the words that tell one cause from another, and whose it was. */
 function causeOf({ why, limit, target, tenant, user, numbers }) {
   const caller = whose({ tenant, user });
   if (!limit) return { cause: { why, target: why === "breaker" ? target : "" }, whose: caller, level: null };
-  const { name, key, dimension } = limitParts(limit);
-  // The level of a user or an organization is whose it is; that of a model or an account is not.
-  const isCallers = key !== "" && key.split("/").every((part) => part === user || part === tenant);
+  const { name, key, dimension, level } = causing({ limit, tenant, user });
   const isShut = numbers?.allowed === 0;
-  return { cause: { why, name, key: isCallers ? "" : key, dimension, isShut }, whose: isCallers ? key : caller, level: `${name}\n${key}` };
+  return { cause: { why, name, key, dimension, isShut }, whose: key === level ? caller : level, level: `${name}\n${level}` };
 }
 
 const made = (cause) => ({ ...cause, whose: new Counts(), levels: new Counts() });

@@ -362,6 +362,17 @@ export function explanation(answer) {
   );
 }
 
+/** Instants, in microseconds since 1970; all else that ends in `_us` is how long something took. */
+const INSTANTS = new Set(["since_us"]);
+
+/** A number of a record, whose unit is last in its name. */
+function numbered([name, value]) {
+  const [, what, unit] = name.match(/^(.*?)(_us|_ppm)?$/);
+  if (INSTANTS.has(name)) return `${words(what)} ${dated(value / 1000)}`;
+  if (unit === "_us") return `${words(what)} ${wait(value)}`;
+  return unit === "_ppm" ? `${words(what)} ${+(value / 1e4).toPrecision(3)} %` : `${words(name)} ${count(value)}`;
+}
+
 export function auditRows(records, explain) {
   $("audit-rows").replaceChildren(
     ...records.map(({ record }) =>
@@ -373,7 +384,7 @@ export function auditRows(records, explain) {
         h("td", {}, record.what),
         h("td", { class: "break" }, [record.tenant, record.user].filter(Boolean).join(" · ")),
         h("td", { class: "break" }, [record.target, record.limit].filter(Boolean).join(" · "), record.call ? h("button", { type: "button", class: "link", onclick: () => explain(record.call) }, record.call) : null),
-        h("td", { class: "break" }, [[record.before, record.after].filter(Boolean).join(" → "), ...Object.entries(record.numbers ?? {}).map(([name, value]) => (name.endsWith("_us") ? `${words(name.slice(0, -3))} ${wait(value)}` : `${words(name)} ${count(value)}`))].filter(Boolean).join(", ")),
+        h("td", { class: "break" }, [[record.before, record.after].filter(Boolean).join(" → "), ...Object.entries(record.numbers ?? {}).map(numbered)].filter(Boolean).join(", ")),
         h("td", { class: "break" }, [record.who, record.why].filter(Boolean).join(": ")),
       ),
     ),

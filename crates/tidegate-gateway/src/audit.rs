@@ -4,6 +4,7 @@
 
 mod changes;
 pub(crate) mod page;
+mod standing;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tidegate_watch::audit::{Feed, Kind, Pseudonyms, Record, Trail, TrailDown, Tr
 use tokio::time::Instant;
 
 use crate::audit::changes::{changed_sections, fingerprint, key_changes};
+pub(crate) use crate::audit::standing::AuditStanding;
 use crate::refusal::OwnReply;
 use crate::shared::StartError;
 use crate::told::Told;

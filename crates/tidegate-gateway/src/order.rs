@@ -179,6 +179,17 @@ impl Order<'_> {
         }
     }
 
+    /// The call is refused, as it would leave no trace.
+    pub(crate) fn unrecorded(mut self, mut candidates: Candidates) -> Box<OwnReply> {
+        self.shared.audit.refused();
+        let own = OwnReply::unrecorded();
+        self.shared.metrics.refused(own.reason());
+        if let Ok(leg) = self.first_leg(&mut candidates, &mut SoFar::default()) {
+            leg.ended(self.priority, CallEnd::Refused);
+        }
+        Box::new(own)
+    }
+
     /// What this upstream refused, or failed at, the next one is asked: whoever reads of the refusal is to know that.
     fn note_fallback(&self, from: &Leg, to: &Leg, reason: &'static str, stamp: &Stamp) {
         self.shared.audit.note(Record {

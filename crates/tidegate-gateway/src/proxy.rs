@@ -137,6 +137,10 @@ async fn handle(
         end_by,
         reply_end: wishes.timeout.map(|after| arrived_at + after),
     };
+    // Last of all: by now it is known whose call for what it is that is refused, and it is counted as such.
+    if shared.audit.stands_in_the_way(settings.config.audit.on_failure) {
+        return Err(order.unrecorded(candidates));
+    }
     match upgrade {
         Some(upgrade) => websocket::run(order, candidates, upgrade, stamp).await,
         None => order.run(candidates, stamp).await,
@@ -161,12 +165,6 @@ fn let_in<'u>(
     headers::check_single(headers)?;
     if shared.phase() >= Phase::Closing {
         return Err(Box::new(OwnReply::draining()));
-    }
-    if shared.audit.stands_in_the_way(settings.config.audit.on_failure) {
-        shared.audit.refused();
-        let own = OwnReply::unrecorded();
-        shared.metrics.refused(own.reason());
-        return Err(Box::new(own));
     }
     let route = classify_path(uri.path());
     if route.endpoint == Endpoint::Unknown {

@@ -15,6 +15,9 @@ pub(super) fn status(status: &Value) -> String {
         let told = if said.is_object() { said_by(said) } else { harmless(reason) };
         let _ = write!(text, ", PAUSED {told}");
     }
+    if let Some(said) = audit(&status["audit"]) {
+        let _ = write!(text, "\n{said}");
+    }
     let _ = write!(text, "\n\n{}\n\n{}\n\n{}", limits(status), breakers(status), queue(status));
     let _ = write!(text, "\n\n{}", learned(status));
     for boost in status["overrides"]["boosts"].as_array().into_iter().flatten() {
@@ -23,13 +26,38 @@ pub(super) fn status(status: &Value) -> String {
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(scope, pattern)| format!("{} {}", harmless(scope), plain(pattern)))
+            .map(|(scope, pattern)| match plain(pattern) {
+                // It is for whom no name is known.
+                none if none.is_empty() => format!("{} \"\"", harmless(scope)),
+                pattern => format!("{} {pattern}", harmless(scope)),
+            })
             .collect();
         let whose = if whose.is_empty() { String::new() } else { format!(" for {}", whose.join(", ")) };
         let until = plain(&boost["until"]);
         let _ = write!(text, "\n\nboost of {limit} × {factor}{whose} until {until}, {}", said_by(boost));
     }
     text
+}
+
+/// What is to be known of the audit trail, where not all is well.
+fn audit(trail: &Value) -> Option<String> {
+    let lost = match number(&trail["lost"]) {
+        0.0 => String::new(),
+        records => format!("; lost since the start: {records}"),
+    };
+    let refuses = trail["on_failure"] == "refuse";
+    match trail["state"].as_str()? {
+        "failing" => {
+            let why = trail["why"].as_str().map_or_else(String::new, |why| format!(": {}", harmless(why)));
+            let since = trail["since"].as_str().map_or_else(String::new, |since| format!(" since {}", harmless(since)));
+            let calls = if refuses { "; calls are refused until it is" } else { "" };
+            Some(format!("AUDIT TRAIL NOT WRITTEN{since}{why}{calls}{lost}"))
+        }
+        "off" if refuses => Some("NO AUDIT TRAIL: it has no place; calls are refused without one".to_owned()),
+        "off" => Some("no audit trail: it has no place".to_owned()),
+        _ if lost.is_empty() => None,
+        _ => Some(format!("audit trail: records{}", lost.trim_start_matches(';'))),
+    }
 }
 
 /// Levels of limits, the fullest first.
@@ -211,6 +239,29 @@ mod tests {
             "boost of team × 2.0 for organization acme, user ada until noon, by local at ten: month's\u{fffd} end\n";
         assert!(told.contains(first), "{told}");
         assert!(told.ends_with("boost of team × 2.0 until noon, by local at ten"), "{told}");
+        let nameless = status(&json!({"overrides": {"boosts": [boost(json!({"organization": ""}))]}}));
+        assert!(nameless.contains("boost of team × 2.0 for organization \"\" until noon"), "{nameless}");
+    }
+
+    #[test]
+    fn a_trail_that_is_not_written_says_why_and_what_becomes_of_calls() {
+        let told = |state: &str, lost: u64, on_failure: &str, why: Option<&str>| {
+            let trail = json!({"state": state, "lost": lost, "on_failure": on_failure, "why": why});
+            status(&json!({"version": "1", "state": "serving", "audit": trail})).lines().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(
+            told("failing", 0, "refuse", Some("no \u{1b}file")),
+            "AUDIT TRAIL NOT WRITTEN: no \u{fffd}file; calls are refused until it is"
+        );
+        assert_eq!(
+            told("failing", 12, "continue", Some("locked")),
+            "AUDIT TRAIL NOT WRITTEN: locked; lost since the start: 12"
+        );
+        assert_eq!(told("failing", 0, "refuse", None), "AUDIT TRAIL NOT WRITTEN; calls are refused until it is");
+        assert_eq!(told("off", 0, "refuse", None), "NO AUDIT TRAIL: it has no place; calls are refused without one");
+        assert_eq!(told("off", 0, "continue", None), "no audit trail: it has no place");
+        assert_eq!(told("well", 3, "continue", None), "audit trail: records lost since the start: 3");
+        assert_eq!(told("well", 0, "refuse", None), "");
     }
 
     #[test]

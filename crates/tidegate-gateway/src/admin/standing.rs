@@ -8,6 +8,7 @@ use tidegate_core::gate::{Explanation, Status};
 
 use super::Ask;
 use super::answer::{Answer, json};
+use crate::audit::AuditStanding;
 use crate::operating::Standing;
 use crate::refusal::OwnReply;
 use crate::shared::Phase;
@@ -21,6 +22,7 @@ struct StatusView<'s> {
     core: Status,
     /// What operators have said that is in force.
     overrides: Arc<Standing>,
+    audit: AuditStanding,
 }
 
 #[derive(Serialize)]
@@ -47,6 +49,7 @@ pub(super) fn status(ask: &Ask) -> Answer {
             .collect(),
         core: ask.shared.driver.with(|gate, now| gate.status(now)),
         overrides: ask.shared.operating.now(),
+        audit: ask.shared.audit.standing(settings.config.audit.on_failure),
     })
 }
 

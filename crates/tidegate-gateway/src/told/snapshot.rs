@@ -7,6 +7,7 @@ use serde::Serialize;
 use tidegate_core::gate::Overview;
 use tokio::time::Instant;
 
+use crate::audit::AuditStanding;
 use crate::shared::{Phase, Shared};
 
 /// How often readers are told.
@@ -35,6 +36,7 @@ struct View {
     state: &'static str,
     #[serde(flatten)]
     core: Overview,
+    audit: AuditStanding,
 }
 
 impl Snapshots {
@@ -61,6 +63,7 @@ fn text(shared: &Shared, core: Overview) -> Arc<str> {
         version: env!("CARGO_PKG_VERSION"),
         state: if shared.phase() == Phase::Serving { "serving" } else { "draining" },
         core,
+        audit: shared.audit.standing(shared.settings.load().config.audit.on_failure),
     };
     // These types can always be written.
     let data = serde_json::to_string(&view).unwrap_or_else(|_| "{}".to_owned());

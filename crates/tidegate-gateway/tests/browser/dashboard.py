@@ -37,6 +37,7 @@ when = "breaker_open"
 
 def loads_and_lets_nobody_in_without_the_token(tab):
     expect(tab.page.get_by_role("dialog", name="Admin token")).to_be_visible()
+    expect(tab.page.locator("#alerts-empty")).to_be_hidden()
     tab.enter("wrong")
     expect(tab.page.get_by_role("alert")).to_contain_text("not known here")
     tab.enter(OPERATOR)
@@ -196,13 +197,16 @@ def a_viewer_may_look_and_not_touch(browser, gateway):
 
 def fits_a_telephone_and_a_wide_screen(tab):
     page = tab.page
-    for width, height in [(360, 800), (800, 1200), (1920, 1080), (1440, 900)]:
+    for width, height in [(360, 800), (660, 900), (800, 1200), (1090, 800), (1150, 800), (1280, 800), (1920, 1080), (1440, 900)]:
         page.set_viewport_size({"width": width, "height": height})
         page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         wide = page.evaluate("[...document.querySelectorAll('body *')].filter((one) => !one.closest('.scroll, .skip') && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.id || one.className)")
         level = page.locator("#limits-rows tr").first.evaluate("(row) => Math.max(...[...row.querySelectorAll('b, button')].map((one) => one.getBoundingClientRect().right))")
         assert level < width, f"{width} px: how full a level is, and its buttons, are out of sight"
+        box = page.locator("#limits .scroll")
+        hidden = box.evaluate("(box) => box.scrollWidth - box.clientWidth")
+        assert hidden <= 0, f"{width} px: {hidden} px of the limits are cut off"
         assert beyond <= 0 and not wide, f"{width} px: {beyond} px beyond the edge: {wide[:5]}"
 
 
@@ -288,6 +292,18 @@ def a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway):
     search.fill("")
 
 
+def numbers_of_records_are_told_in_their_units(tab):
+    numbers = {"since_us": 1_796_000_000_000_000, "lasted_us": 2_500_000, "above_ppm": 100_000, "value_ppm": 123_456, "lost": 1200}
+    record = {"at": "2026-11-30T00:53:20Z", "kind": "gap", "what": "lost", "numbers": numbers}
+    told = json.dumps({"records": [{"sequence": 1, "record": record}], "more": False})
+    tab.page.route("**/admin/v1/audit?*", lambda route: route.fulfill(content_type="application/json", body=told))
+    tab.page.get_by_role("button", name="Search").click()
+    since = tab.page.evaluate("new Date(1_796_000_000_000).toLocaleString('sv-SE')")
+    details = tab.page.locator("#audit-rows td").nth(5)
+    expect(details).to_have_text(f"since {since}, lasted 2.5 s, above 10 %, value 12.3 %, lost 1,200")
+    tab.page.unroute("**/admin/v1/audit?*")
+
+
 def everything_is_reached_by_keyboard(tab):
     page = tab.page
     page.reload()
@@ -324,6 +340,7 @@ def main(binary, axe):
             lambda: a_thousand_tenants_stay_readable(tab, gateway),
             lambda: a_boost_from_a_row_is_for_whom_the_row_is(tab, gateway),
             lambda: a_boost_from_a_row_is_for_that_row_whatever_its_name(tab, gateway),
+            lambda: numbers_of_records_are_told_in_their_units(tab),
             lambda: everything_is_reached_by_keyboard(tab),
             lambda: fits_a_telephone_and_a_wide_screen(tab),
             lambda: tab.accessible(axe, "light"),

@@ -130,6 +130,52 @@ def a_gateway_that_is_started_again_is_found_again(tab, gateway):
     expect(tab.title).to_contain_text("those of mallory")
 
 
+def of_many_limits_two_are_told_and_the_others_counted(browser, binary, upstream):
+    gateway = Gateway(binary, CONFIG.format(openai=upstream.base_url, spare=upstream.base_url))
+    release = threading.Event()
+    models = [f"crowded-{n}" for n in range(6)]
+    upstream.holding.update(dict.fromkeys(models, release))
+    tab = Tab(browser, gateway)
+    tab.enter(OPERATOR)
+    tab.is_live()
+    with ThreadPoolExecutor(20) as callers:
+        try:
+            under_way = [callers.submit(gateway.call, model=model, x_tidegate_user="first") for model in models]
+            expect(tab.page.locator("#tiles")).to_contain_text("In flight6")
+            for model in models[:4]:
+                assert gateway.call(model=model, x_tidegate_user="cy", x_tidegate_max_wait="0ms")[0] == 429
+            by = r"by each_model of crowded-\d \(in flight\): those of cy"
+            expect(tab.title).to_have_text(re.compile(rf"^Calls were refused {by}; {by}\. 2 other limits refused calls\.$"))
+            waiting = [callers.submit(gateway.call, model=model, x_tidegate_user="dee") for model in models]
+            expect(tab.title).to_have_text(
+                re.compile(
+                    r"^Calls are being held back: those of dee by each_model of crowded-\d \(in flight\)\. "
+                    rf"Calls were refused {by}\. [45] other limits hold calls back or refused some\.$"
+                )
+            )
+        finally:
+            release.set()
+        assert {call.result() for call in under_way + waiting} == {(200, None)}
+    assert not tab.complaints, tab.complaints
+    tab.context.close()
+    gateway.stop()
+
+
+def a_trail_that_is_not_written_is_told_with_why(browser, binary, upstream):
+    for on_failure, level in [("continue", "warn"), ("refuse", "bad")]:
+        audit = f'[audit]\npath = "/nonexistent/x/audit.db"\non_failure = "{on_failure}"\n'
+        gateway = Gateway(binary, CONFIG.format(openai=upstream.base_url, spare=upstream.base_url) + audit)
+        try:
+            tab = Tab(browser, gateway)
+            tab.enter(OPERATOR)
+            end = "; calls are refused until it is" if on_failure == "refuse" else ""
+            expect(tab.title).to_have_text(re.compile(rf"^The audit trail is not being written: [^;]+{end}\.$"))
+            expect(tab.page.locator("#verdict")).to_have_attribute("data-level", level)
+            tab.context.close()
+        finally:
+            gateway.stop()
+
+
 def main(binary):
     openai, spare = Upstream(), Upstream()
     gateway = Gateway(binary, CONFIG.format(openai=openai.base_url, spare=spare.base_url))
@@ -144,6 +190,8 @@ def main(binary):
         a_breaker_whose_calls_go_elsewhere_refuses_nobody(tab, gateway, openai)
         of_a_crowd_no_more_are_counted_than_are_told_apart(tab, gateway)
         the_gateways_clock_counts(browser, gateway)
+        of_many_limits_two_are_told_and_the_others_counted(browser, binary, openai)
+        a_trail_that_is_not_written_is_told_with_why(browser, binary, openai)
         assert not tab.complaints, tab.complaints
         a_gateway_that_is_started_again_is_found_again(tab, gateway)
     print("the first line says what is")

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidegate_core::config::{AlertSignal, Config, KeyConfig, OnAuditFailure, RecordedUsers};
 use tidegate_core::event::Event;
@@ -29,6 +29,12 @@ async fn kept(change: impl FnOnce(&mut Config)) -> (Gateway, Script, TempDir) {
 async fn ask(gateway: &Gateway, query: &str) -> Message {
     let head = "host: localhost\r\nauthorization: Bearer operator\r\nconnection: close";
     call_admin(gateway, &format!("GET /admin/v1/audit?{query} HTTP/1.1\r\n{head}\r\n\r\n")).await
+}
+
+/// How the trail stands, as the status has it.
+async fn standing(gateway: &Gateway) -> Value {
+    let reply = crate::admin::ask(gateway, "operator", "GET /admin/v1/status", "").await;
+    serde_json::from_slice::<Value>(&reply.body).unwrap()["audit"].take()
 }
 
 /// The records that `query` asks for, once there are as many.
@@ -168,6 +174,10 @@ async fn calls_go_on_without_a_trail_unless_the_operator_wants_otherwise() {
         })
         .await;
         within(async { while !metrics(&gateway).await.contains("tidegate_audit_up 0") {} }).await;
+        let trail = standing(&gateway).await;
+        let wanted = if on_failure == OnAuditFailure::Refuse { "refuse" } else { "continue" };
+        assert_eq!((&trail["state"], &trail["on_failure"]), (&json!("failing"), &json!(wanted)));
+        assert!(trail["why"].is_string() && trail["since"].is_string(), "{trail}");
         let mut client = client(&gateway).await;
         client.post("/v1/chat/completions", "", CHAT).await;
         if on_failure == OnAuditFailure::Refuse {
@@ -176,8 +186,11 @@ async fn calls_go_on_without_a_trail_unless_the_operator_wants_otherwise() {
             assert!(reply.error("message").contains("audit trail cannot be written"), "{}", reply.text());
             let series = metrics(&gateway).await;
             assert!(series.contains("tidegate_refusals_total{reason=\"audit\"} 1"), "{series}");
+            let refused = "model=\"gpt-4o\",priority=\"normal\",outcome=\"refused\"} 1";
+            assert!(series.contains(refused), "{series}");
             std::fs::create_dir(&missing).unwrap();
             within(async { while !metrics(&gateway).await.contains("tidegate_audit_up 1") {} }).await;
+            assert_eq!(standing(&gateway).await, json!({"state": "well", "lost": 0, "on_failure": "refuse"}));
             client.post("/v1/chat/completions", "", CHAT).await;
         }
         let (mut peer, _) = upstream.request().await;
@@ -216,6 +229,8 @@ async fn while_the_file_is_locked_calls_are_held_to_on_failure_the_alert_fires_a
         }
         let lossy = told(&gateway, |alert| alert["value"].as_f64() > Some(1.0)).await;
         assert_eq!(lossy["state"], "firing");
+        let trail = standing(&gateway).await;
+        assert!(trail["state"] == "failing" && trail["lost"].as_u64() >= Some(1), "{trail}");
         lock.execute_batch("ROLLBACK").unwrap();
         let gaps = records(&gateway, "kind=gap", 1).await;
         assert!(gaps[0]["numbers"]["lost"].as_u64() >= Some(1), "{gaps:?}");
