@@ -169,7 +169,9 @@ fn a_breaker_that_opens_is_a_warning_and_each_change_is_logged() {
     assert_eq!(
         changes,
         [
-            format!("WARN circuit breaker opened {breaker} from=\"closed\" to=\"open\""),
+            format!(
+                "WARN circuit breaker opened {breaker} from=\"closed\" to=\"open\" why=\"2 failures in a row, last 503\""
+            ),
             format!("INFO circuit breaker changed its state {breaker} from=\"open\" to=\"half_open\""),
             format!("INFO circuit breaker changed its state {breaker} from=\"half_open\" to=\"closed\""),
         ]

@@ -108,7 +108,7 @@ impl Feed {
                 Some(record.with("attempts", u64::from(*attempts)))
             }
             Event::StateChanged { breaker, from, to, cause } => Some(Record {
-                why: Some(cause.clone()).filter(|cause| !cause.is_empty()),
+                why: Some(cause.clone()).filter(|cause| *to == BreakerState::Open && !cause.is_empty()),
                 target: Some(breaker.clone()),
                 before: Some(from.name().into()),
                 after: Some(to.name().into()),
