@@ -359,7 +359,7 @@ impl Meter {
     }
 
     /// How long until a lower class has its part of the refill since it last took something. 0: it has.
-    fn lower_part_in(&self, cost: u64, now: Time) -> u64 {
+    pub(crate) fn lower_part_in(&self, cost: u64, now: Time) -> u64 {
         let flow = cost.saturating_mul(LOWER_PART);
         let micros = match &self.kind {
             Kind::Bucket(bucket) => bucket.micros_to_refill(flow),

@@ -172,8 +172,16 @@ impl Gate {
                     meter.backlog[other].min(by_share)
                 })
                 .sum();
-            if let Some(wait) =
-                meter.predicted_wait_micros(in_class.saturating_add(other_classes).saturating_add(kept), cost, now)
+            let ahead = in_class.saturating_add(other_classes);
+            let wait = meter.predicted_wait_micros(ahead, cost, now).map(|wait| match kept {
+                0 => wait,
+                // Once the level holds what is kept as well, or its class has its part of what flows in.
+                _ => {
+                    let whole = meter.predicted_wait_micros(ahead.saturating_add(kept), cost, now).unwrap_or(wait);
+                    whole.min(wait.max(meter.lower_part_in(in_class.saturating_add(cost), now)))
+                }
+            });
+            if let Some(wait) = wait
                 && longest.is_none_or(|(other, _)| wait > other)
             {
                 longest = Some((wait, *id));

@@ -191,6 +191,27 @@ fn who_may_not_wait_finds_room_once_those_before_were_refused() {
 }
 
 #[test]
+fn who_is_held_for_higher_classes_is_told_what_is_kept_and_when_its_part_is_due() {
+    // Of a window nothing comes back for a minute: a part of what flows in is due before that.
+    for team in [bucket("team", &[], &[(RPM, 60)]), limit("team", &[], &[(RPM, 60)])] {
+        let mut bench = Bench::with_limits(vec![team]);
+        bench.admit(of_class("person", 1, Priority::High));
+        many(&mut bench, 29, || of_class("batch", 1, Priority::Low));
+        let made = Call { start_by: bench.now, ..of_class("batch", 1, Priority::Low) };
+        let told = bench.admit(made.clone());
+        let refusal = bench.refusal(told).unwrap();
+        let Reason::Limit(held) = &refusal.reason else { panic!("{refusal:?}") };
+        assert_eq!((held.used, held.kept), (30, 30));
+        let first = refusal.retry_after.unwrap();
+        assert!((1..=8).contains(&first.as_secs()), "{first:?}");
+        many(&mut bench, 3, || of_class("batch", 1, Priority::Low));
+        let behind = bench.admit(made);
+        let later = bench.refusal(behind).unwrap().retry_after.unwrap();
+        assert!(later > first, "{first:?} {later:?}");
+    }
+}
+
+#[test]
 fn calls_that_may_not_wait_leave_a_large_one_that_waits_its_part() {
     for every in [50, 90, 100] {
         let mut bench = Bench::with_limits(vec![bucket("team", &[], &[(TPM, 6000)])]);
