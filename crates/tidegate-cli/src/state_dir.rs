@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -67,9 +67,10 @@ impl StateDir {
         }
     }
 
-    /// Where state was to be kept, of a directory that could not be taken as it cannot be written.
+    /// Where state was to be kept, as an absolute path, of a directory that could not be taken as it cannot be written.
     pub(crate) fn unwritable(named: Option<PathBuf>) -> Option<PathBuf> {
-        named.or_else(usual_place).filter(|path| !is_in_use(path))
+        let path = named.or_else(usual_place).filter(|path| !is_in_use(path))?;
+        path::absolute(path).ok()
     }
 
     /// Takes the directory `path`, making it if need be. `None`: another process has it.

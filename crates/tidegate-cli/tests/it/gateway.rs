@@ -150,3 +150,16 @@ fn a_second_stop_ends_it_at_once() {
     gateway.signal("INT");
     assert_eq!(gateway.end().code, Some(130));
 }
+
+#[test]
+fn a_state_directory_that_cannot_be_written_has_a_trail_that_fails_and_is_seen() {
+    let place = Place::new();
+    place.file("file", "");
+    // Relative, as people type it.
+    let gateway = place.start(&with(&["--state-dir", "file/below"]));
+    let metrics = || http("GET", &format!("{}/metrics", gateway.announced("admin")), &[], "").1;
+    while !metrics().contains("tidegate_audit_up 0") {}
+    assert_eq!(chat(&gateway.announced("api"), &["authorization: Bearer tidegate"]).0, 200, "calls go on");
+    let log = stop(gateway).stderr;
+    assert!(log.contains("cannot write file/below") && log.contains("the audit trail cannot be written"), "{log}");
+}
