@@ -29,8 +29,8 @@ use crate::told::Told;
 /// Calls that are refused are told of once in so long.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-/// A start waits no longer for a disk that does not answer.
-const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+/// Neither a start nor whoever reads waits longer for a disk that does not answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The trail of one gateway; without a place for it, nothing is kept.
 #[derive(Debug)]
@@ -114,10 +114,15 @@ impl Audit {
 
     /// Returns once the first records are on disk, where calls wait for that, or could not be written; not later than after a while.
     pub(crate) async fn first_written(&self) {
-        if self.config.on_failure == OnAuditFailure::Refuse && self.kept.is_some() {
-            // What stands in the way is in the log already, and calls are refused for it.
-            let _ = tokio::time::timeout(FIRST_PATIENCE, self.flushed()).await;
+        if self.config.on_failure == OnAuditFailure::Refuse {
+            self.written().await;
         }
+    }
+
+    /// Returns once what was handed over before is on disk, or could not be written; not later than after a while.
+    pub(crate) async fn written(&self) {
+        // What stands in the way is in the log already.
+        let _ = tokio::time::timeout(PATIENCE, self.flushed()).await;
     }
 
     /// Hands over a record that is none of the core's events.

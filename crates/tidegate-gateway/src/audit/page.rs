@@ -19,11 +19,13 @@ pub(crate) async fn answer(shared: &Shared, query: &str) -> Result<Bytes, Box<Ow
     let pseudonym = pseudonyms.and_then(|pseudonyms| Some(pseudonyms.pseudonym(filter.users.first()?)));
     filter.users.extend(pseudonym);
     let path = path.to_owned();
+    // Whoever has just done something, or just started, finds it.
+    shared.audit.written().await;
     // Reads the disk: not on a thread that serves calls.
     let read = tokio::task::spawn_blocking(move || read(path, &filter)).await;
     match read {
         Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => Err(Box::new(OwnReply::bad_request(format!("the audit trail cannot be read: {error}")))),
+        Ok(Err(error)) => Err(Box::new(OwnReply::unreadable(&error))),
         Err(_) => Err(Box::new(OwnReply::draining())),
     }
 }

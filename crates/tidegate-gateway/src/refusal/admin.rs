@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use tidegate_watch::audit::StoreError;
 
 use super::{INVALID, OwnReply};
 use crate::say::Spoken;
@@ -66,6 +67,11 @@ impl OwnReply {
     /// 503: what an operator wants would leave no trace in the audit trail.
     pub(crate) fn unchanged(why: &str) -> Self {
         Self { message: format!("tidegate: {why}; nothing has changed"), ..Self::unrecorded() }
+    }
+
+    /// 503: what the audit trail says cannot be told.
+    pub(crate) fn unreadable(error: &StoreError) -> Self {
+        Self { message: format!("tidegate: the audit trail cannot be read: {error}"), ..Self::unrecorded() }
     }
 
     /// 429: too many tokens were guessed.

@@ -174,6 +174,9 @@ async fn calls_go_on_without_a_trail_unless_the_operator_wants_otherwise() {
         })
         .await;
         within(async { while !metrics(&gateway).await.contains("tidegate_audit_up 0") {} }).await;
+        let untold = ask(&gateway, "").await;
+        assert_eq!((untold.status(), untold.error("code")), (503, "audit_unavailable".to_owned()));
+        assert!(untold.error("message").contains("cannot be read: there is no audit trail at"), "{}", untold.text());
         let trail = standing(&gateway).await;
         let wanted = if on_failure == OnAuditFailure::Refuse { "refuse" } else { "continue" };
         assert_eq!((&trail["state"], &trail["on_failure"]), (&json!("failing"), &json!(wanted)));

@@ -50,14 +50,18 @@ pub(super) fn is_ready(connection: &Connection) -> rusqlite::Result<bool> {
         renew(connection)?;
         return Ok(true);
     }
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if marks != (0, 0) || tables > 0 {
+    if marks != (0, 0) || !is_empty(connection)? {
         return Ok(false);
     }
     let marked =
         format!("BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {LAYOUT}; COMMIT;");
     connection.execute_batch(&marked)?;
     Ok(true)
+}
+
+/// Whether nothing was made in it yet.
+pub(super) fn is_empty(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
 }
 
 /// Whether calls and users are found by stretches.

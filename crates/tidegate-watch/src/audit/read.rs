@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, ToSql};
 
 use super::chain::{Hash, Head};
-use super::layout::{APPLICATION_ID, LAYOUT, has_stretches, marks};
+use super::layout::{APPLICATION_ID, LAYOUT, has_stretches, is_empty, marks};
 use super::record::{Kind, Record};
 use super::store::{StoreError, last, number, stored};
 
@@ -68,7 +68,12 @@ impl Reader {
         }
         let failed = |source| StoreError::Database { path: path.to_owned(), source };
         let connection = connect(path).map_err(failed)?;
-        if marks(&connection).map_err(failed)? != (APPLICATION_ID, LAYOUT) {
+        let marks = marks(&connection).map_err(failed)?;
+        if marks == (0, 0) && is_empty(&connection).map_err(failed)? {
+            // Whoever writes is about to make it.
+            return Err(StoreError::Absent { path: path.to_owned() });
+        }
+        if marks != (APPLICATION_ID, LAYOUT) {
             return Err(StoreError::Foreign { path: path.to_owned() });
         }
         Ok(Self { connection, path: path.to_owned() })

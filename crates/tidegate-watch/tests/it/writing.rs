@@ -321,6 +321,14 @@ fn a_database_of_somebody_else_is_left_alone() {
 }
 
 #[test]
+fn a_trail_that_is_only_being_made_is_none_yet() {
+    let place = Place::new();
+    std::fs::write(place.path(), "").unwrap();
+    let being_made = Reader::open(&place.path()).unwrap_err().to_string();
+    assert!(being_made.starts_with("there is no audit trail at "), "{being_made}");
+}
+
+#[test]
 fn one_process_writes_a_trail_and_another_waits_for_its_end() {
     let place = Place::new();
     let first = place.trail();
