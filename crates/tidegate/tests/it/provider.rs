@@ -1,6 +1,6 @@
 //! Messages and their answers, against the simulator on a real socket.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_openai::config::OpenAIConfig;
@@ -147,6 +147,13 @@ impl std::io::Write for Lines {
 impl Lines {
     /// Everything that is logged in this thread, until the guard is dropped.
     fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        // Where there is one subscriber alone, a thread without it that comes to a line first has that line left out for good, for
+        // everybody (tracing-core asks no other thread's then): so there is a second one.
+        static SECOND: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+            let all = tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(std::io::sink);
+            tracing::Dispatch::new(all.finish())
+        });
+        LazyLock::force(&SECOND);
         let lines = Self::default();
         let writer = lines.clone();
         let subscriber =
@@ -156,15 +163,18 @@ impl Lines {
 
     /// Those of this crate that say `what`, once there are any.
     async fn that_say(&self, what: &str) -> Vec<String> {
-        loop {
-            let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
-            let mut said: Vec<_> = text.lines().filter(|line| line.contains(what)).map(str::to_owned).collect();
-            said.retain(|line| line.contains("tidegate::provider"));
-            if !said.is_empty() {
-                return said;
+        let found = async {
+            loop {
+                let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+                let mut said: Vec<_> = text.lines().filter(|line| line.contains(what)).map(str::to_owned).collect();
+                said.retain(|line| line.contains("tidegate::provider"));
+                if !said.is_empty() {
+                    return said;
+                }
+                tokio::task::yield_now().await;
             }
-            tokio::task::yield_now().await;
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(60), found).await.unwrap_or_else(|_| panic!("no line says {what}"))
     }
 }
 
