@@ -76,7 +76,7 @@ pub(crate) async fn start(scenario: Scenario, options: Options, addr: SocketAddr
     // Said as the gateway says it of its own listeners.
     Simulator::start(scenario, options, addr)
         .await
-        .map_err(|source| Failure::Failed(ListenError { addr, is_admin: false, source }.to_string()))
+        .map_err(|source| Failure::Failed(ListenError::new(addr, false, source).to_string()))
 }
 
 fn read_scenario(path: &Path) -> Result<Scenario, Failure> {

@@ -16,6 +16,10 @@ const BACKLOG: u32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Ports tried for one that is free on both loopback addresses.
 const FREE_PORT_TRIES: u32 = 16;
+/// A port that is suggested in the place of one in use is so far from it: those next to it are often in use as well.
+const PORTS_APART: u16 = 10;
+/// Where one may listen who is not root.
+const UNPRIVILEGED: u16 = 8080;
 
 /// Why an address cannot be listened on. Says which flag helps.
 #[derive(Debug)]
@@ -24,25 +28,38 @@ pub struct ListenError {
     pub addr: SocketAddr,
     /// Whether it was for the admin listener.
     pub is_admin: bool,
+    /// An address that can be: the same with a port that is free and open to everybody. `None`: none of those tried.
+    pub free: Option<SocketAddr>,
     /// What the system said.
     pub source: io::Error,
+}
+
+impl ListenError {
+    /// Looks for an address that is free, where that helps.
+    #[must_use]
+    pub fn new(addr: SocketAddr, is_admin: bool, source: io::Error) -> Self {
+        let first = match source.kind() {
+            io::ErrorKind::AddrInUse => addr.port().checked_add(PORTS_APART).unwrap_or(UNPRIVILEGED),
+            io::ErrorKind::PermissionDenied => UNPRIVILEGED,
+            _ => return Self { addr, is_admin, free: None, source },
+        };
+        let ports = (first..=u16::MAX).step_by(PORTS_APART.into()).take(FREE_PORT_TRIES as usize);
+        let free =
+            ports.map(|port| SocketAddr::new(addr.ip(), port)).find(|addr| std::net::TcpListener::bind(addr).is_ok());
+        Self { addr, is_admin, free, source }
+    }
 }
 
 impl std::fmt::Display for ListenError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (addr, flag) = (self.addr, if self.is_admin { "--admin-listen" } else { "--listen" });
         match self.source.kind() {
-            io::ErrorKind::AddrInUse => {
-                let beside = SocketAddr::new(addr.ip(), addr.port().checked_add(10).unwrap_or(8090));
-                write!(f, "{addr} is in use; try {flag} {beside}")
-            }
-            io::ErrorKind::PermissionDenied => {
-                let unprivileged = SocketAddr::new(addr.ip(), 8080);
-                write!(f, "may not listen on {addr}: {}; try {flag} {unprivileged}", self.source)
-            }
-            io::ErrorKind::AddrNotAvailable => write!(f, "{addr} is no address of this machine; check {flag}"),
-            _ => write!(f, "cannot listen on {addr}: {}", self.source),
+            io::ErrorKind::AddrInUse => write!(f, "{addr} is in use")?,
+            io::ErrorKind::AddrNotAvailable => return write!(f, "{addr} is no address of this machine; check {flag}"),
+            io::ErrorKind::PermissionDenied => write!(f, "may not listen on {addr}: {}", self.source)?,
+            _ => write!(f, "cannot listen on {addr}: {}", self.source)?,
         }
+        self.free.map_or(Ok(()), |free| write!(f, "; try {flag} {free}"))
     }
 }
 
@@ -73,7 +90,7 @@ pub(crate) fn bind(addr: SocketAddr, is_admin: bool) -> Result<TcpListener, List
         socket.bind(addr)?;
         socket.listen(BACKLOG)
     };
-    listen().map_err(|source| ListenError { addr, is_admin, source })
+    listen().map_err(|source| ListenError::new(addr, is_admin, source))
 }
 
 /// Both loopback addresses with one port; the IPv6 one only where the machine has it.
@@ -83,7 +100,7 @@ fn bind_localhost(port: u16) -> Result<Vec<TcpListener>, ListenError> {
     let mut tries = FREE_PORT_TRIES;
     loop {
         let first = bind(v4(port), false)?;
-        let found = first.local_addr().map_err(|source| ListenError { addr: v4(port), is_admin: false, source })?;
+        let found = first.local_addr().map_err(|source| ListenError::new(v4(port), false, source))?;
         match bind(v6(found.port()), false) {
             Ok(second) => return Ok(vec![first, second]),
             Err(error) if error.source.kind() != io::ErrorKind::AddrInUse => {
@@ -132,10 +149,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_taken_port_suggests_one_beside_it() {
+    async fn a_taken_port_suggests_one_beside_it_that_is_free() {
         let taken = bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
         let addr = taken.local_addr().unwrap();
-        let said = bind(addr, false).unwrap_err().to_string();
-        assert!(said.starts_with(&format!("{addr} is in use; try --listen 127.0.0.1:")), "{said}");
+        let error = bind(addr, false).unwrap_err();
+        let beside = error.free.unwrap();
+        assert_eq!(error.to_string(), format!("{addr} is in use; try --listen {beside}"));
+        let _taken_too = bind(beside, false).unwrap();
+        assert_ne!(bind(addr, false).unwrap_err().free, Some(beside));
     }
 }

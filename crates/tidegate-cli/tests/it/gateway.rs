@@ -38,12 +38,11 @@ fn with_the_simulator_behind_it_one_line_says_ready_and_a_call_goes_through() {
 fn a_taken_port_says_which_to_try() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = held.local_addr().unwrap();
-    let beside = format!("127.0.0.1:{}", addr.port().checked_add(10).unwrap_or(8090));
     let place = Place::new();
     for (flag, other) in [("--listen", "--admin-listen"), ("--admin-listen", "--listen")] {
         let ended = place.run(&["serve", "--sim", flag, &addr.to_string(), other, "127.0.0.1:0"]);
         assert_eq!(ended.code, Some(1), "{ended:?}");
-        assert!(ended.stderr.contains(&format!("{addr} is in use; try {flag} {beside}")), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&format!("{addr} is in use; try {flag} 127.0.0.1:")), "{}", ended.stderr);
     }
 }
 
