@@ -19,6 +19,8 @@ use crate::state_dir::StateDir;
 /// What the built-in upstream takes for callers that bring no credential.
 pub(crate) const API_KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
+/// A token that somebody made up has as many characters at least.
+const TOKEN_LENGTH_MIN: usize = 16;
 /// Ended by a second signal, as shells report SIGINT.
 pub(crate) const INTERRUPTED: i32 = 130;
 
@@ -125,7 +127,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
         config,
         allow_anonymous: args.allow_anonymous,
         state_dir: state_dir.as_ref().map(|state_dir| state_dir.path().to_owned()),
-        admin_token: std::env::var("TIDEGATE_ADMIN_TOKEN").ok().filter(|token| !token.trim().is_empty()),
+        admin_token: admin_token(),
         own_threads: true,
         source: Some(ConfigSource::new(move || read_again(&files, &flags))),
     })
@@ -217,6 +219,18 @@ fn ready_line(gateway: &Gateway, scheme: &str) -> String {
     // Of several addresses the first is told: for localhost the IPv4 one, which every client can reach.
     let api = gateway.api_addrs().first().map(ToString::to_string).unwrap_or_default();
     format!("tidegate ready api={scheme}://{api}/v1 admin=http://{} auth={}", gateway.admin_addr(), gateway.auth())
+}
+
+/// The token that the environment has, if any.
+fn admin_token() -> Option<String> {
+    let token = std::env::var("TIDEGATE_ADMIN_TOKEN").ok().filter(|token| !token.trim().is_empty())?;
+    if token.trim().len() < TOKEN_LENGTH_MIN {
+        tracing::warn!(
+            "TIDEGATE_ADMIN_TOKEN has fewer than {TOKEN_LENGTH_MIN} characters, and whoever guesses it operates this gateway: \
+             `openssl rand -hex 32` makes one that nobody does"
+        );
+    }
+    Some(token)
 }
 
 /// Reads the configuration again and lays the flags over it.

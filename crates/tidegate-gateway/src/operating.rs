@@ -137,9 +137,8 @@ impl Operating {
     /// Puts that in force.
     pub(crate) fn restore(&self, gate: &mut Gate, now: Time) {
         let standing = self.now();
-        if standing.is_anything() {
-            let told = serde_json::to_string(&*standing).unwrap_or_default();
-            tracing::warn!("what operators said before the restart is in force: {told}");
+        for told in standing.told() {
+            tracing::warn!("in force since before the restart: {told}");
         }
         gate.override_with(standing.overrides(), now);
     }

@@ -1,6 +1,7 @@
 //! Decides what is in force of what operators have said: pauses, breakers that are held, limits that are raised; and how long.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -64,6 +65,13 @@ impl Said {
     }
 }
 
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "by {} at {}", self.by, self.at)?;
+        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
+    }
+}
+
 impl Raised {
     /// Until `until_micros` since 1970.
     pub(crate) fn new(
@@ -119,8 +127,14 @@ impl Standing {
         self.breakers.retain(|held| &*held.name != name);
     }
 
-    pub(super) fn is_anything(&self) -> bool {
-        self.paused.is_some() || !self.breakers.is_empty() || !self.boosts.is_empty()
+    /// Each part of it for people.
+    pub(super) fn told(&self) -> Vec<String> {
+        let paused = self.paused.iter().map(|said| format!("calls are paused, {said}"));
+        let breakers =
+            self.breakers.iter().map(|held| format!("breaker {} is held in {}, {}", held.name, held.state, held.said));
+        let boosts =
+            self.boosts.iter().map(|raised| format!("limit {} is {}, {}", raised.limit, raised.shown(), raised.said));
+        paused.chain(breakers).chain(boosts).collect()
     }
 }
 
