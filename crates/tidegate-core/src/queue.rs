@@ -60,6 +60,11 @@ impl Lot {
         (class.index() + 1..3).any(|higher| self.parked[higher] > 0 && self.short[higher])
     }
 
+    /// The lowest class that waits here.
+    pub(crate) fn lowest(&self) -> Option<Priority> {
+        Priority::ALL.into_iter().filter(|class| self.parked[class.index()] > 0).min_by_key(|class| class.index())
+    }
+
     /// The classes that wait here, whose turn it is first; on a tie the higher class.
     pub(crate) fn classes_in_turn(&self) -> impl Iterator<Item = Priority> + use<> {
         let mut classes = [Priority::High, Priority::Normal, Priority::Low];

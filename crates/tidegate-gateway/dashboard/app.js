@@ -6,7 +6,7 @@ import { Line, ask, role, series, token } from "/dashboard/link.js";
 import { act, pause } from "/dashboard/orders.js";
 import { Refused } from "/dashboard/refused.js";
 import { painted } from "/dashboard/theme.js";
-import { KINDS, explainedBy } from "/dashboard/trail.js";
+import { HAPPENING, explainedBy } from "/dashboard/trail.js";
 import { verdict } from "/dashboard/verdict.js";
 import * as views from "/dashboard/views.js";
 
@@ -117,7 +117,7 @@ $("limits-after").addEventListener("click", () => {
 
 // ---- what happens
 
-$("events-kind").append(h("option", { value: "" }, "All kinds"), ...[...KINDS.slice(0, 8), "alert", "anomaly", "learned"].map((kind) => h("option", { value: kind }, kind)));
+$("events-kind").append(h("option", { value: "" }, "All kinds"), ...[...HAPPENING, "alert", "anomaly", "learned"].map((kind) => h("option", { value: kind }, kind)));
 
 function drawEvents() {
   // What somebody is about to click on must not move away.
@@ -172,6 +172,7 @@ function take(event, data) {
     if (event === "override_applied" && data.target) state.said.set(data.target, `forced by ${[data.who, data.why].filter(Boolean).join(": ")}`);
     if (event === "refused") refused.take(data);
     if (event === "fell_back") refused.wentOn(data);
+    if (data.kind === "alert") look();
   }
   redraw();
 }

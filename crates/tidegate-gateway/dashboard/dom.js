@@ -128,14 +128,18 @@ export function badge(text, kind) {
 /** How much of a level's dimension is used up: from 0 to 1, beyond that it is debt. */
 export const used = (one) => 1 - one.remaining / Math.max(1, Math.min(one.burst, one.limit));
 
-/** A bar that says how far something is used up. `used` from 0 to 1, beyond that it is debt. */
+/** How much of it is kept for higher priorities than the lowest that waits for it: from 0 to 1. */
+export const keptShare = (one) => one.kept / Math.max(1, Math.min(one.burst, one.limit));
+
+/** A bar that says how far something is used up. `used` from 0 to 1, beyond that it is debt; `kept` is hatched at its end. */
 export function meter() {
-  return h("div", { class: "meter", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"));
+  return h("div", { class: "meter", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100 }, h("i"), h("em"));
 }
 
-export function setMeter(element, used, label) {
+export function setMeter(element, used, label, kept = 0) {
   const percent = Math.max(0, Math.min(100, used * 100));
   element.firstChild.style.width = `${percent}%`;
+  element.lastChild.style.width = `${Math.max(0, Math.min(100, kept * 100))}%`;
   element.dataset.level = used >= 0.95 ? "full" : used >= 0.75 ? "mid" : "low";
   element.setAttribute("aria-valuenow", Math.round(percent));
   element.setAttribute("aria-label", label);

@@ -5,8 +5,9 @@ import { ask } from "/dashboard/link.js";
 import * as views from "/dashboard/views.js";
 
 const ROWS = 50;
-/** Kinds of records; the first eight are also kinds of what happens. */
-export const KINDS = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap", "retention", "alert", "anomaly", "call"];
+/** Kinds of records that are also kinds of what happens. */
+export const HAPPENING = ["throttle", "retry", "breaker", "override", "config", "key", "degradation", "gap"];
+const KINDS = [...HAPPENING, "retention", "alert", "anomaly", "call"];
 
 let records = [];
 let page = 0;

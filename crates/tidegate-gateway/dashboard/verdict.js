@@ -44,11 +44,21 @@ function grouped(rows, of) {
 /** By this limits are told apart, as far as they are causes of their own. */
 const identity = ({ name, key, dimension: what }) => `${name}\n${key}\n${what}`;
 
+/** What is kept of each limit, by its path, for higher priorities than those that wait for it. */
+function keptByPath({ limits, learned }) {
+  const own = limits.flatMap(({ limit, key, meters }) => meters.map((one) => [[limit, key, one.dimension], one]));
+  const told = learned.flatMap(({ name, limits: known }) => known.map((one) => [["learned", name, one.dimension], one]));
+  return new Map([...own, ...told].filter(([, { kept }]) => kept > 0).map(([path, one]) => [path.filter(Boolean).join("/"), one]));
+}
+
 /** Who waits in the queue, for what. */
-function held({ waiting, waiting_in_all: inAll }) {
+function held(status) {
+  const { waiting, waiting_in_all: inAll } = status;
   const groups = grouped(waiting, ({ limit }) => (limit ? limitPath(limit) : ""));
+  const kept = keptByPath(status);
+  const ofIt = ({ limit }) => (kept.has(limit) ? `, of which ${count(kept.get(limit).kept)} are kept for higher priorities` : "");
   return groups.map(({ cause, row, calls, callers }) => ({
-    text: `${those(callers, calls, inAll > waiting.length)}${cause ? ` by ${cause}` : ""}`,
+    text: `${those(callers, calls, inAll > waiting.length)}${cause ? ` by ${cause}${ofIt(row)}` : ""}`,
     limit: row.limit ? identity(causing(row)) : null,
   }));
 }

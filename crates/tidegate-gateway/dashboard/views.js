@@ -1,6 +1,6 @@
 // How what the gateway tells is shown: each function draws one part of the page.
 
-import { $, about, badge, brief, clock, count, dated, dimension, h, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, used, words } from "/dashboard/dom.js";
+import { $, about, badge, brief, clock, count, dated, dimension, h, keptShare, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, used, words } from "/dashboard/dom.js";
 import { byName } from "/dashboard/verdict.js";
 
 export function tiles(status, minute) {
@@ -37,11 +37,15 @@ function meterLines(cell, meters, key) {
     (one) => h("div", { class: "meter-line" }, h("span", {}, dimension(one.dimension)), meter(), h("b")),
     (line, one) => {
       const share = used(one);
-      setMeter(line.children[1], share, `${key}, ${dimension(one.dimension)}: ${Math.round(share * 100)} percent used`);
+      const kept = one.kept > 0 ? `, ${count(one.kept)} kept for higher priorities` : "";
+      setMeter(line.children[1], share, `${key}, ${dimension(one.dimension)}: ${Math.round(share * 100)} percent used${kept}`, keptShare(one));
       say(line.children[2], `${Math.round(share * 100)} %`);
     },
   );
 }
+
+/** "250 of 500 requests / min kept for higher priorities": why calls wait though something is left. */
+const keptOf = (one) => (one.kept > 0 ? `${brief(one.kept)} of ${brief(one.limit)} ${dimension(one.dimension)} kept for higher priorities` : "");
 
 function lefts(cell, meters) {
   keyed(
@@ -80,10 +84,11 @@ export function limits(levels, refused, act) {
       if (level.mode === "shadow") tags.push(["shadow", "info"]);
       if (level.boost) tags.push([`× ${level.boost.factor}, ${about(level.boost.ends_in_seconds)} left`, "info"]);
       const note = row.cells[0].querySelector("small");
-      const wanted = [level.kind === "mirror" ? "mirrors the upstream" : "own", ...tags.map(([text]) => text)].join("|");
+      const kept = level.meters.map(keptOf).filter(Boolean);
+      const wanted = [level.kind === "mirror" ? "mirrors the upstream" : "own", ...tags.map(([text]) => text), ...kept].join("|");
       if (note.dataset.said !== wanted) {
         note.dataset.said = wanted;
-        note.replaceChildren(level.kind === "mirror" ? "mirrors the upstream " : "own ", ...tags.flatMap(([text, kind]) => [badge(text, kind), " "]));
+        note.replaceChildren(level.kind === "mirror" ? "mirrors the upstream " : "own ", ...tags.flatMap(([text, kind]) => [badge(text, kind), " "]), kept.join(" · "));
       }
       meterLines(row.cells[2], level.meters, `${level.limit} ${level.key}`);
       lefts(row.cells[3], level.meters);
@@ -111,14 +116,17 @@ export function learned(status) {
     $("learned-rows"),
     rows.slice(0, 100),
     ({ key }) => key,
-    ({ target }) => h("tr", {}, h("td", { class: "name break" }, target.name, h("small")), h("td"), h("td", { class: "number" }), h("td")),
+    ({ target }) => h("tr", {}, h("td", { class: "name break" }, target.name, h("small"), h("div")), h("td"), h("td", { class: "number" }), h("td")),
     (row, { target, limit, accounts }) => {
       const notes = [];
       if (accounts > 1) notes.push(`the tightest of ${accounts} accounts`);
       if (target.token_charge) notes.push(`charges ${words(target.token_charge)}`);
       for (const pace of target.paced) if (pace.dimension === limit?.dimension) notes.push(`paced at ${brief(pace.rate)}`);
+      if (limit?.kept > 0) notes.push(keptOf(limit));
       if (target.in_flight_cap !== null) notes.push(`${target.in_flight} of ${target.in_flight_cap} in flight`);
       say(row.cells[0].querySelector("small"), notes.join(" · "));
+      const tags = limit?.binds ? [["holds calls up", "warn"]] : [];
+      keyed(row.cells[0].querySelector("div"), tags, ([text]) => text, ([text, kind]) => badge(text, kind), () => {});
       if (!limit) {
         say(row.cells[3], "not known yet");
         return;

@@ -68,9 +68,7 @@ pub(super) fn limits(status: &Value) -> String {
             let (limit, remaining) = (number(&meter["limit"]), number(&meter["remaining"]));
             let used = if limit > 0.0 { ((limit - remaining) / limit).max(0.0) } else { 1.0 };
             let mut notes = Vec::new();
-            if meter["binds"] == true {
-                notes.push("holds calls".to_owned());
-            }
+            notes.extend(holds(meter));
             if level["mode"] == "shadow" {
                 notes.push(format!("shadow, would have held {}", meter["would_hold"]));
             }
@@ -170,18 +168,47 @@ fn queue(status: &Value) -> String {
     format!("waiting {}{detail}{backing_off}, in flight {}", queue["depth"], status["in_flight"])
 }
 
+/// What is known of each model group; of several accounts' limits the one of which least is left.
 fn learned(status: &Value) -> String {
-    let rows = status["learned"].as_array().into_iter().flatten().flat_map(|target| {
-        target["limits"].as_array().into_iter().flatten().map(|limit| {
-            [
-                plain(&target["name"]),
-                plain(&limit["dimension"]),
-                format!("{} of {}", limit["remaining"], limit["limit"]),
-                format!("{}, {:.0}s ago", plain(&limit["source"]), number(&limit["age_seconds"])),
-            ]
-        })
+    let mut rows: Vec<(&Value, &Value, usize)> = Vec::new();
+    for target in status["learned"].as_array().into_iter().flatten() {
+        for limit in target["limits"].as_array().into_iter().flatten() {
+            let left = |limit: &Value| number(&limit["remaining"]) / number(&limit["limit"]).max(1.0);
+            let is_alike = |(of, other, _): &&mut (&Value, &Value, usize)| {
+                (&of["name"], &other["dimension"], &other["source"])
+                    == (&target["name"], &limit["dimension"], &limit["source"])
+            };
+            match rows.iter_mut().find(is_alike) {
+                None => rows.push((target, limit, 1)),
+                Some((of, tightest, accounts)) => {
+                    *accounts += 1;
+                    if left(limit) < left(tightest) {
+                        (*of, *tightest) = (target, limit);
+                    }
+                }
+            }
+        }
+    }
+    let cells = rows.into_iter().map(|(target, limit, accounts)| {
+        let of_several = (accounts > 1).then(|| format!("the tightest of {accounts} accounts"));
+        let notes: Vec<String> = holds(limit).into_iter().chain(of_several).collect();
+        [
+            plain(&target["name"]),
+            plain(&limit["dimension"]),
+            format!("{} of {}", limit["remaining"], limit["limit"]),
+            format!("{}, {:.0}s ago", plain(&limit["source"]), number(&limit["age_seconds"])),
+            notes.join(", "),
+        ]
     });
-    table(["LEARNED OF", "WHAT", "LEFT", "FROM"], rows)
+    table(["LEARNED OF", "WHAT", "LEFT", "FROM", ""], cells)
+}
+
+/// Whether calls wait for it, also where something is left of it.
+fn holds(meter: &Value) -> Option<String> {
+    (meter["binds"] == true).then(|| match number(&meter["kept"]) {
+        0.0 => "holds calls".to_owned(),
+        kept => format!("holds calls, {kept} kept for higher priorities"),
+    })
 }
 
 fn plain(value: &Value) -> String {
@@ -297,16 +324,38 @@ mod tests {
     }
 
     #[test]
+    fn of_several_accounts_limits_the_tightest_is_shown() {
+        let account = |remaining: i64, source: &str, binds: bool| {
+            json!({"name": "sim/gpt-4o", "limits": [{"dimension": "requests_per_minute", "limit": 10, "remaining": remaining,
+                "source": source, "age_seconds": 1.2, "binds": binds, "kept": 0}]})
+        };
+        let all = json!([account(7, "headers", false), account(0, "headers", true), account(3, "refusals", false)]);
+        let told = learned(&json!({"learned": all}));
+        let lines: Vec<&str> = told.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "LEARNED OF  WHAT                 LEFT     FROM",
+                "sim/gpt-4o  requests_per_minute  0 of 10  headers, 1s ago   holds calls, the tightest of 2 accounts",
+                "sim/gpt-4o  requests_per_minute  3 of 10  refusals, 1s ago",
+            ]
+        );
+    }
+
+    #[test]
     fn the_fullest_level_comes_first_and_says_what_it_does() {
-        let meter = |remaining: i64, binds| json!({"dimension": "requests_per_minute", "limit": 10, "remaining": remaining, "binds": binds});
+        let meter = |remaining: i64, kept| json!({"dimension": "requests_per_minute", "limit": 10, "remaining": remaining, "binds": true, "kept": kept});
         let told = limits(&json!({"limits": [
-            {"limit": "a", "key": "x", "mode": "enforce", "meters": [meter(9, false)]},
-            {"limit": "b", "key": "y", "mode": "enforce", "meters": [meter(-2, true)], "boost": {"factor": 1.5, "ends_in_seconds": 61.2}},
+            {"limit": "a", "key": "x", "mode": "enforce", "meters": [meter(5, 5)]},
+            {"limit": "b", "key": "y", "mode": "enforce", "meters": [meter(-2, 0)], "boost": {"factor": 1.5, "ends_in_seconds": 61.2}},
         ]}));
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines[0], "LIMIT  WHOSE  OF WHAT              USED   LEFT");
         assert_eq!(lines[1], "b      y      requests_per_minute  120 %  -2 of 10  holds calls, × 1.5 for 61s yet");
-        assert!(lines[2].starts_with("a      x "), "{told}");
+        assert_eq!(
+            lines[2],
+            "a      x      requests_per_minute  50 %   5 of 10   holds calls, 5 kept for higher priorities"
+        );
         assert_eq!(limits(&json!({"limits": []})), "limit: none");
         assert_eq!(plain(&json!("sim/\u{1b}[2J")), "sim/\u{fffd}[2J");
     }

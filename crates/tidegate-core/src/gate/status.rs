@@ -11,6 +11,7 @@ use crate::call::Priority;
 use crate::ledger::{LEARNED, Level, Source, key_parts};
 use crate::limit::Scope;
 use crate::meter::Meter;
+use crate::target::Paced;
 use crate::time::Time;
 
 /// Everything that a status page shows.
@@ -76,6 +77,8 @@ pub struct MeterStatus {
     pub burst: u64,
     /// Calls whose turn this dimension holds up, and that are parked here with all behind them.
     pub binds: bool,
+    /// Of what is left so much is kept for higher priorities than the lowest that waits for it (`queue.reserve`). 0: nothing is.
+    pub kept: u64,
     /// Calls that shadow mode would have held back.
     pub would_hold: u64,
 }
@@ -145,6 +148,10 @@ pub struct LearnedLimit {
     pub source: &'static str,
     /// Seconds since a reply last told it; of a measured one, since it was last refused or raised.
     pub age_seconds: f64,
+    /// Calls wait for it, or for the pace below it.
+    pub binds: bool,
+    /// Of what is left so much is kept for higher priorities than the lowest that waits for it (`queue.reserve`). 0: nothing is.
+    pub kept: u64,
 }
 
 /// A dimension that is paced.
@@ -262,6 +269,7 @@ impl Gate {
                     remaining: meter.level(),
                     burst: meter.capacity(),
                     binds: !meter.lot.is_empty(),
+                    kept: meter.kept_from_who_waits(self.reserve_permille, self.clock),
                     would_hold: meter.would_hold,
                 })
                 .collect(),
@@ -269,9 +277,9 @@ impl Gate {
     }
 
     fn learned_statuses(&mut self) -> Vec<LearnedStatus> {
-        let clock = self.clock;
+        let (clock, reserve_permille) = (self.clock, self.reserve_permille);
         let meters = &self.ledger.meters;
-        let kept = self.restored_targets.values().map(|kept| kept.status(clock));
+        let restored = self.restored_targets.values().map(|kept| kept.status(clock));
         self.targets
             .iter_mut()
             .map(|(_, target)| LearnedStatus {
@@ -282,20 +290,32 @@ impl Gate {
                 limits: target
                     .learned
                     .iter()
-                    .map(|learned| LearnedLimit {
-                        dimension: learned.dimension.name(),
-                        limit: meters[learned.meter].limit(),
-                        remaining: meters[learned.meter].level(),
-                        source: if learned.by_headers { "headers" } else { "refusals" },
-                        age_seconds: clock.since(learned.told_at).as_secs_f64(),
+                    .map(|learned| {
+                        let meter = &meters[learned.meter];
+                        let paces = target.paces.iter().filter(|paced| paced.dimension == learned.dimension);
+                        let is_held = |paced: &Paced| !paced.pace.is_guess() && !meters[paced.meter].lot.is_empty();
+                        LearnedLimit {
+                            dimension: learned.dimension.name(),
+                            limit: meter.limit(),
+                            remaining: meter.level(),
+                            source: if learned.by_headers { "headers" } else { "refusals" },
+                            age_seconds: clock.since(learned.told_at).as_secs_f64(),
+                            binds: !meter.lot.is_empty() || paces.into_iter().any(is_held),
+                            kept: meter.kept_from_who_waits(reserve_permille, clock),
+                        }
                     })
                     .chain(target.paces.iter().filter(|paced| paced.pace.is_active() && paced.pace.is_guess()).map(
-                        |paced| LearnedLimit {
-                            dimension: paced.dimension.name(),
-                            limit: paced.pace.rate(clock),
-                            remaining: meters[paced.meter].level(),
-                            source: "measured",
-                            age_seconds: clock.since(paced.pace.changed_at()).as_secs_f64(),
+                        |paced| {
+                            let meter = &meters[paced.meter];
+                            LearnedLimit {
+                                dimension: paced.dimension.name(),
+                                limit: paced.pace.rate(clock),
+                                remaining: meter.level(),
+                                source: "measured",
+                                age_seconds: clock.since(paced.pace.changed_at()).as_secs_f64(),
+                                binds: !meter.lot.is_empty(),
+                                kept: meter.kept_from_who_waits(reserve_permille, clock),
+                            }
                         },
                     ))
                     .collect(),
@@ -315,7 +335,7 @@ impl Gate {
                     _ => 0,
                 },
             })
-            .chain(kept)
+            .chain(restored)
             .collect()
     }
 

@@ -195,6 +195,7 @@ fn who_is_held_for_higher_classes_is_told_what_is_kept_and_when_its_part_is_due(
     // Of a window nothing comes back for a minute: a part of what flows in is due before that.
     for team in [bucket("team", &[], &[(RPM, 60)]), limit("team", &[], &[(RPM, 60)])] {
         let mut bench = Bench::with_limits(vec![team]);
+        let shown = |bench: &mut Bench| bench.gate.status(bench.now).limits[0].meters[0].clone();
         bench.admit(of_class("person", 1, Priority::High));
         many(&mut bench, 29, || of_class("batch", 1, Priority::Low));
         let made = Call { start_by: bench.now, ..of_class("batch", 1, Priority::Low) };
@@ -203,8 +204,10 @@ fn who_is_held_for_higher_classes_is_told_what_is_kept_and_when_its_part_is_due(
         let Reason::Limit(held) = &refusal.reason else { panic!("{refusal:?}") };
         assert_eq!((held.used, held.kept), (30, 30));
         let first = refusal.retry_after.unwrap();
+        assert_eq!((shown(&mut bench).binds, shown(&mut bench).kept), (false, 0), "nobody waits for it");
         assert!((1..=8).contains(&first.as_secs()), "{first:?}");
         many(&mut bench, 3, || of_class("batch", 1, Priority::Low));
+        assert_eq!((shown(&mut bench).binds, shown(&mut bench).kept), (true, 30));
         let behind = bench.admit(made);
         let later = bench.refusal(behind).unwrap().retry_after.unwrap();
         assert!(later > first, "{first:?} {later:?}");

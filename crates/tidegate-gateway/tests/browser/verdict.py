@@ -62,6 +62,21 @@ def calls_that_different_limits_hold_are_told_with_theirs(tab, gateway, upstream
     expect(tab.title).not_to_contain_text("held back")
 
 
+def what_is_kept_for_higher_priorities_is_told_to_who_waits_for_it(tab, gateway):
+    assert gateway.call(x_tidegate_user="ned", x_tidegate_priority="high") == (200, None)
+    for _ in range(49):
+        assert gateway.call(x_tidegate_user="ned", x_tidegate_priority="low") == (200, None)
+    with ThreadPoolExecutor() as callers:
+        # Meanwhile one or the other may have flowed in.
+        waiting = [callers.submit(gateway.call, x_tidegate_user="ned", x_tidegate_priority="low") for _ in range(3)]
+        expect(tab.title).to_contain_text(
+            "Calls are being held back: those of ned by each_user of ned (requests / min), of which 50 are kept for higher priorities."
+        )
+        expect(tab.page.locator("#limits-rows")).to_contain_text("50 of 100 requests / min kept for higher priorities")
+        assert {call.result() for call in waiting} == {(200, None)}
+    expect(tab.title).not_to_contain_text("held back")
+
+
 def a_limit_that_lets_nothing_through_says_so(tab, gateway):
     assert gateway.call(x_tidegate_user="mallory")[0] == 429
     expect(tab.title).to_contain_text("Calls were refused by each_user (requests / min), which lets nothing through: those of mallory.")
@@ -184,6 +199,7 @@ def main(binary):
         tab.enter(OPERATOR)
         tab.is_live()
         calls_that_different_limits_hold_are_told_with_theirs(tab, gateway, openai)
+        what_is_kept_for_higher_priorities_is_told_to_who_waits_for_it(tab, gateway)
         a_limit_that_lets_nothing_through_says_so(tab, gateway)
         calls_that_wait_to_be_sent_again_are_told_with_what_failed(tab, gateway, openai)
         a_breaker_that_opens_by_itself_is_told_with_whose_calls_it_refuses(tab, gateway, openai)

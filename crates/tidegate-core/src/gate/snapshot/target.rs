@@ -186,6 +186,8 @@ impl KeptTarget {
                 remaining: i64::try_from(level.min(i128::from(kept.meter.limit))).unwrap_or(0),
                 source: if kept.by_headers { "headers" } else { "refusals" },
                 age_seconds: now.since(told_at).as_secs_f64(),
+                binds: false,
+                kept: 0,
             })
         });
         let paces = || self.paces.iter().filter_map(|kept| Some((dimension_of(&kept.dimension)?, kept)));
@@ -195,6 +197,8 @@ impl KeptTarget {
             remaining: i64::try_from(kept.found.burst()).unwrap_or(i64::MAX),
             source: "measured",
             age_seconds: now.since(Time::from_micros(kept.changed_at_micros)).as_secs_f64(),
+            binds: false,
+            kept: 0,
         });
         LearnedStatus {
             name: format!("{upstream}/{model}"),
