@@ -160,7 +160,6 @@ impl Leg {
                 caller_failed: order.passage.as_ref().map_or(&never, |passage| &passage.caller_failed),
             };
             let mut head_at = HeadTime::default();
-            let sent_at = settling.sent_at();
             let came = match settling.permit() {
                 Some(permit) => sending.send(request, permit, &mut head_at).await,
                 // Nothing takes it before the attempt has ended.
@@ -172,12 +171,10 @@ impl Leg {
             if let Some(at) = head_at.first_event {
                 settling.first_event_came(at);
             }
-            let looked_at = head_at.head.unwrap_or_else(Instant::now);
-            so_far.outside += looked_at.saturating_duration_since(sent_at);
             let failed = match came {
                 Came::Reply(reply) => {
                     order.shared.metrics.replied(&self.model.metrics, reply.head.status.as_u16());
-                    order.measure(so_far.outside, stamp);
+                    order.measure(stamp);
                     let end = earliest([attempt_end, order.reply_end]);
                     return Ended::Answer(Ok(order.pass_on(self, *reply, settling, end, stamp)));
                 }
@@ -239,7 +236,7 @@ impl Leg {
         drop(granted);
         let last = match answer {
             Some(answer) => Last::Said(answer, self.upstream.config.idle_timeout),
-            None => Last::Nothing(Box::new(OwnReply::too_late(order.arrived_at.elapsed()))),
+            None => Last::Nothing(Box::new(OwnReply::too_late(order.watch.started_at().elapsed()))),
         };
         let (reason, end) = ("limit", CallEnd::Refused);
         Ended::Cannot(Box::new(Cannot { last, reason, given_up: None, end, limit: None, others_may: false }))
@@ -324,11 +321,12 @@ impl Leg {
         let last = match (failed.reply, given_up) {
             (Some(reply), _) => Last::Said(reply, self.upstream.config.idle_timeout),
             (None, Some(given_up)) => {
-                let given_up = GiveUp { attempts: stamp.attempts, elapsed: order.arrived_at.elapsed(), ..*given_up };
+                let given_up =
+                    GiveUp { attempts: stamp.attempts, elapsed: order.watch.started_at().elapsed(), ..*given_up };
                 Last::Nothing(Box::new(OwnReply::gave_up(&given_up, failed.may_be_billed)))
             }
             (None, None) => {
-                let elapsed = Spoken(order.arrived_at.elapsed());
+                let elapsed = Spoken(order.watch.started_at().elapsed());
                 let message = format!("gave up after 1 attempt in {elapsed}; last: {}.", failed.fault.summary);
                 Last::Nothing(Box::new(OwnReply::upstream_failed(failed.fault.kind, message, failed.may_be_billed)))
             }

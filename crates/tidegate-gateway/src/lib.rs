@@ -45,6 +45,7 @@ mod scrape;
 mod shared;
 mod state;
 mod sticky;
+mod stopwatch;
 mod target;
 mod tls;
 mod token;

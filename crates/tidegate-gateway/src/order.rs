@@ -27,6 +27,7 @@ use crate::metrics::{CallEnd, FELL_BACK, REFUSED};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Settings, Shared};
+use crate::stopwatch::Stopwatch;
 use crate::wishes::Wishes;
 
 static MEASURED: CallLines = CallLines::new("calls were measured");
@@ -55,7 +56,7 @@ pub(crate) struct Order<'r> {
     /// Its body was read, and so its reply is looked at.
     pub(crate) is_read: bool,
     pub(crate) priority: Priority,
-    pub(crate) arrived_at: Instant,
+    pub(crate) watch: &'r Stopwatch,
     /// No attempt starts after this.
     pub(crate) start_by: Time,
     /// No reply begins after this.
@@ -71,8 +72,6 @@ pub(crate) struct Order<'r> {
 pub(crate) struct SoFar {
     /// Waited at the upstreams that have been left.
     pub(crate) queued_for: Duration,
-    /// Spent on waiting for upstreams' replies.
-    pub(crate) outside: Duration,
     /// Attempts that failed and count.
     counted: u32,
     rate_limits: u32,
@@ -270,7 +269,7 @@ impl Order<'_> {
         if cannot.end == CallEnd::Refused {
             self.shared.metrics.refused(cannot.reason);
         }
-        self.measure(so_far.outside, stamp);
+        self.measure(stamp);
         so_far.keep(cannot.last);
         match so_far.last {
             Some(Last::Said(reply, idle)) => Ok(self.last_answer(*reply, idle, stamp)),
@@ -287,10 +286,10 @@ impl Order<'_> {
         }
     }
 
-    /// All the time that was neither the queue's nor the upstream's. Of a call that was never sent it is only logged: refusing is quick,
-    /// and many refusals would make calls seem so.
-    pub(crate) fn measure(&self, outside: Duration, stamp: &Stamp) {
-        let ours = self.arrived_at.elapsed().saturating_sub(outside).saturating_sub(stamp.queued_for);
+    /// All the time in which the call did not wait. Of a call that was never sent it is only logged: refusing is quick, and many
+    /// refusals would make calls seem so.
+    pub(crate) fn measure(&self, stamp: &Stamp) {
+        let ours = self.watch.worked();
         if stamp.attempts > 0 {
             self.shared.metrics.overhead.observe(ours.as_secs_f64());
         }

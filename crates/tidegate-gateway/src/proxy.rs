@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use crate::order::{Answer, Order};
 use crate::refusal::OwnReply;
 use crate::reply::{ReplyBody, Stamp};
 use crate::shared::{Phase, Settings, Shared, unix_now};
+use crate::stopwatch::Stopwatch;
 use crate::websocket::{self, Upgrade};
 use crate::wishes::Wishes;
 
@@ -38,12 +40,12 @@ pub(crate) async fn serve(
     local: IpAddr,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, Infallible> {
-    let arrived_at = Instant::now();
+    let watch = Stopwatch::start();
     if let Some(health) = crate::admin::health(&shared, request.method(), request.uri().path()) {
         return Ok(health);
     }
     let mut stamp = Stamp::for_call(request.headers());
-    let answer = handle(&shared, local, request, arrived_at, &mut stamp).await;
+    let answer = watch.of(pin!(handle(&shared, local, request, &watch, &mut stamp))).await;
     Ok(answer.unwrap_or_else(|own| {
         if ANSWERED.may_tell() {
             tracing::debug!(status = own.status.as_u16(), reason = own.reason(), "answered by tidegate itself");
@@ -56,7 +58,7 @@ async fn handle(
     shared: &Arc<Shared>,
     local: IpAddr,
     mut request: Request<Incoming>,
-    arrived_at: Instant,
+    watch: &Stopwatch,
     stamp: &mut Stamp,
 ) -> Answer {
     let settings = shared.settings.load_full();
@@ -112,7 +114,8 @@ async fn handle(
     let Some(candidates) = settings.candidates(&wanted) else {
         return Err(Box::new(OwnReply::unserved_model(named.unwrap_or(""))));
     };
-    let call_end = wishes.timeout.or(settings.config.policy.retry.total_timeout).map(|after| arrived_at + after);
+    let call_end =
+        wishes.timeout.or(settings.config.policy.retry.total_timeout).map(|after| watch.started_at() + after);
     let now = shared.driver.now();
     let end_by = call_end.map_or(Time::NEVER, |end| now + end.saturating_duration_since(Instant::now()));
     let max_wait = wishes.max_wait(settings.config.policy.queue.max_wait);
@@ -131,11 +134,11 @@ async fn handle(
         passage: passing.map(|body| Arc::new(Passage::new(body))),
         is_read,
         priority: wishes.priority.unwrap_or(identity.caller.default_priority).min(identity.caller.max_priority),
-        arrived_at,
+        watch,
         start_by: (now + max_wait).min(end_by),
         call_end,
         end_by,
-        reply_end: wishes.timeout.map(|after| arrived_at + after),
+        reply_end: wishes.timeout.map(|after| watch.started_at() + after),
     };
     // Last of all: by now it is known whose call for what it is that is refused, and it is counted as such.
     if shared.audit.stands_in_the_way(settings.config.audit.on_failure) {

@@ -75,11 +75,6 @@ impl Settling {
         self.first_byte_after = Some(at.saturating_duration_since(self.sent_at));
     }
 
-    /// When it was sent.
-    pub(crate) const fn sent_at(&self) -> Instant {
-        self.sent_at
-    }
-
     /// The upstream did what was asked.
     pub(crate) fn succeeded(mut self, usage: Option<Usage>) {
         self.used(usage);

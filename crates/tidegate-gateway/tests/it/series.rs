@@ -230,3 +230,35 @@ async fn what_was_learned_before_a_restart_is_shown_by_its_name_after_it() {
     let series = "tidegate_learned_limit{upstream=\"openai\",model=\"gpt-4o\",dimension=\"requests_per_minute\"} 500";
     assert!(text.contains(series) && !text.contains("model=\"other\""), "{text}");
 }
+
+#[tokio::test]
+async fn what_a_caller_or_an_upstream_takes_its_time_for_is_no_overhead() {
+    let (gateway, upstream) = scripted().await;
+    let late = std::time::Duration::from_secs(3);
+    let mut caller = client(&gateway).await;
+    let (first, rest) = CHAT.split_at(CHAT.len() / 2);
+    let length = CHAT.len();
+    caller
+        .write(format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             authorization: Bearer any\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+        ))
+        .await;
+    // It asks for the body now.
+    assert_eq!(caller.head().await.0, "HTTP/1.1 100 Continue");
+    caller.write(first).await;
+    let_pass(late).await;
+    caller.write(rest).await;
+    let (mut peer, _) = upstream.request().await;
+    let_pass(late).await;
+    peer.begin_stream().await;
+    // A whole exchange later it has seen the head.
+    metrics(&gateway).await;
+    let_pass(late).await;
+    peer.chunk("data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n").await;
+    assert_eq!(caller.head().await.0, "HTTP/1.1 200 OK");
+    let series = metrics(&gateway).await;
+    let sum = series.lines().find_map(|line| line.strip_prefix("tidegate_overhead_seconds_sum ")).unwrap();
+    assert!(sum.parse::<f64>().unwrap() < 1.0, "{sum}");
+    assert!(series.contains("tidegate_overhead_seconds_count 1"), "{series}");
+}
