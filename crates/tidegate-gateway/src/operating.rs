@@ -6,6 +6,7 @@
 mod standing;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::shared::{Shared, StartError};
 /// The file's name in the state directory.
 const NAME: &str = "overrides.json";
 const FORMAT: u32 = 1;
-/// A boost that is over is taken out of the file so soon: one that is found there at a start ended while no gateway ran.
+/// A boost that is over is taken out of the file so soon, and a file that could not be written tried again: a boost that is found there at a start ended while no gateway ran.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
@@ -41,6 +42,8 @@ pub(crate) struct Operating {
     path: Option<PathBuf>,
     standing: ArcSwap<Standing>,
     one_at_a_time: tokio::sync::Mutex<()>,
+    /// The file does not have what is in force.
+    is_unkept: AtomicBool,
     /// What had ended when an earlier run's was read: that run saw no end of it.
     ended_unseen: Mutex<Vec<Raised>>,
 }
@@ -93,6 +96,7 @@ impl Operating {
             path,
             standing: ArcSwap::from_pointee(standing),
             one_at_a_time: tokio::sync::Mutex::default(),
+            is_unkept: AtomicBool::new(false),
             ended_unseen: Mutex::new(ended),
         })
     }
@@ -113,7 +117,8 @@ impl Operating {
 
     async fn tidy(&self, audit: &Audit) {
         let ended = std::mem::take(&mut *self.ended_unseen.lock().unwrap_or_else(PoisonError::into_inner));
-        if ended.is_empty() && !self.standing.load().boosts.iter().any(Raised::is_over) {
+        let was_unkept = self.is_unkept.load(Relaxed);
+        if ended.is_empty() && !was_unkept && !self.standing.load().boosts.iter().any(Raised::is_over) {
             return;
         }
         let _one_at_a_time = self.one_at_a_time.lock().await;
@@ -129,8 +134,12 @@ impl Operating {
             let _ = audit.note_durably(record, OnAuditFailure::Continue).await;
             tracing::info!(limit = &*raised.limit, "boost ended at {}, while no gateway ran", raised.until);
         }
-        if let Err(error) = self.keep((*self.now()).clone()).await {
-            tracing::warn!("boosts that are over stay in {NAME}: {error}");
+        match self.keep((*self.now()).clone()).await {
+            Ok(()) if was_unkept => {
+                tracing::info!("{NAME} is written again: what operators said outlives this process")
+            }
+            Err(error) if !was_unkept => tracing::warn!("boosts that are over stay in {NAME}: {error}"),
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -154,6 +163,7 @@ impl Operating {
         Arc::new(standing)
     }
 
+    /// Puts it in force, and keeps it for the next start; else why it is not kept. That is tried again.
     async fn keep(&self, standing: Standing) -> Result<(), String> {
         let kept = serde_json::to_vec(&Kept { format: FORMAT, standing: standing.clone() });
         self.standing.store(Arc::new(standing));
@@ -162,10 +172,13 @@ impl Operating {
         };
         let text = kept.map_err(|error| error.to_string())?;
         let written = tokio::task::spawn_blocking(move || {
-            write_whole(&path, &text)
-                .map_err(|error| format!("{} cannot be written: {error}; it ends with this process", path.display()))
+            write_whole(&path, &text).map_err(|error| {
+                format!("{} cannot be written: {error}; until it can, it ends with this process", path.display())
+            })
         });
-        written.await.unwrap_or_else(|_| Err("this process is about to end".to_owned()))
+        let written = written.await.unwrap_or_else(|_| Err("this process is about to end".to_owned()));
+        self.is_unkept.store(written.is_err(), Relaxed);
+        written
     }
 }
 
@@ -204,7 +217,11 @@ where
         if standing != *before {
             standing.version += 1;
             let overrides = standing.overrides();
-            done.warnings.extend(shared.operating.keep(standing).await.err());
+            if let Err(unkept) = shared.operating.keep(standing).await {
+                // What the trail tells of would end with a crash, and nobody would know.
+                shared.audit.note(about(&said, format!("{} not kept", said.what), &unkept));
+                done.warnings.push(unkept);
+            }
             shared.driver.with(|gate, now| gate.override_with(overrides, now));
         }
         tracing::info!(
@@ -222,6 +239,19 @@ where
     changing.await.unwrap_or_else(|_| Err(Box::new(OwnReply::draining())))
 }
 
+/// A record of what became of what `said` tells of.
+fn about(said: &Record, what: String, why: &str) -> Record {
+    Record {
+        who: said.who.clone(),
+        why: Some(why.into()),
+        target: said.target.clone(),
+        limit: said.limit.clone(),
+        before: said.before.clone(),
+        after: said.after.clone(),
+        ..Record::new(said.kind, what)
+    }
+}
+
 /// Does what is recorded already as `said`; where it cannot be done, that is recorded too.
 async fn carry_out(shared: &Arc<Shared>, act: Act, said: &Record) -> Result<(), Box<OwnReply>> {
     let acting = shared.clone();
@@ -231,15 +261,7 @@ async fn carry_out(shared: &Arc<Shared>, act: Act, said: &Record) -> Result<(), 
         Ok(Err(why)) => why,
         Err(_) => "this process is about to end".to_owned(),
     };
-    shared.audit.note(Record {
-        who: said.who.clone(),
-        why: Some(why.as_str().into()),
-        target: said.target.clone(),
-        limit: said.limit.clone(),
-        before: said.before.clone(),
-        after: said.after.clone(),
-        ..Record::new(said.kind, format!("{} failed", said.what))
-    });
+    shared.audit.note(about(said, format!("{} failed", said.what), &why));
     Err(Box::new(OwnReply::unchanged(&why)))
 }
 

@@ -104,7 +104,8 @@ impl Shared {
                  api_key; restart it to listen elsewhere"
             )));
         }
-        let waiting = self.waits_for_restart(&settings.config);
+        let mut waiting = self.waits_for_restart(&settings.config);
+        waiting.extend(self.operating.now().without_limit(&settings.config.policy.limits));
         for what in &waiting {
             tracing::warn!("{what}");
         }

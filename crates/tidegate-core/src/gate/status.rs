@@ -238,9 +238,14 @@ impl Gate {
         self.ledger.shadow_held()
     }
 
-    /// The levels of configured limits.
+    /// The levels of limits that are configured. What a reload took away may still be charged by calls under way, but binds nobody.
     pub(super) fn shown_levels(&self) -> impl Iterator<Item = &Level> {
-        self.ledger.levels.iter().map(|(_, level)| level).filter(|level| matches!(level.source, Source::Configured(_)))
+        let is_there = |level: &Level| {
+            let scopes = || key_parts(&level.key).map(|(scope, _)| scope);
+            self.ledger.limits.iter().any(|limit| limit.name == level.name && scopes().eq(limit.per.iter().copied()))
+        };
+        let of_limits = |level: &&Level| matches!(level.source, Source::Configured(_));
+        self.ledger.levels.iter().map(|(_, level)| level).filter(of_limits).filter(move |level| is_there(level))
     }
 
     /// The dimensions of a level that bound anything.

@@ -22,6 +22,8 @@ const FACTOR_MAX: f64 = 1000.0;
 const LASTING_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Boosts in force at one time: each is looked at for each new level.
 const BOOSTS_MAX: usize = 256;
+/// How a limit stands that nobody has raised.
+const PLAIN: &str = "× 1";
 const PATTERN_CHARS_MAX: usize = 256;
 
 #[derive(Deserialize)]
@@ -102,18 +104,21 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
     let matching: BTreeMap<String, Arc<str>> =
         matching.into_iter().map(|(scope, pattern)| (scope, pattern.into())).collect();
     let done = operating::change(&ask.shared, move |shared, standing| {
-        let settings = shared.settings.load();
-        let limit = find(&settings.config.policy.limits, &name)?;
-        check(limit, &matching)?;
+        let ends = factor == 1.0;
+        // A limit that is no longer configured may be raised still.
+        if !ends || !standing.boosts.iter().any(|raised| raised.limit == name) {
+            let settings = shared.settings.load();
+            check(find(&settings.config.policy.limits, &name)?, &matching)?;
+        }
         let said = Said::now(by.clone(), reason.clone());
-        let raised = Raised::new(name, factor, matching, lasting, said);
-        let (before, after) = replace(standing, raised);
+        let raised = Raised::new(name.clone(), factor, matching, lasting, said);
+        let (before, after) = if ends { end(standing, &raised)? } else { replace(standing, raised) };
         if standing.boosts.len() > BOOSTS_MAX {
             let message = format!("there are {BOOSTS_MAX} boosts already; end one of them with factor 1");
             return Err(Box::new(OwnReply::invalid_body(message)));
         }
         let record = Record {
-            limit: Some(limit.name.clone()),
+            limit: Some(name),
             who: Some(by),
             why: reason,
             before: Some(before.into()),
@@ -146,14 +151,31 @@ pub fn boost_lasting(written: &str) -> Result<Duration, String> {
 /// Puts a boost in the place of one that selects the same levels; how these stood before, and how they will.
 fn replace(standing: &mut Standing, raised: Raised) -> (String, String) {
     let is_same = |other: &Raised| other.limit == raised.limit && other.matching == raised.matching;
-    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| "× 1".to_owned(), Raised::shown);
+    let before = standing.boosts.iter().find(|other| is_same(other)).map_or_else(|| PLAIN.to_owned(), Raised::shown);
     standing.boosts.retain(|other| !is_same(other));
-    if raised.factor == 1.0 {
-        return (before, "× 1".to_owned());
-    }
     let after = raised.shown();
     standing.boosts.push(raised);
     (before, after)
+}
+
+/// Ends the boost that selects the same levels, or, where none are selected, all of the limit; how it stood before, and how it will.
+fn end(standing: &mut Standing, raised: &Raised) -> Result<(String, String), Box<OwnReply>> {
+    let boosts = std::mem::take(&mut standing.boosts);
+    let (of_limit, others): (Vec<_>, Vec<_>) = boosts.into_iter().partition(|other| other.limit == raised.limit);
+    let is_meant = |other: &Raised| raised.matching.is_empty() || other.matching == raised.matching;
+    let (over, rest): (Vec<_>, Vec<_>) = of_limit.into_iter().partition(is_meant);
+    let shown = |boosts: &[Raised]| boosts.iter().map(Raised::shown).collect::<Vec<_>>().join("; ");
+    let still = shown(&rest);
+    if over.is_empty() && !rest.is_empty() {
+        let message = format!(
+            "no boost of \"{}\" has this match, so none was ended; in force: {still}; without match all of them end",
+            raised.limit
+        );
+        return Err(Box::new(OwnReply::invalid_body(message)));
+    }
+    standing.boosts = others.into_iter().chain(rest).collect();
+    let before = if over.is_empty() { PLAIN.to_owned() } else { shown(&over) };
+    Ok((before, PLAIN.to_owned()))
 }
 
 fn find<'l>(limits: &'l [Limit], name: &str) -> Result<&'l Limit, Box<OwnReply>> {

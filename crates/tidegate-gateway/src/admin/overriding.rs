@@ -28,6 +28,9 @@ impl Fields for WithReason {
     }
 }
 
+/// No model's name is longer.
+const MODEL_CHARS_MAX: usize = 256;
+
 /// What is done to a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ToBreaker {
@@ -71,22 +74,30 @@ pub(super) async fn reason_of(ask: &mut Ask) -> Result<Option<Arc<str>>, Box<Own
 pub(super) async fn breaker(mut ask: Ask, to: ToBreaker) -> Answer {
     let reason = reason_of(&mut ask).await?;
     let (name, by): (Arc<str>, _) = (ask.name.into(), ask.by);
+    let is_new = !breaker_states(&ask.shared).iter().any(|(known, _)| **known == *name);
+    let called = name.clone();
     let done = operating::change(&ask.shared, move |shared, standing| {
         let states = breaker_states(shared);
-        let Some((_, before)) = states.iter().find(|(known, _)| **known == *name) else {
-            let known = states.iter().map(|(known, _)| known.as_str());
-            return Err(Box::new(OwnReply::not_known("breaker", &name, known)));
+        let holds = matches!(to, ToBreaker::ForceOpen | ToBreaker::ForceClosed);
+        let before = match states.iter().find(|(known, _)| **known == *name) {
+            Some((_, before)) => *before,
+            // Held from the first call on: nobody has to let one through for that.
+            None if holds && could_be(shared, &name) => BreakerState::Closed.name(),
+            None => {
+                let known = states.iter().map(|(known, _)| known.as_str());
+                return Err(Box::new(OwnReply::not_known("breaker", &name, known)));
+            }
         };
         let record = Record {
             target: Some(name.clone()),
             who: Some(by.clone()),
             why: reason.clone(),
-            before: Some((*before).into()),
+            before: Some(before.into()),
             after: Some(to.state().name().into()),
             ..Record::new(Kind::Override, to.word())
         };
         standing.release(&name);
-        if matches!(to, ToBreaker::ForceOpen | ToBreaker::ForceClosed) {
+        if holds {
             let said = Said::now(by, reason);
             standing.breakers.push(Held { name: name.clone(), state: to.state().name().to_owned(), said });
         }
@@ -95,7 +106,21 @@ pub(super) async fn breaker(mut ask: Ask, to: ToBreaker) -> Answer {
         });
         Ok(Change { record, act })
     });
-    json(&done.await?)
+    let mut done = done.await?;
+    if is_new {
+        done.warnings
+            .push(format!("no call has gone to {called} since the start: make sure that the model's name is right"));
+    }
+    json(&done)
+}
+
+/// Whether calls could go to that: a model, as far as the name says, of an upstream that there is.
+fn could_be(shared: &Shared, name: &str) -> bool {
+    let upstreams = &shared.settings.load().config.policy.upstreams;
+    name.split_once('/').is_some_and(|(upstream, model)| {
+        let is_there = upstreams.iter().any(|known| *known.name == *upstream);
+        is_there && (1..=MODEL_CHARS_MAX).contains(&model.chars().count()) && !model.chars().any(char::is_control)
+    })
 }
 
 /// Every breaker, and its state.

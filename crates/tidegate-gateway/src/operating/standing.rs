@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tidegate_core::breaker::BreakerState;
 use tidegate_core::gate::{Boost, Overrides};
-use tidegate_core::limit::Scope;
+use tidegate_core::limit::{Limit, Scope};
 use tidegate_core::time::Time;
 
 use crate::shared::unix_now;
@@ -125,6 +125,21 @@ impl Standing {
     /// Lets go of a breaker.
     pub(crate) fn release(&mut self, name: &str) {
         self.breakers.retain(|held| &*held.name != name);
+    }
+
+    /// Boosts that raise nothing, as no limit has their name.
+    pub(crate) fn without_limit(&self, limits: &[Limit]) -> Vec<String> {
+        let is_there = |raised: &&Raised| limits.iter().any(|limit| limit.name == raised.limit);
+        let idle = self.boosts.iter().filter(|raised| !is_there(raised)).map(|raised| {
+            format!(
+                "there is no limit \"{0}\" any more, but a boost of it, {1}, {2}; should the name return, it is raised: \
+                 `tidegate admin limits boost {0} --factor 1` ends that",
+                raised.limit,
+                raised.shown(),
+                raised.said
+            )
+        });
+        idle.collect()
     }
 
     /// Each part of it for people.

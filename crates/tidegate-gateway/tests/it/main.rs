@@ -12,6 +12,7 @@ mod ending;
 mod keys;
 mod learning;
 mod operating;
+mod overriding;
 mod passing;
 mod refusing;
 mod reloading;
