@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use tidegate_watch::audit::{self, CSV_HEADER, Entry, Filter, Kind, PAGE, Pseudonyms, Reader, Verified};
 
 use crate::config_files::ConfigFiles;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, print, unwritten};
 use crate::state_dir;
 
 /// How often `tail` looks for more.
@@ -218,7 +218,7 @@ fn write(out: &mut impl Write, page: &[Entry], line: fn(&Entry) -> String) -> Re
     match page.iter().try_for_each(|entry| writeln!(out, "{}", line(entry))).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::Failed(format!("cannot write to standard output: {error}"))),
+        Err(error) => Err(unwritten(error)),
     }
 }
 

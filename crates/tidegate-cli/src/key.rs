@@ -19,7 +19,7 @@ use self::new::NewArgs;
 use crate::admin::client::{Admin, Reach, Reached, in_path};
 use crate::admin::{reason, told};
 use crate::config_files::ConfigFiles;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, deliver, print};
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
@@ -94,15 +94,15 @@ fn online(mode: KeyMode, admin: &Admin, reason: Option<String>, as_json: bool) -
     }
 }
 
-/// The key alone on standard output, for scripts.
+/// The key alone on standard output, for scripts. Where nobody gets it, nobody will.
 fn shown_once(made: &Value, as_json: bool) -> Result<(), Failure> {
     if as_json {
-        return print(&made.to_string());
+        return deliver(&made.to_string());
     }
     for warning in made["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         tracing::warn!("{warning}");
     }
-    print(made["key"].as_str().unwrap_or_default())
+    deliver(made["key"].as_str().unwrap_or_default())
 }
 
 fn list(told: &Value, as_json: bool) -> Result<(), Failure> {

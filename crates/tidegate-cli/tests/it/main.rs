@@ -12,6 +12,7 @@ mod key_trail;
 mod key_waits;
 mod logs;
 mod logs_unread;
+mod pipes;
 mod plan;
 mod process;
 mod run;
