@@ -11,7 +11,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tidegate_core::config::OnAuditFailure;
+use tidegate_core::config::{Config, OnAuditFailure};
 use tidegate_gateway::MadeKeys;
 use tidegate_watch::audit::{Kind, Record, Trail, TrailDown, TrailOptions};
 
@@ -75,7 +75,10 @@ pub(crate) fn run(args: KeyArgs) -> Result<(), Failure> {
     }
     match reach.gateway_or_state()? {
         Reached::Gateway(admin) => online(mode, &admin, reason, json),
-        Reached::State(state) => Offline { dir: state.path(), config, reason, json }.run(mode),
+        Reached::State(state) => {
+            let config = ConfigFiles::new(config).read()?;
+            Offline { dir: state.path(), config, reason, json }.run(mode)
+        }
     }
 }
 
@@ -127,7 +130,7 @@ fn list(told: &Value, as_json: bool) -> Result<(), Failure> {
 /// No gateway runs: the state directory is this process's alone.
 struct Offline<'d> {
     dir: &'d Path,
-    config: Vec<PathBuf>,
+    config: Config,
     reason: Option<String>,
     json: bool,
 }
@@ -136,35 +139,22 @@ impl Offline<'_> {
     fn run(self, mode: KeyMode) -> Result<(), Failure> {
         let failed = |fault: tidegate_gateway::KeyFault| Failure::Failed(fault.to_string());
         let mut keys = MadeKeys::load(self.dir).map_err(failed)?;
+        let configured = &self.config.keys;
         match mode {
             KeyMode::New(new) => {
                 let new = new.key(None);
                 let name: Arc<str> = new.name.as_str().into();
-                let configured = ConfigFiles::new(self.config.clone()).read()?.keys;
-                if configured.iter().any(|key| key.name == name) {
-                    return Err(Failure::Failed(format!("there is a key \"{name}\" in the configuration already")));
-                }
-                let secret = keys.make(new, LOCAL.into()).map_err(failed)?;
+                let secret = keys.make(new, LOCAL.into(), configured).map_err(failed)?;
                 self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
                 keys.save(self.dir).map_err(failed)?;
                 shown_once(&json!({ "name": name, "key": secret }), self.json)
             }
             KeyMode::List => {
-                let keys: Vec<Value> = keys
-                    .all()
-                    .iter()
-                    .map(|made| {
-                        let mut key = serde_json::to_value(&made.key).unwrap_or_default();
-                        key["created_by"] = (&*made.created_by).into();
-                        key["created_at"] = made.created_at.as_str().into();
-                        key["origin"] = "state directory".into();
-                        key
-                    })
-                    .collect();
-                list(&json!({ "keys": keys }), self.json)
+                let told = serde_json::to_value(keys.listed(configured));
+                list(&told.map_err(|error| Failure::Failed(error.to_string()))?, self.json)
             }
             KeyMode::Revoke { name } => {
-                keys.revoke(&name).map_err(failed)?;
+                keys.revoke(&name, configured).map_err(failed)?;
                 let name: Arc<str> = name.into();
                 self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
                 keys.save(self.dir).map_err(failed)?;
@@ -175,7 +165,7 @@ impl Offline<'_> {
 
     /// Writes it into the trail before it takes effect, as a gateway does.
     fn record(&self, record: Record) -> Result<(), Failure> {
-        let audit = ConfigFiles::new(self.config.clone()).read()?.audit;
+        let audit = &self.config.audit;
         let record = Record { who: Some(LOCAL.into()), why: self.reason.as_deref().map(Into::into), ..record };
         let options = TrailOptions { retention: audit.retention, ..TrailOptions::new(self.dir.join(&audit.path)) };
         let written = Trail::start(options).map_err(|error| error.to_string()).and_then(|trail| {

@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod gateway;
 mod held_stream;
+mod key_offline;
 mod key_trail;
 mod key_waits;
 mod logs;
