@@ -23,6 +23,8 @@ use crate::outcome::{Failure, deliver, print};
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
+/// Of the first key.
+const NEEDED_NOW: &str = "from now on calls need a key";
 /// How long an audit trail is waited for that somebody has locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is tried meanwhile.
@@ -144,10 +146,14 @@ impl Offline<'_> {
             KeyMode::New(new) => {
                 let new = new.key(None);
                 let name: Arc<str> = new.name.as_str().into();
+                let needed_before = keys.listed(configured).needed;
                 let secret = keys.make(new, LOCAL.into(), configured).map_err(failed)?;
-                self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
+                let unrecorded =
+                    self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
                 keys.save(self.dir).map_err(failed)?;
-                shown_once(&json!({ "name": name, "key": secret }), self.json)
+                let needed_now = (!needed_before).then(|| NEEDED_NOW.to_owned());
+                let done = json!({ "name": name, "key": secret, "what": "created", "after": name });
+                shown_once(&with_warnings(done, unrecorded, needed_now), self.json)
             }
             KeyMode::List => {
                 let told = serde_json::to_value(keys.listed(configured));
@@ -156,15 +162,16 @@ impl Offline<'_> {
             KeyMode::Revoke { name } => {
                 keys.revoke(&name, configured).map_err(failed)?;
                 let name: Arc<str> = name.into();
-                self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
+                let unrecorded =
+                    self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
                 keys.save(self.dir).map_err(failed)?;
-                told(&json!({ "what": "revoked", "before": &*name }), self.json)
+                told(&with_warnings(json!({ "what": "revoked", "before": name }), unrecorded, None), self.json)
             }
         }
     }
 
-    /// Writes it into the trail before it takes effect, as a gateway does.
-    fn record(&self, record: Record) -> Result<(), Failure> {
+    /// Writes it into the trail before it takes effect, as a gateway does. Some: it is not there yet, and why.
+    fn record(&self, record: Record) -> Result<Option<String>, Failure> {
         let audit = &self.config.audit;
         let record = Record { who: Some(LOCAL.into()), why: self.reason.as_deref().map(Into::into), ..record };
         let options = TrailOptions { retention: audit.retention, ..TrailOptions::new(self.dir.join(&audit.path)) };
@@ -179,16 +186,23 @@ impl Offline<'_> {
             // Its end leaves what is not written beside it, and says so: before the key is kept.
         });
         match written {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(None),
             Err(why) if audit.on_failure == OnAuditFailure::Refuse => {
                 Err(Failure::Failed(format!("{why}; nothing has changed")))
             }
-            Err(why) => {
-                tracing::warn!("the change of the key takes effect before it is in the audit trail: {why}");
-                Ok(())
-            }
+            Err(why) => Ok(Some(format!("the change of the key takes effect before it is in the audit trail: {why}"))),
         }
     }
+}
+
+/// What was done as a gateway tells it.
+fn with_warnings(mut done: Value, unrecorded: Option<String>, more: Option<String>) -> Value {
+    done["recorded"] = unrecorded.is_none().into();
+    let warnings: Vec<String> = unrecorded.into_iter().chain(more).collect();
+    if !warnings.is_empty() {
+        done["warnings"] = warnings.into();
+    }
+    done
 }
 
 /// Tries until it can be done, or for a while.

@@ -22,6 +22,28 @@ fn place() -> Place {
 const ASKED: [&[&str]; 6] =
     [&["list"], &["list", "--json"], &["revoke", "conf"], &["revoke", "nobody"], &["new", "conf"], &["new", "made"]];
 
+#[test]
+fn what_was_done_is_told_as_through_a_gateway() {
+    let changes = |place: &Place| {
+        [&["new", "first"][..], &["new", "second"], &["revoke", "first"]].map(|change| {
+            let ended = place.run(&[&["key"], change, &["--json"]].concat());
+            let mut done: Value =
+                serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+            if change[0] == "new" {
+                assert!(done["key"].take().as_str().is_some_and(|key| key.starts_with("tg-")), "{ended:?}");
+            }
+            done
+        })
+    };
+    let [offline, online] = [Place::new(), Place::new()];
+    let gateway = online.start(&SIM);
+    let told = changes(&offline);
+    assert_eq!(told, changes(&online));
+    assert_eq!(stop(gateway).code, Some(0));
+    assert_eq!(told[0]["warnings"], serde_json::json!(["from now on calls need a key"]));
+    assert_eq!(told[2], serde_json::json!({ "what": "revoked", "before": "first", "recorded": true }));
+}
+
 /// What comes of each, without the lines of the log.
 fn told(place: &Place) -> Vec<Ended> {
     let each = ASKED.iter().map(|asked| {
