@@ -104,7 +104,7 @@ pub struct NewKey {
 
 /// A key that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeKey {
+pub(crate) struct MadeKey {
     /// 64 hexadecimal digits.
     sha256: String,
     /// Who made it.
