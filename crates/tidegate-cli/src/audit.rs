@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use tidegate_watch::audit::{self, CSV_HEADER, Entry, Filter, Kind, PAGE, Pseudonyms, Reader, Verified};
 
 use crate::config_files::ConfigFiles;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, print, unwritten};
 use crate::state_dir;
 
 /// How often `tail` looks for more.
@@ -30,7 +30,7 @@ enum AuditMode {
     Tail(TailArgs),
     /// Prints records, the oldest first
     Query(QueryArgs),
-    /// Finds records that were edited, removed, reordered or cut off; exit code 1 if any were
+    /// Finds records that were edited, removed, reordered or cut off; exit code 1 if any were, or if a start found that they may be
     Verify(VerifyArgs),
     /// Writes records for other programs
     Export(ExportArgs),
@@ -218,7 +218,7 @@ fn write(out: &mut impl Write, page: &[Entry], line: fn(&Entry) -> String) -> Re
     match page.iter().try_for_each(|entry| writeln!(out, "{}", line(entry))).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::Failed(format!("cannot write to standard output: {error}"))),
+        Err(error) => Err(unwritten(error)),
     }
 }
 
@@ -257,9 +257,7 @@ fn verify(trail: &Trail) -> Result<(), Failure> {
         print(&format!("note: {} could not be kept when they came; see --kind gap", count(*lost, "record")))?;
     }
     for (sequence, how) in breaks {
-        print(&format!(
-            "note: record {sequence} tells that {how}: whether what stood before it was cut off there, nobody can tell"
-        ))?;
+        print(&format!("broken: record {sequence} tells that {how}: nobody can tell here what was cut off before it"))?;
     }
     if *left > 0 && audit::is_being_written(&path) {
         print(&format!("note: {} wait to be written", count(*left, "record")))?;
@@ -282,12 +280,25 @@ fn verify(trail: &Trail) -> Result<(), Failure> {
     } else {
         "no records".to_owned()
     };
-    if *fault_count == 0 {
-        print(&format!("ok: {range}; head {}:{}", end.sequence, end.hash))
-    } else {
-        print(&format!("not as written: {range}; {}", count(*fault_count, "fault")))?;
-        Err(Failure::Ended(1))
+    if verified.is_proven() {
+        return print(&format!("ok: {range}; head {}:{}", end.sequence, end.hash));
     }
+    if let Some((newest, _)) = breaks.last() {
+        print(&format!(
+            "note: compare what stands before record {newest} with an export or a head that was kept elsewhere; verify \
+             exits with 1 until the retention of that record is over, or a new trail is begun"
+        ))?;
+    }
+    match fault_count {
+        0 => print(&format!(
+            "not proven: {range}; {}; head {}:{}",
+            count(breaks.len() as u64, "break"),
+            end.sequence,
+            end.hash
+        ))?,
+        _ => print(&format!("not as written: {range}; {}", count(*fault_count, "fault")))?,
+    }
+    Err(Failure::Ended(1))
 }
 
 /// So many of them, in words: `1 fault`, `2 faults`.

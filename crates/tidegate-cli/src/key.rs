@@ -11,7 +11,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tidegate_core::config::OnAuditFailure;
+use tidegate_core::config::{Config, OnAuditFailure};
 use tidegate_gateway::MadeKeys;
 use tidegate_watch::audit::{Kind, Record, Trail, TrailDown, TrailOptions};
 
@@ -19,10 +19,12 @@ use self::new::NewArgs;
 use crate::admin::client::{Admin, Reach, Reached, in_path};
 use crate::admin::{reason, told};
 use crate::config_files::ConfigFiles;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, deliver, print};
 
 /// Who the one is that can write the state directory.
 const LOCAL: &str = "local";
+/// Of the first key.
+const NEEDED_NOW: &str = "from now on calls need a key";
 /// How long an audit trail is waited for that somebody has locked.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is tried meanwhile.
@@ -75,7 +77,10 @@ pub(crate) fn run(args: KeyArgs) -> Result<(), Failure> {
     }
     match reach.gateway_or_state()? {
         Reached::Gateway(admin) => online(mode, &admin, reason, json),
-        Reached::State(state) => Offline { dir: state.path(), config, reason, json }.run(mode),
+        Reached::State(state) => {
+            let config = ConfigFiles::new(config).read()?;
+            Offline { dir: state.path(), config, reason, json }.run(mode)
+        }
     }
 }
 
@@ -94,15 +99,15 @@ fn online(mode: KeyMode, admin: &Admin, reason: Option<String>, as_json: bool) -
     }
 }
 
-/// The key alone on standard output, for scripts.
+/// The key alone on standard output, for scripts. Where nobody gets it, nobody will.
 fn shown_once(made: &Value, as_json: bool) -> Result<(), Failure> {
     if as_json {
-        return print(&made.to_string());
+        return deliver(&made.to_string());
     }
     for warning in made["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         tracing::warn!("{warning}");
     }
-    print(made["key"].as_str().unwrap_or_default())
+    deliver(made["key"].as_str().unwrap_or_default())
 }
 
 fn list(told: &Value, as_json: bool) -> Result<(), Failure> {
@@ -127,7 +132,7 @@ fn list(told: &Value, as_json: bool) -> Result<(), Failure> {
 /// No gateway runs: the state directory is this process's alone.
 struct Offline<'d> {
     dir: &'d Path,
-    config: Vec<PathBuf>,
+    config: Config,
     reason: Option<String>,
     json: bool,
 }
@@ -136,46 +141,38 @@ impl Offline<'_> {
     fn run(self, mode: KeyMode) -> Result<(), Failure> {
         let failed = |fault: tidegate_gateway::KeyFault| Failure::Failed(fault.to_string());
         let mut keys = MadeKeys::load(self.dir).map_err(failed)?;
+        let configured = &self.config.keys;
         match mode {
             KeyMode::New(new) => {
                 let new = new.key(None);
                 let name: Arc<str> = new.name.as_str().into();
-                let configured = ConfigFiles::new(self.config.clone()).read()?.keys;
-                if configured.iter().any(|key| key.name == name) {
-                    return Err(Failure::Failed(format!("there is a key \"{name}\" in the configuration already")));
-                }
-                let secret = keys.make(new, LOCAL.into()).map_err(failed)?;
-                self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
+                let needed_before = keys.listed(configured).needed;
+                let secret = keys.make(new, LOCAL.into(), configured).map_err(failed)?;
+                let unrecorded =
+                    self.record(Record { after: Some(name.clone()), ..Record::new(Kind::Key, "created") })?;
                 keys.save(self.dir).map_err(failed)?;
-                shown_once(&json!({ "name": name, "key": secret }), self.json)
+                let needed_now = (!needed_before).then(|| NEEDED_NOW.to_owned());
+                let done = json!({ "name": name, "key": secret, "what": "created", "after": name });
+                shown_once(&with_warnings(done, unrecorded, needed_now), self.json)
             }
             KeyMode::List => {
-                let keys: Vec<Value> = keys
-                    .all()
-                    .iter()
-                    .map(|made| {
-                        let mut key = serde_json::to_value(&made.key).unwrap_or_default();
-                        key["created_by"] = (&*made.created_by).into();
-                        key["created_at"] = made.created_at.as_str().into();
-                        key["origin"] = "state directory".into();
-                        key
-                    })
-                    .collect();
-                list(&json!({ "keys": keys }), self.json)
+                let told = serde_json::to_value(keys.listed(configured));
+                list(&told.map_err(|error| Failure::Failed(error.to_string()))?, self.json)
             }
             KeyMode::Revoke { name } => {
-                keys.revoke(&name).map_err(failed)?;
+                keys.revoke(&name, configured).map_err(failed)?;
                 let name: Arc<str> = name.into();
-                self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
+                let unrecorded =
+                    self.record(Record { before: Some(name.clone()), ..Record::new(Kind::Key, "revoked") })?;
                 keys.save(self.dir).map_err(failed)?;
-                told(&json!({ "what": "revoked", "before": &*name }), self.json)
+                told(&with_warnings(json!({ "what": "revoked", "before": name }), unrecorded, None), self.json)
             }
         }
     }
 
-    /// Writes it into the trail before it takes effect, as a gateway does.
-    fn record(&self, record: Record) -> Result<(), Failure> {
-        let audit = ConfigFiles::new(self.config.clone()).read()?.audit;
+    /// Writes it into the trail before it takes effect, as a gateway does. Some: it is not there yet, and why.
+    fn record(&self, record: Record) -> Result<Option<String>, Failure> {
+        let audit = &self.config.audit;
         let record = Record { who: Some(LOCAL.into()), why: self.reason.as_deref().map(Into::into), ..record };
         let options = TrailOptions { retention: audit.retention, ..TrailOptions::new(self.dir.join(&audit.path)) };
         let written = Trail::start(options).map_err(|error| error.to_string()).and_then(|trail| {
@@ -189,16 +186,23 @@ impl Offline<'_> {
             // Its end leaves what is not written beside it, and says so: before the key is kept.
         });
         match written {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(None),
             Err(why) if audit.on_failure == OnAuditFailure::Refuse => {
                 Err(Failure::Failed(format!("{why}; nothing has changed")))
             }
-            Err(why) => {
-                tracing::warn!("the change of the key takes effect before it is in the audit trail: {why}");
-                Ok(())
-            }
+            Err(why) => Ok(Some(format!("the change of the key takes effect before it is in the audit trail: {why}"))),
         }
     }
+}
+
+/// What was done as a gateway tells it.
+fn with_warnings(mut done: Value, unrecorded: Option<String>, more: Option<String>) -> Value {
+    done["recorded"] = unrecorded.is_none().into();
+    let warnings: Vec<String> = unrecorded.into_iter().chain(more).collect();
+    if !warnings.is_empty() {
+        done["warnings"] = warnings.into();
+    }
+    done
 }
 
 /// Tries until it can be done, or for a while.

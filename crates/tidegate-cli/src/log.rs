@@ -35,7 +35,7 @@ pub(crate) fn start(args: &LogArgs, level: &str) {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| queue::Lines);
     match args.log_format {
         LogFormat::Text => lines.with_ansi(wants_color()).with_target(false).init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_target(false).init(),
     }
     if let Some(error) = unreadable {
         tracing::warn!("RUST_LOG=\"{written}\" is no filter ({error}); write a level such as \"debug\"");

@@ -1,6 +1,6 @@
 //! Decides how a mode ends: what is said on standard error, and the exit code.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::log;
@@ -31,10 +31,25 @@ pub(crate) fn exit_code(ended: Result<(), Failure>) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Writes a result to standard output.
+/// Writes a result to standard output. Nobody who reads it any more, as behind `| head`, is no failure.
 pub(crate) fn print(line: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .map_err(|error| Failure::Failed(format!("cannot write to standard output: {error}")))
+    match write(line) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(unwritten),
+    }
+}
+
+/// As [`print`], of what somebody has to get: it is a failure too where nobody reads it.
+pub(crate) fn deliver(line: &str) -> Result<(), Failure> {
+    write(line).map_err(unwritten)
+}
+
+fn write(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush())
+}
+
+/// That standard output cannot be written.
+pub(crate) fn unwritten(error: io::Error) -> Failure {
+    Failure::Failed(format!("cannot write to standard output: {error}"))
 }

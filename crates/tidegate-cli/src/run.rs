@@ -16,7 +16,7 @@ use tidegate_core::openai::models::ModelGroups;
 
 use crate::config_files::ConfigFiles;
 use crate::log;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, deliver, print};
 use crate::serve::{self, API_KEY_VARIABLE, INTERRUPTED, upstream_url};
 use crate::signals::Signals;
 use crate::state_dir::StateDir;
@@ -334,7 +334,7 @@ fn say(summary: &Summary, is_json: bool, to_stdout: bool) -> Result<(), Failure>
         summary.to_string()
     };
     if !to_stdout {
-        return print(&text);
+        return deliver(&text);
     }
     log::say(&text);
     Ok(())

@@ -11,7 +11,7 @@ use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::{ConfigFault, ConfigFiles};
 use crate::log;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, deliver};
 use crate::signals::{Asked, Signals};
 use crate::sim;
 use crate::state_dir::StateDir;
@@ -133,7 +133,7 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     })
     .await
     .map_err(start_failure)?;
-    print(&ready_line(&gateway, scheme))?;
+    deliver(&ready_line(&gateway, scheme))?;
 
     while signals.next().await == Asked::Reload {
         // Logged there, either way.

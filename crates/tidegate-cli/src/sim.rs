@@ -10,7 +10,7 @@ use tidegate_gateway::ListenError;
 use tidegate_sim::{Options, Scenario, Simulator};
 
 use crate::config_files::read_text;
-use crate::outcome::{Failure, print};
+use crate::outcome::{Failure, deliver};
 use crate::serve;
 use crate::signals::Signals;
 
@@ -65,7 +65,7 @@ async fn simulate(args: SimArgs) -> Result<(), Failure> {
     let options = Options { seed: args.seed, speed: args.speed, request_log: args.request_log };
     let mut signals = Signals::new().map_err(|error| Failure::Failed(format!("cannot wait for signals: {error}")))?;
     let simulator = start(scenario, options, args.listen.socket()).await?;
-    print(&format!("tidegate sim ready api={}", simulator.base_url()))?;
+    deliver(&format!("tidegate sim ready api={}", simulator.base_url()))?;
     signals.stop().await;
     simulator.shutdown().await;
     Ok(())

@@ -4,6 +4,7 @@
 //! kept. Where that file is there, calls need a key, even if it has none left: to revoke the last one must not let everybody in.
 
 mod fields;
+mod listed;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use tidegate_core::config::KeyConfig;
 use self::fields::key_paths;
 pub use self::fields::{KEY_PATHS, key_expires, key_name, key_priorities, key_text};
 pub(crate) use self::fields::{quoted, shortened};
+pub use self::listed::{KeyList, ListedKey};
+use crate::refusal::unknown_name;
 use crate::shared::unix_now;
 use crate::token;
 
@@ -40,9 +43,20 @@ pub enum KeyFault {
     /// There is one of that name.
     #[error("there is a key \"{0}\" already; revoke it first, or choose another name")]
     Taken(String),
+    /// It is the configuration's.
+    #[error("there is a key \"{0}\" already, a [[key]] of the configuration; choose another name")]
+    TakenByConfiguration(String),
     /// There is none of that name.
-    #[error("no key \"{0}\"")]
-    Unknown(String),
+    #[error("{}", unknown_name("key", name, known.iter().map(String::as_str)))]
+    Unknown {
+        /// That name.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// Who writes the configuration alone can take it away.
+    #[error("key \"{0}\" is a [[key]] of the configuration: take it out there, then reload")]
+    Configured(String),
     /// The file cannot be read or written.
     #[error("{}: {why}", path.display())]
     File {
@@ -90,7 +104,7 @@ pub struct NewKey {
 
 /// A key that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeKey {
+pub(crate) struct MadeKey {
     /// 64 hexadecimal digits.
     sha256: String,
     /// Who made it.
@@ -151,12 +165,15 @@ impl MadeKeys {
         Ok(())
     }
 
-    /// Makes a key, and says it: it is not kept.
+    /// Makes a key, beside those of the configuration, and says it: it is not kept.
     ///
     /// # Errors
     /// It is none, or there is one of that name.
-    pub fn make(&mut self, mut key: NewKey, by: Arc<str>) -> Result<String, KeyFault> {
+    pub fn make(&mut self, mut key: NewKey, by: Arc<str>, configured: &[KeyConfig]) -> Result<String, KeyFault> {
         key.reason = None;
+        if configured.iter().any(|other| *other.name == *key.name) {
+            return Err(KeyFault::TakenByConfiguration(key.name));
+        }
         if self.find(&key.name).is_some() {
             return Err(KeyFault::Taken(key.name));
         }
@@ -187,23 +204,23 @@ impl MadeKeys {
     /// Takes a key away.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub fn revoke(&mut self, name: &str) -> Result<(), KeyFault> {
+    /// There is none of that name, or it is one of the configuration.
+    pub fn revoke(&mut self, name: &str, configured: &[KeyConfig]) -> Result<(), KeyFault> {
+        if configured.iter().any(|key| &*key.name == name) {
+            return Err(KeyFault::Configured(name.to_owned()));
+        }
         let before = self.keys.len();
         self.keys.retain(|made| made.key.name != name);
-        if self.keys.len() == before { Err(KeyFault::Unknown(name.to_owned())) } else { Ok(()) }
+        if self.keys.len() == before {
+            let known = self.keys.iter().map(|made| made.key.name.clone()).collect();
+            return Err(KeyFault::Unknown { name: name.to_owned(), known });
+        }
+        Ok(())
     }
 
     /// The key of that name.
-    #[must_use]
-    pub fn find(&self, name: &str) -> Option<&MadeKey> {
+    fn find(&self, name: &str) -> Option<&MadeKey> {
         self.keys.iter().find(|made| made.key.name == name)
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn all(&self) -> &[MadeKey] {
-        &self.keys
     }
 
     /// Whether calls need a key because of them.

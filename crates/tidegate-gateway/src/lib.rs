@@ -57,7 +57,9 @@ mod wishes;
 
 pub use admin::{boost_factor, boost_lasting, reason_line};
 pub use gateway::{Gateway, GatewayOptions};
-pub use keys::{KEY_PATHS, KeyFault, MadeKey, MadeKeys, NewKey, key_expires, key_name, key_priorities, key_text};
+pub use keys::{
+    KEY_PATHS, KeyFault, KeyList, ListedKey, MadeKeys, NewKey, key_expires, key_name, key_priorities, key_text,
+};
 pub use listener::ListenError;
 pub use reload::ConfigSource;
 pub use shared::StartError;

@@ -16,6 +16,7 @@ use tidegate_core::limit::Dimension;
 use tidegate_core::refusal::{BreakerReport, GiveUp, LimitReport, Reason, Refusal};
 use tidegate_core::time::Time;
 
+pub(crate) use self::admin::unknown_name;
 use crate::headers;
 use crate::reply::{ReplyBody, Stamp};
 use crate::say::{Spoken, millis_up, seconds_up};

@@ -232,6 +232,8 @@ fn admin_url(written: &str) -> Result<String, String> {
         // The words are about upstreams' URLs, but what is wrong with one is the same.
         return parse_base_url(written).map_err(|error| wrong(error.problem.to_owned()));
     }
+    // As it is copied from a browser.
+    let written = written.trim_end_matches('/');
     let has_port = written.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let url = parse_base_url(&format!("http://{written}")).ok().filter(|_| has_port);
     url.ok_or_else(|| wrong("this is no address".to_owned()))

@@ -64,7 +64,9 @@ fn the_running_gateway_and_its_token_are_found_and_what_is_said_takes_effect() {
 fn it_is_said_that_no_gateway_runs_that_a_token_is_wrong_and_that_a_role_is_too_little() {
     let place = Place::new();
     fails(&place, &["admin", "status"], 1, "no gateway is running with its state in");
-    fails(&place, &["admin", "status", "--admin", "http://127.0.0.1:1"], 1, "no token for http://127.0.0.1:1");
+    for one in ["http://127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1/", "http://127.0.0.1:1/"] {
+        fails(&place, &["admin", "status", "--admin", one], 1, "no token for http://127.0.0.1:1: ");
+    }
     let nobody = ["admin", "status", "--admin", "http://127.0.0.1:1", "--token", "x"];
     fails(&place, &nobody, 1, "http://127.0.0.1:1 does not answer");
     // SHA-256 of "foo".

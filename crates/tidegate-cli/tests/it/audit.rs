@@ -78,6 +78,31 @@ fn verify_prints_the_head_or_what_is_wrong_and_exits_with_1() {
 }
 
 #[test]
+fn verify_exits_with_1_for_as_long_as_the_trail_tells_of_a_break_that_a_start_found() {
+    let place = Place::new();
+    drop(trail(&place));
+    let database = place.path().join("state/audit.db");
+    let connection = rusqlite::Connection::open(&database).unwrap();
+    connection.execute_batch("DELETE FROM records WHERE sequence > 1").unwrap();
+    drop(connection);
+    std::fs::remove_file(place.path().join("state/audit.db.head")).unwrap();
+    assert_eq!(place.run(&audit(&["verify"])).code, Some(1));
+    let serve = ["serve", "--sim", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--state-dir", "state"];
+    for _ in 0..2 {
+        let mut gateway = place.start(&serve);
+        gateway.signal("TERM");
+        assert_eq!(gateway.end().code, Some(0));
+        let ended = place.run(&audit(&["verify"]));
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let said = &ended.stdout;
+        assert!(said.contains(" tells that the head beside the database was missing at the start: nobody"), "{said}");
+        assert!(said.contains("\nnote: compare what stands before record ") && !said.contains("ok: "), "{said}");
+        assert!(said.lines().last().unwrap().starts_with("not proven: "), "{said}");
+        assert_eq!(said.matches("broken: ").count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn verify_says_how_many_records_are_gone_where_only_the_head_is_left() {
     let place = Place::new();
     trail(&place);
@@ -124,6 +149,8 @@ fn what_a_gateway_refused_is_in_its_trail_while_it_runs_and_after_it_was_killed(
     assert_eq!(gateway.end().code, Some(0));
     let kept = place.run(&audit(&["query", "--kind", "config"])).stdout;
     assert_eq!(kept.matches("config started").count(), 2, "{kept}");
+    let verified = place.run(&audit(&["verify"]));
+    assert_eq!(verified.code, Some(0), "a kill is no break: {verified:?}");
 }
 
 #[cfg(target_os = "linux")]

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::thread;
+use std::{fmt, thread};
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::gateway::{SIM, stop};
 use crate::process::{Place, Running, chat, http};
@@ -50,6 +52,51 @@ fn logs_are_json_where_that_is_asked_for() {
     let first = ended.stderr.lines().next().unwrap();
     let line: serde_json::Value = serde_json::from_str(first).unwrap();
     assert_eq!(line["level"], "INFO");
+}
+
+/// The keys of an object, each as often as it is there.
+struct Keys(Vec<String>);
+
+impl<'de> Deserialize<'de> for Keys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Vec<String>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+                let mut keys = Vec::new();
+                while let Some((key, _)) = object.next_entry::<String, serde::de::IgnoredAny>()? {
+                    keys.push(key);
+                }
+                Ok(keys)
+            }
+        }
+        deserializer.deserialize_map(Each).map(Self)
+    }
+}
+
+#[test]
+fn in_json_each_key_is_there_once_and_the_target_is_that_of_the_call() {
+    let place = Place::new();
+    place.file("tidegate.toml", "[limit.team]\nrequests_per_minute = 1\n");
+    let mut command = place.command(&[&SIM[..], &["--log-format", "json"]].concat());
+    command.env("RUST_LOG", "debug");
+    let gateway = Running::start(command);
+    let headers = ["authorization: Bearer tidegate", "x-tidegate-max-wait: 0ms"];
+    assert_eq!([(); 2].map(|()| chat(&gateway.announced("api"), &headers).0), [200, 429]);
+    let log = stop(gateway).stderr;
+    for line in log.lines() {
+        let Keys(mut keys) = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        keys.sort_unstable();
+        assert!(keys.windows(2).all(|pair| pair[0] != pair[1]), "{line}");
+    }
+    let refused = log.lines().find(|line| line.contains("\"call refused\"")).unwrap_or_else(|| panic!("{log}"));
+    let refused: serde_json::Value = serde_json::from_str(refused).unwrap();
+    assert_eq!(refused["target"], "sim/gpt-4o-mini");
 }
 
 #[test]

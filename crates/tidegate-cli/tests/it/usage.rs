@@ -138,5 +138,8 @@ fn what_is_mistyped_of_a_key_exits_with_2_before_anything_is_made_or_asked() {
     let made = place.run(&[&well[..], &["--expires", "2999-01-01T00:00:00Z", "--organization", " acme "]].concat());
     assert_eq!(made.code, Some(0), "{made:?}");
     let listed = place.run(&["key", "list"]).stdout;
-    assert!(listed.starts_with("a  organization=acme  expires=2999-01-01T00:00:00Z  created-by=local"), "{listed}");
+    assert!(
+        listed.starts_with("a  organization=acme  paths=all  expires=2999-01-01T00:00:00Z  created-by=local"),
+        "{listed}"
+    );
 }

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
-use tidegate_core::config::{KeyConfig, KeyPaths};
 use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
 use super::answer::{Answer, json};
 use super::body::{self, Field, Fields};
 use super::overriding::reason_of;
-use crate::keys::{KeyFault, MadeKeys, NewKey, key_expires, key_name, key_text, shown};
+use crate::keys::{KeyFault, MadeKeys, NewKey, key_expires, key_name, key_text};
 use crate::operating::{self, Change, Done};
 use crate::refusal::OwnReply;
-use crate::shared::{Settings, Shared, unix_now};
+use crate::shared::{Settings, Shared};
 
 const NEW_KEY: &str = r#"{"name":"billing","organization":"acme","project":"…","user":"…","max_priority":"high","default_priority":"normal","may_name_users":true,"paths":["inference"],"expires":"2027-01-01","reason":"…"}, of which only name is needed"#;
 
@@ -43,63 +42,9 @@ impl Fields for NewKey {
     const REQUIRED: &'static [&'static str] = &["name"];
 }
 
-#[derive(Serialize)]
-struct Listed {
-    name: Arc<str>,
-    /// `configuration`, where the API cannot take it away, or `state directory`.
-    origin: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    organization: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    project: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<Arc<str>>,
-    max_priority: &'static str,
-    default_priority: &'static str,
-    may_name_users: bool,
-    paths: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires: Option<String>,
-    is_expired: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_by: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_at: Option<String>,
-}
-
 /// Every key, without what it is told by.
 pub(super) fn list(ask: &Ask) -> Answer {
-    #[derive(Serialize)]
-    struct List {
-        /// Whether calls need one.
-        needed: bool,
-        keys: Vec<Listed>,
-    }
-    let settings = ask.shared.settings.load();
-    let made = ask.shared.made_keys.load();
-    let keys = made.beside(&settings.config.keys).into_iter();
-    let configured = settings.config.keys.len();
-    let keys = keys.enumerate().map(|(position, key)| listed(key, position < configured, &made)).collect();
-    json(&List { needed: settings.needs_key, keys })
-}
-
-fn listed(key: KeyConfig, is_configured: bool, made: &MadeKeys) -> Listed {
-    let made = made.find(&key.name).filter(|_| !is_configured);
-    Listed {
-        name: key.name,
-        origin: if is_configured { "configuration" } else { "state directory" },
-        organization: key.organization,
-        project: key.project,
-        user: key.user,
-        max_priority: key.max_priority.name(),
-        default_priority: key.default_priority.name(),
-        may_name_users: key.may_name_users,
-        paths: if key.paths == KeyPaths::All { "all" } else { "inference" },
-        expires: key.expires.map(shown),
-        is_expired: key.expires.is_some_and(|expires| expires <= unix_now().as_secs()),
-        created_by: made.map(|made| made.created_by.clone()),
-        created_at: made.map(|made| made.created_at.clone()),
-    }
+    json(&ask.shared.made_keys.load().listed(&ask.shared.settings.load().config.keys))
 }
 
 /// Makes a key. The only time that it is told.
@@ -117,12 +62,10 @@ pub(super) async fn make(mut ask: Ask) -> Answer {
     let needed_before = ask.shared.settings.load().needs_key;
     let (told, secret) = tokio::sync::oneshot::channel();
     let mut done = operating::change(&ask.shared, move |shared, _| {
-        if shared.settings.load().config.keys.iter().any(|key| *key.name == *new.name) {
-            return Err(refused(KeyFault::Taken(new.name), shared));
-        }
         let mut keys = MadeKeys::clone(&shared.made_keys.load());
         let name: Arc<str> = new.name.as_str().into();
-        let made = keys.make(new, by.clone()).map_err(|fault| refused(fault, shared))?;
+        let configured = shared.settings.load();
+        let made = keys.make(new, by.clone(), &configured.config.keys).map_err(refused)?;
         check(shared, &keys)?;
         let _ = told.send(made);
         let record = Record { after: Some(name), who: Some(by), why: reason, ..Record::new(Kind::Key, "created") };
@@ -143,13 +86,8 @@ pub(super) async fn revoke(mut ask: Ask) -> Answer {
     let reason = reason_of(&mut ask).await?;
     let (name, by): (Arc<str>, _) = (ask.name.into(), ask.by);
     let done = operating::change(&ask.shared, move |shared, _| {
-        if shared.settings.load().config.keys.iter().any(|key| key.name == name) {
-            return Err(Box::new(OwnReply::conflict(format!(
-                "key \"{name}\" is a [[key]] of the configuration: take it out there, then reload"
-            ))));
-        }
         let mut keys = MadeKeys::clone(&shared.made_keys.load());
-        keys.revoke(&name).map_err(|fault| refused(fault, shared))?;
+        keys.revoke(&name, &shared.settings.load().config.keys).map_err(refused)?;
         let record = Record { before: Some(name), who: Some(by), why: reason, ..Record::new(Kind::Key, "revoked") };
         Ok(Change { record, act: Some(take_over(keys)) })
     });
@@ -173,13 +111,12 @@ fn take_over(keys: MadeKeys) -> operating::Act {
     Box::new(move |shared| shared.take_over_keys(keys))
 }
 
-fn refused(fault: KeyFault, shared: &Shared) -> Box<OwnReply> {
+fn refused(fault: KeyFault) -> Box<OwnReply> {
     Box::new(match fault {
-        KeyFault::Unknown(name) => {
-            let made = shared.made_keys.load();
-            OwnReply::not_known("key", &name, made.all().iter().map(|made| made.key.name.as_str()))
+        KeyFault::Unknown { name, known } => OwnReply::not_known("key", &name, known.iter().map(String::as_str)),
+        KeyFault::Taken(_) | KeyFault::TakenByConfiguration(_) | KeyFault::Configured(_) | KeyFault::Expired => {
+            OwnReply::conflict(fault.to_string())
         }
-        KeyFault::Taken(_) | KeyFault::Expired => OwnReply::conflict(fault.to_string()),
         KeyFault::Wrong(why) => OwnReply::invalid_body(format!("{why}; send {NEW_KEY}")),
         KeyFault::File { .. } => OwnReply::unchanged(&fault.to_string()),
     })

@@ -11,6 +11,22 @@ use crate::say::Spoken;
 /// So many names are listed for one that is not known.
 const KNOWN_SHOWN_MAX: usize = 40;
 
+/// That there is no such thing, and which there are.
+pub(crate) fn unknown_name<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let name: String = name.chars().take(200).collect();
+    let mut known: Vec<&str> = known.collect();
+    known.sort_unstable();
+    known.dedup();
+    let more = known.len().saturating_sub(KNOWN_SHOWN_MAX);
+    known.truncate(KNOWN_SHOWN_MAX);
+    let list = match (known.is_empty(), more) {
+        (true, _) => "there is none yet".to_owned(),
+        (false, 0) => format!("there are: {}", known.join(", ")),
+        (false, more) => format!("there are: {} and {more} more", known.join(", ")),
+    };
+    format!("no {what} \"{name}\"; {list}")
+}
+
 impl OwnReply {
     /// 404: the admin listener has no such path.
     pub(crate) fn no_such_admin_path(path: &str) -> Self {
@@ -29,18 +45,7 @@ impl OwnReply {
 
     /// 404: there is no such thing, but there are others.
     pub(crate) fn not_known<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> Self {
-        let name: String = name.chars().take(200).collect();
-        let mut known: Vec<&str> = known.collect();
-        known.sort_unstable();
-        known.dedup();
-        let more = known.len().saturating_sub(KNOWN_SHOWN_MAX);
-        known.truncate(KNOWN_SHOWN_MAX);
-        let list = match (known.is_empty(), more) {
-            (true, _) => "there is none yet".to_owned(),
-            (false, 0) => format!("there are: {}", known.join(", ")),
-            (false, more) => format!("there are: {} and {more} more", known.join(", ")),
-        };
-        let message = format!("no {what} \"{name}\"; {list}");
+        let message = unknown_name(what, name, known);
         Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", "bad_request", message)
     }
 

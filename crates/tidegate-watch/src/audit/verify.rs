@@ -48,6 +48,15 @@ pub struct Verified {
     pub fault_count: u64,
 }
 
+impl Verified {
+    /// Whether it is proven to be what was written. What a start found broken stays unproven for as long as the trail tells of it: by
+    /// then the head beside it covers whatever was left.
+    #[must_use]
+    pub const fn is_proven(&self) -> bool {
+        self.fault_count == 0 && self.breaks.is_empty()
+    }
+}
+
 /// What is said where there is no database to look into.
 const NOT_THERE: &str = "the database is not there";
 const EMPTIED: &str = "the database is empty: it was cut off";

@@ -179,7 +179,7 @@ fn killed_at_any_instant_it_holds_together_and_has_all_that_was_promised() {
         drop(writer);
 
         let verified = place.verify();
-        assert_eq!(verified.faults, []);
+        assert!(verified.is_proven(), "a kill is no break: {verified:?}");
         assert!(verified.uncovered <= 4000, "more than one commit: {}", verified.uncovered);
         let entries = place.entries();
         let of_this_run: Vec<u64> = entries[records..].iter().filter_map(number).collect();
@@ -244,7 +244,7 @@ fn on_a_full_disk_it_goes_on_trying_and_tells_how_many_are_lost() {
     drop(writer);
 
     let verified = place.verify();
-    assert_eq!(verified.faults, []);
+    assert!(verified.is_proven(), "{verified:?}");
     assert!(verified.lost > 0);
     let entries = place.entries();
     let gap = entries.iter().find(|entry| entry.record.kind == Kind::Gap).unwrap();

@@ -90,6 +90,23 @@ fn a_trail_of_nothing_but_old_records_goes_down_to_its_anchor_and_stays_there() 
     assert_eq!(place.verify().faults, []);
 }
 
+#[test]
+fn a_break_is_told_until_its_record_has_had_its_time() {
+    let place = Place::new();
+    place.trail().append_durable(refusal(0)).unwrap();
+    std::fs::remove_file(place.head_path()).unwrap();
+    for _ in 0..2 {
+        place.trail().append_durable(refusal(1)).unwrap();
+        assert!(!place.verify().is_proven());
+    }
+    until("its record is gone", || {
+        let options = TrailOptions { retention: Duration::from_millis(1), ..place.options() };
+        Trail::start(options).unwrap().flush().unwrap();
+        place.verify().is_proven()
+    });
+    assert!(place.entries().iter().all(|entry| entry.record.what != "broken"));
+}
+
 /// The file beside the database as it was before a removal, but for what it vouches for.
 fn as_before_the_removal(place: &Place, before: &[u8]) -> Vec<u8> {
     let parsed = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();

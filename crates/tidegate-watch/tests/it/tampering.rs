@@ -269,6 +269,9 @@ fn a_head_that_was_replaced_or_removed_is_found_also_once_the_chain_has_gone_on(
     add(&place, 10..12);
     let told = place.entries()[10].record.why.clone().unwrap();
     assert_eq!(&*told, "the head beside the database was missing at the start");
+    let found = verify(&place);
+    assert!(found.faults.is_empty() && !found.is_proven(), "its new head covers what was left: {found:?}");
+    assert_eq!(found.breaks, [(11, told)]);
 }
 
 #[test]
