@@ -208,7 +208,7 @@ def a_viewer_may_look_and_not_touch(browser, gateway):
     tab.context.close()
 
 
-LONG = "somebody-whose-name-has-no-place-at-which-it-would-break"
+LONG = "somebodywhosenamehasnoplaceatwhichitwouldbreakbyitself"
 
 
 def long_names_and_full_limits_fit_too(tab, gateway):
