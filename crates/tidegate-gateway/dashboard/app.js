@@ -14,7 +14,7 @@ const ROWS = 10;
 const EVENTS_KEPT = 500;
 const EVENTS_SHOWN = 80;
 
-const state = { link: "off", why: "", status: null, minute: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), said: new Map(), isPointed: false, lost: 0, sequence: 0 };
+const state = { link: "off", why: "", status: null, measured: null, all: null, page: 0, events: [], heldEvents: null, history: new Map(), said: new Map(), isPointed: false, lost: 0, sequence: 0 };
 const refused = new Refused();
 const charts = new Charts({ attempts: $("chart-attempts"), queue: $("chart-queue"), latency: $("chart-latency") });
 painted(() => charts.repaint());
@@ -29,8 +29,8 @@ function redraw() {
     isDue = false;
     drawEvents();
     if (!state.status) return;
-    verdict(state.status, state.minute, refused.causes());
-    views.tiles(state.status, state.minute);
+    verdict(state.status, refused.causes(), state.link === "lost");
+    views.tiles(state.status, state.measured);
     views.learned(state.status);
     views.breakers(state.status, state.history, state.said, act);
     views.queue(state.status);
@@ -197,7 +197,11 @@ $("pause").addEventListener("click", () => pause(isPaused()));
 
 // ---- the line, and who may read it
 
-const line = new Line(take, drawLink, (error) => {
+const isLink = (now, why) => {
+  drawLink(now, why);
+  redraw();
+};
+const line = new Line(take, isLink, (error) => {
   token.forget();
   enter(error.status === 401 ? "This token is not known here. Copy the whole of it, without the line break." : `${error.message}.`);
 });
@@ -235,8 +239,8 @@ $("leave").addEventListener("click", () => {
 async function countAll() {
   if (!token.get() || document.hidden) return;
   try {
-    const minute = charts.sample(sums(await series(), Date.now() / 1000));
-    if (minute) state.minute = minute;
+    const measured = charts.sample(sums(await series(), Date.now() / 1000));
+    if (measured) state.measured = measured;
   } catch {
     // The line says that the gateway cannot be reached.
   }

@@ -8,16 +8,14 @@ const SHOWN_AT_LEAST = 60;
 /** Quantiles are taken over so many samples. */
 const WINDOW = 8;
 
-/** How the counters stand: sums over all labels but those that matter here. */
+/** How the counters stand: sums over all labels but those that matter here. What the last minute was is told by the gateway itself. */
 export function sums(text, at) {
-  const sample = { at, calls: 0, refused: new Map(), attempts: 0, retries: 0, tooMany: 0, firstByte: new Map(), overhead: new Map() };
+  const sample = { at, attempts: 0, retries: 0, tooMany: 0, firstByte: new Map(), overhead: new Map() };
   for (const line of text.split("\n")) {
     if (!line.startsWith("tidegate_")) continue;
     const value = Number(line.slice(line.lastIndexOf(" ") + 1));
     const name = line.slice(9, line.search(/[{ ]/));
-    if (name === "calls_total") sample.calls += value;
-    else if (name === "refusals_total") add(sample.refused, label(line, "reason"), value);
-    else if (name === "attempts_total") sample.attempts += value;
+    if (name === "attempts_total") sample.attempts += value;
     else if (name === "retries_total" && line.includes('result="retried"')) sample.retries += value;
     else if (name === "upstream_429_total") sample.tooMany += value;
     else if (name === "time_to_first_byte_seconds_bucket") add(sample.firstByte, upper(line), value);
@@ -133,7 +131,7 @@ export class Charts {
     this.latency = new Chart(figures.latency, ["first byte p95", "overhead p99"], { label: "Over the last seconds", show: span, log: true });
   }
 
-  /** The counters as they stand now; what they were within the last minute, for the tiles. */
+  /** The counters as they stand now; the quantiles of at most the last minute, from when the page was opened, for the tiles. */
   sample(sample) {
     const last = this.samples.at(-1);
     // A gateway that was started again counts from nothing.
@@ -148,16 +146,8 @@ export class Charts {
     const of = (share, name) => quantile(share, earlier[name], sample[name]);
     this.latency.push(sample.at, [of(0.95, "firstByte"), of(0.99, "overhead")]);
     const minute = this.samples.find((one) => one.at >= sample.at - 61) ?? last;
-    const since = (name) => Math.max(0, sample[name] - minute[name]);
-    const reasons = [...sample.refused].map(([reason, calls]) => [reason, calls - (minute.refused.get(reason) ?? 0)]).filter(([, calls]) => calls > 0);
     return {
       seconds: sample.at - minute.at,
-      calls: since("calls"),
-      refused: reasons.reduce((sum, [, calls]) => sum + calls, 0),
-      // Those that most were refused for come first.
-      reasons: reasons.sort((one, other) => other[1] - one[1]),
-      retries: since("retries"),
-      tooMany: since("tooMany"),
       firstByte: quantile(0.95, minute.firstByte, sample.firstByte),
       overhead: quantile(0.99, minute.overhead, sample.overhead),
     };

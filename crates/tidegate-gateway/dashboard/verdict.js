@@ -1,6 +1,6 @@
 // The first line: whether anything is held back or refused now, whose, and by what; and then what else is out of the ordinary.
 
-import { $, count, dimension, limitName, limitPath, plural, say, span, used, whose, words } from "/dashboard/dom.js";
+import { $, clock, count, dimension, limitName, limitPath, plural, say, span, used, whose, words } from "/dashboard/dom.js";
 import { causing } from "/dashboard/refused.js";
 
 /** As many causes of all kinds together are told in the first line; all of them are below it. */
@@ -152,11 +152,15 @@ function unwritten({ state, why, lost, on_failure: onFailure }) {
   return `${said.join("; ")}.`;
 }
 
-/** `minute`: the counters of the last one; `causes`: of its refusals. */
-export function verdict(status, minute, causes) {
+/** `seen`: what refused calls, as far as the page was told; `isLost`: nothing newer can be told. */
+export function verdict(status, seen, isLost) {
   const { queue } = status;
   const open = byName(status.breakers).filter(({ state }) => state !== "closed" && state !== "forced_closed");
-  const reasons = minute?.reasons ?? [];
+  const minute = status.last_minute;
+  // Those that most were refused for come first.
+  const reasons = Object.entries(minute.reasons).sort((one, other) => other[1] - one[1]);
+  // What the gateway no longer counts as refused is not told as refused.
+  const causes = reasons.length > 0 ? seen : [];
   const [wrong, said] = [[], []];
   if (isPause(status.paused)) wrong.push("Calls are paused by an operator.");
   if (status.state === "draining") wrong.push("The process is about to end and takes no new calls.");
@@ -195,11 +199,16 @@ export function verdict(status, minute, causes) {
   if (queue.depth > 0) said.push(`${plural(queue.depth, "call waits", "calls wait")}; the oldest has waited ${span(queue.oldest_seconds)}.`);
   if (queue.backing_off > 0) said.push(`${plural(queue.backing_off, "call waits", "calls wait")} to be sent again.`);
   if (idle.length > ofIdle.length) said.push(`${plural(open.length, "breaker is", "breakers are")} not closed: ${open.slice(0, 5).map(({ name }) => name).join(", ")}${open.length > 5 ? ", …" : ""}.`);
-  if (reasons.length > 0) said.push(`Refused within the last minute: ${reasons.map(([name, calls]) => `${count(calls)} by ${reason(name)}`).join(", ")}.`);
+  if (reasons.length > 0) said.push(`Refused within the last ${minute.seconds < 60 ? `${minute.seconds} s` : "minute"}: ${reasons.map(([name, calls]) => `${count(calls)} by ${reason(name)}`).join(", ")}.`);
   if (said.length === 0) said.push(calm(status));
   const isBroken = (trail && status.audit.on_failure === "refuse") || reasons.some(([name]) => name === "audit" || (name === "breaker" && open.length > 0));
   const isQuiet = !trail && queue.depth + queue.backing_off + open.length + causes.length + reasons.length === 0 && status.state === "serving";
-  $("verdict").dataset.level = isPause(status.paused) || isBroken ? "bad" : isQuiet ? "good" : "warn";
+  if (isLost) {
+    // What was last known stays to be read, but not as what is.
+    said.unshift(...title);
+    title.splice(0, title.length, `Connection lost: what follows is what was last known, at ${clock(status.at)}.`);
+  }
+  $("verdict").dataset.level = isLost ? "lost" : isPause(status.paused) || isBroken ? "bad" : isQuiet ? "good" : "warn";
   say($("verdict-title"), title.join(" "));
   say($("verdict-text"), said.join(" "));
 }

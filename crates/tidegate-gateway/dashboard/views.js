@@ -3,18 +3,24 @@
 import { $, about, badge, brief, clock, count, dated, dimension, h, keptShare, keyed, limitPath, meter, plural, rate, say, setMeter, span, tone, used, words } from "/dashboard/dom.js";
 import { byName } from "/dashboard/verdict.js";
 
-export function tiles(status, minute) {
+/** How far back a number looks. A page that was not shown for a while has looked less often. */
+const lately = (seconds) => (seconds < 58.5 ? `last ${Math.round(seconds)} s` : seconds < 62 ? "last min" : `last ${about(seconds)}`);
+
+/** `measured`: what the page itself has seen of the series. */
+export function tiles(status, measured) {
+  const minute = status.last_minute;
   const waiting = status.queue.depth + status.queue.backing_off;
-  const per = (number) => (minute ? [brief(number), "last min"] : ["–", ""]);
+  const within = lately(minute.seconds);
+  const quantile = (value) => (measured ? [span(value), lately(measured.seconds)] : ["–", ""]);
   const shown = [
     ["Waiting", brief(waiting), status.queue.backing_off ? `calls, ${brief(status.queue.backing_off)} to retry` : "calls", waiting ? "warn" : ""],
     ["In flight", brief(status.in_flight), "attempts", ""],
-    ["Calls", minute ? rate(minute.calls / minute.seconds) : "–", "per second", ""],
-    ["Refused", ...per(minute?.refused), minute?.refused ? "warn" : ""],
-    ["Retries", ...per(minute?.retries), ""],
-    ["429s met", ...per(minute?.tooMany), minute?.tooMany ? "warn" : ""],
-    ["First byte, p95", span(minute?.firstByte), "", ""],
-    ["Overhead, p99", span(minute?.overhead), "", ""],
+    ["Calls", `${rate(minute.calls / minute.seconds)}/s`, within, ""],
+    ["Refused", brief(minute.refused), within, minute.refused ? "warn" : ""],
+    ["Retries", brief(minute.retries), within, ""],
+    ["429s met", brief(minute.too_many_requests), within, minute.too_many_requests ? "warn" : ""],
+    ["First byte, p95", ...quantile(measured?.firstByte), ""],
+    ["Overhead, p99", ...quantile(measured?.overhead), ""],
   ];
   keyed(
     $("tiles"),
@@ -265,7 +271,7 @@ export function told(event, data) {
   switch (event || data.what) {
     case "refused": {
       const numbers = n.allowed !== undefined ? ` Limit ${count(n.allowed)}, used ${count(n.used)}, asked ${count(n.requested)}.` : "";
-      return `refused: ${by ?? CAUSES[data.why] ?? words(data.why ?? "")}${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}.${numbers}`;
+      return `refused${n.waited_us ? ` after ${wait(n.waited_us)}` : ""}: ${by ?? CAUSES[data.why] ?? words(data.why ?? "")}.${numbers}`;
     }
     case "granted":
     case "waited":

@@ -17,6 +17,7 @@ use crate::audit::Audit;
 use crate::cores::Cores;
 use crate::kept_models::Saving;
 use crate::keys::MadeKeys;
+use crate::last_minute::LastMinute;
 use crate::metrics::Metrics;
 use crate::operating::Operating;
 use crate::quota::OutOfQuota;
@@ -97,6 +98,7 @@ impl Gateway {
         driver.with(|gate, now| operating.restore(gate, now));
         let shared = Arc::new(Shared {
             metrics,
+            last_minute: LastMinute::new(),
             audit,
             watching,
             alerting,
@@ -128,6 +130,7 @@ impl Gateway {
             kept_models::restore(&shared, dir);
         }
         Alerting::keep_judging(&shared);
+        LastMinute::keep_noting(&shared);
         Operating::keep_tidy(&shared);
         let cores = if own_threads { Cores::start().map_err(StartError::Threads)? } else { Cores::none() };
         let cores = Arc::new(cores);

@@ -27,6 +27,7 @@ mod headers;
 mod identity;
 mod kept_models;
 mod keys;
+mod last_minute;
 mod leg;
 mod listener;
 mod metrics;

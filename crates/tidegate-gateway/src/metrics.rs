@@ -29,6 +29,7 @@ use crate::metrics::labels::{
     TokenLabels, UpstreamLabels,
 };
 use crate::metrics::sampling::Sampled;
+pub(crate) use crate::metrics::sampling::{REFUSAL_REASONS, Totals};
 pub(crate) use crate::metrics::shown::Shown;
 pub(crate) use crate::metrics::transitions::Transitions;
 use crate::scrape::Standing;
@@ -96,6 +97,8 @@ pub(crate) struct Metrics {
     refused: Family<RefusalLabels, Counter>,
     /// All retries that were made, whatever led to them.
     made_retries: Counter,
+    /// Those of them at the same upstream.
+    retried: Counter,
     sampled: Sampled,
     tokens: Family<TokenLabels, Counter>,
     too_many: Family<TargetLabels, Counter>,
@@ -161,6 +164,7 @@ impl Metrics {
             held: Held::default(),
             refused: Family::default(),
             made_retries: Counter::default(),
+            retried: Counter::default(),
             sampled: Sampled::default(),
             tokens: Family::default(),
             too_many: Family::default(),
@@ -279,7 +283,8 @@ impl Metrics {
             })
         });
         let first_byte = self.first_byte.get_or_create_owned(&labels);
-        self.sampled.add(upstream, &model, &calls, &first_byte);
+        let too_many = self.too_many.get_or_create_owned(&labels);
+        self.sampled.add(upstream, &model, &calls, &too_many, &first_byte);
         TargetMetrics {
             calls,
             attempts_ok: self.attempts.get_or_create_owned(&AttemptLabels {
@@ -289,7 +294,7 @@ impl Metrics {
             }),
             input_tokens: tokens("input"),
             output_tokens: tokens("output"),
-            too_many: self.too_many.get_or_create_owned(&labels),
+            too_many,
             duration: self.duration.get_or_create_owned(&labels),
             first_byte,
             in_flight: self.in_flight.get_or_create_owned(&UpstreamLabels { upstream: upstream.clone() }),
@@ -332,10 +337,14 @@ impl Metrics {
         if result == RETRIED || result == FELL_BACK {
             self.made_retries.inc();
         }
+        if result == RETRIED {
+            self.retried.inc();
+        }
     }
 
     /// A call was not let through, because of `reason` (`limit`, `breaker`, …).
     pub(crate) fn refused(&self, reason: &'static str) {
+        debug_assert!(REFUSAL_REASONS.contains(&reason), "{reason} would be left out where all reasons are told");
         self.refused.get_or_create(&RefusalLabels { reason }).inc();
     }
 

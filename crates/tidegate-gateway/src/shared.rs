@@ -23,6 +23,7 @@ use crate::guard::Guard;
 use crate::identity::Callers;
 use crate::kept_models::Saving;
 use crate::keys::MadeKeys;
+use crate::last_minute::LastMinute;
 use crate::listener::ListenError;
 use crate::metrics::Metrics;
 use crate::operating::Operating;
@@ -92,6 +93,7 @@ pub(crate) struct Shared {
     pub(crate) driver: Driver,
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) metrics: Metrics,
+    pub(crate) last_minute: LastMinute,
     pub(crate) audit: Audit,
     pub(crate) watching: Watching,
     pub(crate) alerting: Alerting,

@@ -1,4 +1,4 @@
-//! What alerts are judged by, read from the series once a second: a call counts nothing twice for it.
+//! What alerts are judged by and what is told of the last minute, read from the series once a second: a call counts nothing twice for it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +8,23 @@ use tidegate_watch::alert::{Sample, Spread};
 
 use super::durations::Durations;
 use super::{CallEnd, Metrics};
+
+/// All that a call may be refused for.
+pub(crate) const REFUSAL_REASONS: [&str; 7] =
+    ["limit", "too_large", "queue_full", "breaker", "paused", "draining", "audit"];
+
+/// Sums over all upstreams, models and callers, since the start.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    /// That ended, however they did.
+    pub(crate) calls: u64,
+    /// By [`REFUSAL_REASONS`].
+    pub(crate) refused: [u64; REFUSAL_REASONS.len()],
+    /// At the same upstream.
+    pub(crate) retries: u64,
+    /// Answers 429 of upstreams.
+    pub(crate) too_many_requests: u64,
+}
 
 /// The series of each upstream and model that a sample sums up; as bounded as the series are.
 #[derive(Debug, Default)]
@@ -20,14 +37,26 @@ type Name = (Arc<str>, Arc<str>);
 struct Target {
     /// By priority and end.
     calls: [[Counter; 5]; 3],
+    too_many: Counter,
     first_byte: Durations,
 }
 
 impl Sampled {
-    pub(super) fn add(&self, upstream: &Arc<str>, model: &Arc<str>, calls: &[[Counter; 5]; 3], first_byte: &Durations) {
+    pub(super) fn add(
+        &self,
+        upstream: &Arc<str>,
+        model: &Arc<str>,
+        calls: &[[Counter; 5]; 3],
+        too_many: &Counter,
+        first_byte: &Durations,
+    ) {
         let mut targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (upstream.clone(), model.clone());
-        targets.entry(key).or_insert_with(|| Target { calls: calls.clone(), first_byte: first_byte.clone() });
+        targets.entry(key).or_insert_with(|| Target {
+            calls: calls.clone(),
+            too_many: too_many.clone(),
+            first_byte: first_byte.clone(),
+        });
     }
 }
 
@@ -57,6 +86,20 @@ impl Metrics {
             sample.first_byte.add(&target.first_byte.spread());
         }
         sample
+    }
+
+    /// Their sums.
+    pub(crate) fn totals(&self) -> Totals {
+        let mut totals = Totals {
+            refused: REFUSAL_REASONS.map(|reason| self.refusals(reason)),
+            retries: self.retried.get(),
+            ..Totals::default()
+        };
+        for target in self.sampled.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            totals.calls += target.calls.iter().flatten().map(|count| count.get()).sum::<u64>();
+            totals.too_many_requests += target.too_many.get();
+        }
+        totals
     }
 }
 

@@ -8,6 +8,7 @@ use tidegate_core::gate::Overview;
 use tokio::time::Instant;
 
 use crate::audit::AuditStanding;
+use crate::last_minute::Came;
 use crate::shared::{Phase, Shared};
 
 /// How often readers are told.
@@ -36,6 +37,7 @@ struct View {
     state: &'static str,
     #[serde(flatten)]
     core: Overview,
+    last_minute: Came,
     audit: AuditStanding,
 }
 
@@ -63,6 +65,7 @@ fn text(shared: &Shared, core: Overview) -> Arc<str> {
         version: env!("CARGO_PKG_VERSION"),
         state: if shared.phase() == Phase::Serving { "serving" } else { "draining" },
         core,
+        last_minute: shared.last_minute.came(Instant::now(), &shared.metrics.totals()),
         audit: shared.audit.standing(shared.settings.load().config.audit.on_failure),
     };
     // These types can always be written.

@@ -29,6 +29,11 @@ tokens_per_minute = 1000000
 [limit.each_user]
 per = ["user"]
 tokens_per_minute = 2000
+[limit.each_model]
+per = ["model"]
+requests_per_day = 1000000
+[limit.each_model.models.full]
+requests_per_day = 1
 [[alert]]
 name = "breaker open"
 when = "breaker_open"
@@ -36,7 +41,9 @@ when = "breaker_open"
 
 
 def loads_and_lets_nobody_in_without_the_token(tab):
-    expect(tab.page.get_by_role("dialog", name="Admin token")).to_be_visible()
+    dialog = tab.page.get_by_role("dialog", name="Admin token")
+    expect(dialog).to_be_visible()
+    expect(dialog).to_contain_text("in the file admin-token in the gateway's state directory, by default ~/.local/state/tidegate.")
     expect(tab.page.locator("#alerts-empty")).to_be_hidden()
     tab.enter("wrong")
     expect(tab.page.get_by_role("alert")).to_contain_text("not known here")
@@ -136,6 +143,12 @@ def a_name_cannot_reorder_the_text_around_it(tab, gateway):
     expect(tab.page.locator("body")).not_to_contain_text("\u202e")
 
 
+def how_long_a_refused_call_waited_is_told_of_the_call(tab):
+    told = "(data) => import('/dashboard/views.js').then(({ told }) => told('refused', data))"
+    assert tab.page.evaluate(told, {"why": "breaker", "numbers": {"waited_us": 103_000}}) == "refused after 103 ms: its circuit breaker is open."
+    assert tab.page.evaluate(told, {"why": "breaker"}) == "refused: its circuit breaker is open."
+
+
 def a_breaker_is_held_and_let_go_by_keyboard(tab, gateway):
     page, row = tab.page, tab.page.locator("[data-breaker='openai/gpt-4o']")
     row.get_by_role("button", name="Hold open").focus()
@@ -195,9 +208,31 @@ def a_viewer_may_look_and_not_touch(browser, gateway):
     tab.context.close()
 
 
+LONG = "somebodywhosenamehasnoplaceatwhichitwouldbreakbyitself"
+
+
+def long_names_and_full_limits_fit_too(tab, gateway):
+    """As `fits_a_telephone_and_a_wide_screen`, while the names are long, a limit is used up, and a call waits."""
+    page = tab.page
+    assert gateway.call(tokens=1990, x_tidegate_user=LONG) == (200, None)
+    assert gateway.call(tokens=1990, x_tidegate_user=LONG, x_tidegate_max_wait="0ms")[0] == 429
+    # Of a day so little flows in that the level stays as it is.
+    assert gateway.call(model="full") == (200, None)
+    expect(page.locator("#limits-rows tr", has_text="each_model").first).to_contain_text("100 %")
+    with ThreadPoolExecutor() as callers:
+        waiting = callers.submit(gateway.call, tokens=1990, x_tidegate_user=LONG)
+        row = page.locator("#limits-rows tr", has_text=LONG)
+        expect(row).to_contain_text("holds calls up")
+        expect(row).to_contain_text("refused calls")
+        expect(page.locator("#queue-rows")).to_contain_text("anonymous")
+        fits_a_telephone_and_a_wide_screen(tab)
+        gateway.ask("POST", "/admin/v1/limits/each_user/reset")
+        assert waiting.result(timeout=60) == (200, None)
+
+
 def fits_a_telephone_and_a_wide_screen(tab):
     page = tab.page
-    for width, height in [(360, 800), (660, 900), (800, 1200), (1090, 800), (1150, 800), (1280, 800), (1920, 1080), (1440, 900)]:
+    for width, height in [(360, 800), (400, 800), (660, 900), (800, 1200), (1090, 800), (1150, 800), (1280, 800), (1920, 1080), (1440, 900)]:
         page.set_viewport_size({"width": width, "height": height})
         page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -208,6 +243,8 @@ def fits_a_telephone_and_a_wide_screen(tab):
         hidden = box.evaluate("(box) => box.scrollWidth - box.clientWidth")
         assert hidden <= 0, f"{width} px: {hidden} px of the limits are cut off"
         assert beyond <= 0 and not wide, f"{width} px: {beyond} px beyond the edge: {wide[:5]}"
+        misdrawn = tab.misdrawn()
+        assert not misdrawn, f"{width} px: {misdrawn[:5]}"
 
 
 def says_why_it_is_not_live(browser, gateway):
@@ -333,6 +370,7 @@ def main(binary, axe):
             lambda: a_call_that_waits_is_named_with_its_limit_and_goes_once_that_is_reset(tab, gateway),
             lambda: the_charts_draw_what_was_sent(tab, gateway),
             lambda: a_name_cannot_reorder_the_text_around_it(tab, gateway),
+            lambda: how_long_a_refused_call_waited_is_told_of_the_call(tab),
             lambda: a_breaker_is_held_and_let_go_by_keyboard(tab, gateway),
             lambda: a_breaker_of_several_accounts_is_one(tab, gateway),
             lambda: a_viewer_may_look_and_not_touch(browser, gateway),
@@ -343,6 +381,7 @@ def main(binary, axe):
             lambda: numbers_of_records_are_told_in_their_units(tab),
             lambda: everything_is_reached_by_keyboard(tab),
             lambda: fits_a_telephone_and_a_wide_screen(tab),
+            lambda: long_names_and_full_limits_fit_too(tab, gateway),
             lambda: tab.accessible(axe, "light"),
             lambda: (tab.page.emulate_media(color_scheme="dark"), tab.accessible(axe, "dark")),
         ]:

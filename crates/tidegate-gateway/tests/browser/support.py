@@ -20,6 +20,40 @@ ADMINS = "".join(
     for name, token, role in [("olga", OPERATOR, "operator"), ("vera", VIEWER, "viewer")]
 )
 
+#: What is drawn over what stands in another cell of its row; and numbers and names in more than one line that are one word.
+MISDRAWN = """() => {
+  const found = [];
+  const boxes = (node) => {
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    return [...range.getClientRects()].filter(({ width, height }) => width > 1 && height > 1);
+  };
+  for (const row of document.querySelectorAll("#limits tbody tr, #learned tbody tr, #queue tbody tr")) {
+    const parts = [];
+    const texts = document.createTreeWalker(row, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      const [node, text] = [texts.currentNode, texts.currentNode.data.trim()];
+      if (!text) continue;
+      const rects = boxes(node);
+      const cell = node.parentElement.closest("td, .meter-line > *");
+      const isOneWord = /^[0-9,]+ %$/.test(text) || text === "anonymous";
+      if (isOneWord && new Set(rects.map(({ top }) => top)).size > 1) found.push(`"${text}" is broken`);
+      for (const one of rects) {
+        for (const other of parts) {
+          const [across, down] = [Math.min(one.right, other.right) - Math.max(one.left, other.left), Math.min(one.bottom, other.bottom) - Math.max(one.top, other.top)];
+          if (cell !== other.cell && across > 1 && down > 1) found.push(`"${text}" is drawn over "${other.text}"`);
+        }
+      }
+      parts.push(...rects.map(({ left, right, top, bottom }) => ({ left, right, top, bottom, cell, text })));
+    }
+  }
+  for (const tile of document.querySelectorAll("#tiles > div")) {
+    const edge = tile.getBoundingClientRect();
+    if (boxes(tile).some(({ right }) => right > edge.right)) found.push(`"${tile.textContent}" leaves its tile`);
+  }
+  return found;
+}"""
+
 
 def reply(asked):
     """What answers a call that uses up all that it asked for."""
@@ -98,8 +132,12 @@ class Gateway:
         return answer.status, told.get("error", {}).get("code")
 
     def status(self):
+        return self.ask("GET", "/admin/v1/status")
+
+    def ask(self, method, path):
+        """What the admin listener answers to olga."""
         connection = http.client.HTTPConnection(self.admin.removeprefix("http://").rstrip("/"), timeout=30)
-        connection.request("GET", "/admin/v1/status", headers={"authorization": f"Bearer {OPERATOR}"})
+        connection.request(method, path, headers={"authorization": f"Bearer {OPERATOR}"})
         return json.load(connection.getresponse())
 
 
@@ -134,6 +172,9 @@ class Tab:
     def is_live(self):
         expect(self.page.locator("#link-text")).to_have_text("Live")
         expect(self.page.get_by_role("heading", level=1)).not_to_contain_text("Waiting for")
+
+    def misdrawn(self):
+        return self.page.evaluate(MISDRAWN)
 
     def accessible(self, axe, what):
         self.page.evaluate(axe)

@@ -133,14 +133,38 @@ def the_gateways_clock_counts(browser, gateway):
         tab.context.close()
 
 
+def what_was_refused_before_the_page_was_opened_is_told_and_in_every_tab_the_same(browser, binary, upstream):
+    gateway = Gateway(binary, CONFIG.format(openai=upstream.base_url, spare=upstream.base_url))
+    for _ in range(38):
+        assert gateway.call(x_tidegate_user="mallory")[0] == 429
+    tabs = [Tab(browser, gateway) for _ in range(2)]
+    for tab in tabs:
+        tab.enter(OPERATOR)
+        # The gateway is younger than a minute, and says so.
+        expect(tab.page.locator("#tiles")).to_contain_text(re.compile(r"Calls[0-9.]+/s last \d+ sRefused38 last \d+ sRetries0 last \d+ s429s met0 last \d+ s"))
+        expect(tab.page.locator("#verdict-text")).to_have_text(re.compile(r"^Refused within the last \d+ s: 38 by a limit that is smaller than the call\.$"))
+        expect(tab.title).to_have_text("Calls were refused by each_user (requests / min), which lets nothing through: those of mallory.")
+        # These the page sees from when it is opened on.
+        expect(tab.page.locator("#tiles")).to_contain_text(re.compile(r"Overhead, p99\S+( µs| ms| s)? last \d+ s|Overhead, p99– last \d+ s"))
+    for tab in tabs:
+        assert not tab.complaints, tab.complaints
+        tab.context.close()
+    gateway.stop()
+
+
 def a_gateway_that_is_started_again_is_found_again(tab, gateway):
     api, admin = gateway.api, gateway.admin.removeprefix("http://").rstrip("/")
     gateway.stop()
     expect(tab.page.locator("#link-text")).to_have_text("Connection lost")
+    last_known = re.compile(r"^Connection lost: what follows is what was last known, at \d\d:\d\d:\d\d\.$")
+    expect(tab.title).to_have_text(last_known)
+    expect(tab.page.locator("#verdict-text")).to_contain_text("openai/o3-mini is open")
+    expect(tab.page.locator("#verdict")).to_have_attribute("data-level", "lost")
     # What it complains of now is that nobody answers.
     tab.complaints.clear()
     gateway.start(api, admin)
     tab.is_live()
+    expect(tab.title).not_to_contain_text("last known")
     assert gateway.call(x_tidegate_user="mallory")[0] == 429
     expect(tab.title).to_contain_text("those of mallory")
 
@@ -207,6 +231,7 @@ def main(binary):
         of_a_crowd_no_more_are_counted_than_are_told_apart(tab, gateway)
         the_gateways_clock_counts(browser, gateway)
         of_many_limits_two_are_told_and_the_others_counted(browser, binary, openai)
+        what_was_refused_before_the_page_was_opened_is_told_and_in_every_tab_the_same(browser, binary, openai)
         a_trail_that_is_not_written_is_told_with_why(browser, binary, openai)
         assert not tab.complaints, tab.complaints
         a_gateway_that_is_started_again_is_found_again(tab, gateway)

@@ -179,6 +179,40 @@ async fn how_everything_stands_is_told_again_and_again_and_takes_no_more_room_th
 }
 
 #[tokio::test]
+async fn what_came_within_the_last_minute_is_told_to_who_looks_afterwards_and_to_all_the_same() {
+    let (gateway, upstream) = scripted().await;
+    retried(&gateway, &upstream, "").await;
+    ask(&gateway, "operator", "POST /admin/v1/pause", "").await;
+    for _ in 0..38 {
+        let mut client = client(&gateway).await;
+        client.post("/v1/chat/completions", "", CHAT).await;
+        assert_eq!(client.message(false).await.status(), 503);
+    }
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        readers.push(Reader::open(&gateway, "?kind=status", "").await);
+    }
+    for reader in &mut readers {
+        let told = &reader.next().await.unwrap().data["last_minute"];
+        let seconds = told["seconds"].as_u64().unwrap();
+        assert!((1..60).contains(&seconds), "the gateway is younger than a minute: {told}");
+        let came = serde_json::json!({
+            "seconds": seconds, "calls": 39, "refused": 38, "reasons": {"paused": 38}, "retries": 1, "too_many_requests": 0,
+        });
+        assert_eq!(*told, came);
+    }
+    let mut over = serde_json::Value::Null;
+    for _ in 0..8 {
+        let_pass(Duration::from_secs(20)).await;
+        over = readers[0].next().await.unwrap().data["last_minute"].clone();
+    }
+    let nothing = serde_json::json!({
+        "seconds": 60, "calls": 0, "refused": 0, "reasons": {}, "retries": 0, "too_many_requests": 0,
+    });
+    assert_eq!(over, nothing);
+}
+
+#[tokio::test]
 async fn an_override_that_was_refused_for_the_trail_is_told_to_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("missing").join("audit.db");
