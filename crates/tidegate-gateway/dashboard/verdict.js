@@ -8,7 +8,7 @@ const TOLD = 2;
 
 const REASONS = {
   limit: "a limit",
-  too_large: "a limit that is smaller than the call",
+  too_large: "a limit that is smaller than the call, or lets nothing through",
   breaker: "a circuit breaker",
   queue_full: "the queue, which is full",
   paused: "a pause",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tidegate_core::limit::{Limit, Scope};
+use tidegate_core::limit::{Limit, Scope, glob_matches};
 use tidegate_watch::audit::{Kind, Record};
 
 use super::Ask;
@@ -16,6 +16,7 @@ use super::overriding::reason_of;
 use crate::keys::quoted;
 use crate::operating::{self, Change, Raised, Said, Standing, to_gate};
 use crate::refusal::OwnReply;
+use crate::shared::Shared;
 
 const BOOST: &str = r#"{"factor":1.5,"for":"10m","match":{"user":"ada"},"reason":"…"}; match and reason may be left out, and factor 1 ends a boost"#;
 const FACTOR_MAX: f64 = 1000.0;
@@ -103,8 +104,10 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
     let (name, by): (Arc<str>, _) = (ask.name.into(), ask.by);
     let matching: BTreeMap<String, Arc<str>> =
         matching.into_iter().map(|(scope, pattern)| (scope, pattern.into())).collect();
+    let ends = factor == 1.0;
+    let nobody_yet = (!ends && !fits_any(&ask.shared, &name, &matching))
+        .then(|| format!("no level of \"{name}\" that is in use fits this match; it counts for those that will"));
     let done = operating::change(&ask.shared, move |shared, standing| {
-        let ends = factor == 1.0;
         // A limit that is no longer configured may be raised still.
         if !ends || !standing.boosts.iter().any(|raised| raised.limit == name) {
             let settings = shared.settings.load();
@@ -127,7 +130,24 @@ pub(super) async fn boost(mut ask: Ask) -> Answer {
         };
         Ok(Change { record, act: None })
     });
-    json(&done.await?)
+    let mut done = done.await?;
+    done.warnings.extend(nobody_yet);
+    json(&done)
+}
+
+/// Whether a level of the limit fits; also where all of them are meant.
+fn fits_any(shared: &Shared, name: &str, matching: &BTreeMap<String, Arc<str>>) -> bool {
+    if matching.is_empty() {
+        return true;
+    }
+    let levels = shared.driver.with(|gate, now| gate.status(now).limits);
+    levels.iter().filter(|level| level.limit == name).any(|level| {
+        let fits = |(scope, whose): (&&str, &String)| {
+            // An account's name ends in `*`, for a credential that nobody is to see.
+            matching.get(*scope).is_none_or(|pattern| glob_matches(pattern, whose) || glob_matches(whose, pattern))
+        };
+        level.matching.iter().all(fits)
+    })
 }
 
 /// By what a limit may be raised for a while; 1 ends that.

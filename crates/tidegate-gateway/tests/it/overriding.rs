@@ -48,6 +48,20 @@ async fn a_boost_is_ended_by_its_match_and_all_of_a_limit_without_one() {
 }
 
 #[tokio::test]
+async fn a_boost_that_fits_nobody_yet_says_so() {
+    let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(ten_each())).await;
+    let mut caller = client(&gateway).await;
+    caller.post("/v1/chat/completions", "x-tidegate-user: ada\r\n", CHAT).await;
+    let _under_way = upstream.request().await;
+    for (user, fits) in [("ada", true), ("a*", true), ("adam", false)] {
+        let body = format!(r#"{{"factor":2,"for":"1h","match":{{"user":"{user}"}}}}"#);
+        let told = done(&gateway, "POST /admin/v1/limits/each/boost", &body).await;
+        let says_so = told["warnings"].to_string().contains("no level of \\\"each\\\" that is in use fits this match");
+        assert_eq!(says_so, !fits, "{user}: {told}");
+    }
+}
+
+#[tokio::test]
 async fn a_limit_that_is_no_longer_configured_is_shown_no_more_and_its_boost_can_be_ended() {
     let (gateway, upstream) = scripted_with(|config| config.policy.limits.push(ten_each())).await;
     assert_eq!(boost(&gateway, r#"{"factor":2,"for":"1h"}"#).await.status(), 200);
