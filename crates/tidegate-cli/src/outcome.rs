@@ -39,7 +39,7 @@ pub(crate) fn print(line: &str) -> Result<(), Failure> {
     }
 }
 
-/// As [`print`], of what somebody has to get: it is a failure too where nobody reads it.
+/// As [`print()`], of what somebody has to get: it is a failure too where nobody reads it.
 pub(crate) fn deliver(line: &str) -> Result<(), Failure> {
     write(line).map_err(unwritten)
 }
