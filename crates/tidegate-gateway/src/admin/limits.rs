@@ -191,7 +191,7 @@ fn end(standing: &mut Standing, raised: &Raised) -> Result<(String, String), Box
             "no boost of \"{}\" has this match, so none was ended; in force: {still}; without match all of them end",
             raised.limit
         );
-        return Err(Box::new(OwnReply::invalid_body(message)));
+        return Err(Box::new(OwnReply::conflict(message)));
     }
     standing.boosts = others.into_iter().chain(rest).collect();
     let before = if over.is_empty() { PLAIN.to_owned() } else { shown(&over) };

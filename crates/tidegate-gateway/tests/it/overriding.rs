@@ -36,7 +36,7 @@ async fn a_boost_is_ended_by_its_match_and_all_of_a_limit_without_one() {
     }
     let other = boost(&gateway, r#"{"factor":1,"match":{"user":"eve"}}"#).await;
     let why = other.error("message");
-    assert!(other.status() == 400 && why.contains("none was ended; in force: × 2 for user ada until "), "{why}");
+    assert!(other.status() == 409 && why.contains("none was ended; in force: × 2 for user ada until "), "{why}");
     assert_eq!(boost(&gateway, r#"{"factor":1,"match":{"user":"ada"}}"#).await.status(), 200);
     assert_eq!(status(&gateway).await["overrides"]["boosts"].as_array().unwrap().len(), 2);
     let ended = done(&gateway, "POST /admin/v1/limits/each/boost", r#"{"factor":1}"#).await;
